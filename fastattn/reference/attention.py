@@ -1,0 +1,151 @@
+"""Attention: every query's weighted sum of the values whose keys it may see.
+
+The order of work on one score is the contract: similarity × scale → softcap → float mask →
+visibility → softmax → weighted sum. A score of −inf, wherever it comes from, hides its key.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastattn.reference.fusion import fuse_visible
+from fastattn.reference.normalize import masked
+from fastattn.reference.similarity import similarity as similarity_of
+
+__all__ = ["attention", "key_ranges", "resolve_offset", "scores"]
+
+Float64Array = NDArray[np.float64]
+Int64Array = NDArray[np.int64]
+Window = tuple[int | None, int | None]
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    similarity: str = "scaled_dot",
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: Window | None = None,
+    key_lengths: ArrayLike | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    return_weights: bool = False,
+) -> Float64Array | tuple[Float64Array, ...]:
+    """Compute ``softmax(scores) @ value`` over the visible keys, as `fastattn.attention` means it.
+
+    Parameters are those of `fastattn.attention`; results are float64 whatever the inputs were.
+
+    Examples
+    --------
+    >>> attention([[0.0]], [[1.0], [2.0]], [[10.0], [20.0]])
+    array([[15.]])
+    >>> attention([[0.0], [0.0]], [[1.0], [2.0]], [[10.0], [20.0]], causal=True)
+    array([[10.],
+           [15.]])
+    """
+    query, key, value = (np.asarray(array, dtype=np.float64) for array in (query, key, value))
+    single = query.ndim == 1
+    query = query[None] if single else query
+    if enable_gqa:
+        group = query.shape[-3] // key.shape[-3]
+        key, value = np.repeat(key, group, axis=-3), np.repeat(value, group, axis=-3)
+    with np.errstate(all="ignore"):
+        final = scores(
+            query,
+            key,
+            similarity=similarity,
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            query_offset=query_offset,
+            window=window,
+            key_lengths=key_lengths,
+            softcap=softcap,
+        )
+        row_max = np.max(final, axis=-1, keepdims=True, initial=-np.inf)
+        attended = final != -np.inf
+        empty = row_max == -np.inf
+        weights = np.where(attended, np.exp(final - row_max), 0.0)
+        row_sum = np.where(empty, 1.0, np.sum(weights, axis=-1, keepdims=True))
+        weights = np.where(attended, weights / row_sum, 0.0)
+        lse = np.where(empty, -np.inf, row_max + np.log(row_sum))[..., 0]
+        output = fuse_visible(weights, value, attended)
+    results = [output, *([lse] if return_lse else []), *([weights] if return_weights else [])]
+    if single:
+        rows = [-2, *([-1] if return_lse else []), *([-2] if return_weights else [])]
+        results = [result.take(0, axis) for result, axis in zip(results, rows, strict=True)]
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def scores(
+    query: Float64Array,
+    key: Float64Array,
+    *,
+    similarity: str = "scaled_dot",
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: Window | None = None,
+    key_lengths: ArrayLike | None = None,
+    softcap: float | None = None,
+) -> Float64Array:
+    """Score every query with every key: what the softmax sees, −inf where a key is hidden."""
+    final = similarity_of(query, key, metric=similarity, scale=scale)
+    if softcap is not None:
+        final = softcap * np.tanh(final / softcap)
+    final = masked(final, 1.0, mask)
+    rows, keys = query.shape[-2], key.shape[-2]
+    offset = resolve_offset(causal, query_offset, key_lengths, rows, keys)
+    start, stop = key_ranges(
+        rows, keys, causal=bool(causal), offset=offset, window=window, key_lengths=key_lengths
+    )
+    positions = np.arange(keys)
+    visible = (start[..., None] <= positions) & (positions < stop[..., None])
+    return np.where(visible, final, -np.inf)
+
+
+def resolve_offset(
+    causal: bool | str,
+    query_offset: ArrayLike | None,
+    key_lengths: ArrayLike | None,
+    rows: int,
+    keys: int,
+) -> Int64Array:
+    """Find the position of query row 0 on the key axis, per batch element or as a scalar."""
+    if causal == "bottom_right":
+        return np.asarray(keys if key_lengths is None else key_lengths, dtype=np.int64) - rows
+    return np.asarray(0 if query_offset is None else query_offset, dtype=np.int64)
+
+
+def key_ranges(
+    rows: int,
+    keys: int,
+    *,
+    causal: bool = False,
+    offset: ArrayLike = 0,
+    window: Window | None = None,
+    key_lengths: ArrayLike | None = None,
+) -> tuple[Int64Array, Int64Array]:
+    """Intersect causal, window and lengths: half-open ranges of visible keys, (..., L) each.
+
+    Examples
+    --------
+    >>> start, stop = key_ranges(3, 5, causal=True, offset=1, window=(1, None))
+    >>> start.tolist(), stop.tolist()
+    ([0, 1, 2], [2, 3, 4])
+    """
+    position = np.asarray(offset, dtype=np.int64)[..., None] + np.arange(rows)
+    left, right = (None, None) if window is None else window
+    start = np.zeros_like(position) if left is None else np.maximum(position - left, 0)
+    lengths = np.asarray(keys if key_lengths is None else key_lengths, dtype=np.int64)
+    stop = np.broadcast_arrays(np.clip(lengths, 0, keys)[..., None], position)[0]
+    if causal:
+        stop = np.minimum(stop, position + 1)
+    if right is not None:
+        stop = np.minimum(stop, position + right + 1)
+    return start, np.maximum(stop, start)

@@ -1,0 +1,129 @@
+"""The reference as a backend: every legal call in float64 NumPy, rounded once into the results.
+
+It is never chosen automatically. It holds the whole L × S matrix in float64, several times over.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastattn.reference import fusion, normalize
+from fastattn.reference.attention import attention
+from fastattn.reference.similarity import similarity as similarity_of
+
+__all__ = [
+    "Execution",
+    "fuse",
+    "log_softmax",
+    "logsumexp",
+    "name",
+    "prepare_attention",
+    "refusal",
+    "similarity",
+    "softmax",
+]
+
+name = "reference"
+
+Array = NDArray[Any]
+
+_OPTIONS = (
+    "similarity",
+    "scale",
+    "mask",
+    "causal",
+    "query_offset",
+    "window",
+    "key_lengths",
+    "softcap",
+)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One attention call, ready to run."""
+
+    problem: Any
+    backend: str = name
+    plan: None = None
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scores, weights and visibility of all heads at once."""
+        *batch, rows, _ = self.problem.query.shape
+        scores: int = math.prod(batch) * rows * self.problem.key.shape[-2]
+        return 3 * scores * 8
+
+    def run(self, output: Array, lse: Array | None, weights: Array | None) -> None:
+        """Compute into the given arrays; None where a result is not wanted."""
+        results = attention(
+            *canonical_operands(self.problem),
+            **canonical_options(self.problem),
+            return_lse=True,
+            return_weights=True,
+        )
+        for target, result in zip((output, lse, weights), results, strict=True):
+            if target is not None:
+                store(target, result)
+
+
+def refusal(problem: Any) -> str | None:
+    """Say why this backend cannot do a call: it can do every one."""
+    return None
+
+
+def prepare_attention(problem: Any, threads: int) -> Execution:
+    """Describe the call as it would run; `threads` is for backends that have some."""
+    return Execution(problem)
+
+
+def similarity(
+    query: Array,
+    key: Array,
+    out: Array,
+    metric: str,
+    scale: float,
+    threads: int,
+) -> None:
+    """Store `fastattn.reference.similarity` into `out`."""
+    store(out, similarity_of(query, key, metric=metric, scale=scale))
+
+
+def softmax(x: Array, mask: Array | None, out: Array, scale: float, threads: int) -> None:
+    """Store `fastattn.reference.softmax` along the last axis into `out`."""
+    store(out, normalize.softmax(x, scale=scale, mask=mask))
+
+
+def log_softmax(x: Array, mask: Array | None, out: Array, scale: float, threads: int) -> None:
+    """Store `fastattn.reference.log_softmax` along the last axis into `out`."""
+    store(out, normalize.log_softmax(x, scale=scale, mask=mask))
+
+
+def logsumexp(x: Array, mask: Array | None, out: Array, scale: float, threads: int) -> None:
+    """Store `fastattn.reference.logsumexp` along the last axis into `out`."""
+    store(out, normalize.logsumexp(x, scale=scale, mask=mask))
+
+
+def fuse(weights: Array, value: Array, out: Array, reduce: bool, threads: int) -> None:
+    """Store `fastattn.reference.fuse` into `out`."""
+    store(out, fusion.fuse(weights, value, reduce=reduce))
+
+
+def canonical_operands(problem: Any) -> tuple[Array, Array, Array]:
+    """Give query, key and value one shape of batch: (*batch, Hkv, G, ., .)."""
+    return problem.query, problem.key[..., None, :, :], problem.value[..., None, :, :]
+
+
+def canonical_options(problem: Any) -> dict[str, Any]:
+    """Name the options of a problem as `fastattn.reference.attention` does."""
+    return {option: getattr(problem, option) for option in _OPTIONS}
+
+
+def store(target: Array, result: Array) -> None:
+    """Round a float64 result into the target's dtype; overflow gives inf, without a word."""
+    with np.errstate(over="ignore", under="ignore"):
+        np.copyto(target, result, casting="same_kind")

@@ -1,0 +1,87 @@
+"""How alike a query and a key are: dot, scaled dot, cosine and negative squared distance."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["default_scale", "similarity", "split_scale", "unit_rows"]
+
+Float64Array = NDArray[np.float64]
+
+
+def similarity(
+    query: ArrayLike, key: ArrayLike, *, metric: str = "cosine", scale: float | None = None
+) -> Float64Array:
+    """Compare every query with every key; the result is times `scale`.
+
+    Parameters
+    ----------
+    query : array_like (..., L, E) or (E,)
+    key : array_like (..., S, E)
+    metric : {"cosine", "dot", "scaled_dot", "euclidean"}
+        ``q·k / (|q||k|)``, ``q·k``, ``q·k`` and ``-|q - k|²``.
+    scale : float, optional
+        None means `default_scale`.
+
+    Returns
+    -------
+    float64 array (..., L, S), or (..., S) for a query of one dimension
+
+    Examples
+    --------
+    >>> similarity([[0.1, 0.2]], [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]]).round(5)
+    array([[0.84366, 0.9778 , 1.     ]])
+    """
+    query = np.asarray(query, dtype=np.float64)
+    key = np.asarray(key, dtype=np.float64)
+    if query.ndim == 1:
+        return similarity(query[None], key, metric=metric, scale=scale)[..., 0, :]
+    if scale is None:
+        scale = default_scale(metric, query.shape[-1])
+    with np.errstate(all="ignore"):
+        return _METRICS[metric](query, key, float(scale))
+
+
+def default_scale(metric: str, features: int) -> float:
+    """Give ``1 / sqrt(E)`` for ``"scaled_dot"`` (1 when E is 0), 1 for the other metrics."""
+    return 1 / math.sqrt(features) if metric == "scaled_dot" and features else 1.0
+
+
+def split_scale(scale: float, *, even: bool = False) -> tuple[float, int]:
+    """Write `scale` as ``rest * 2**exponent``; multiplying by the power of two is exact."""
+    rest, exponent = math.frexp(scale)
+    if even and exponent % 2:
+        rest, exponent = rest * 2, exponent - 1
+    return rest, exponent
+
+
+def unit_rows(rows: Float64Array) -> Float64Array:
+    """Bring rows to length one; zero rows stay zero, norms neither overflow nor underflow."""
+    largest = np.max(np.abs(rows), axis=-1, keepdims=True, initial=0)
+    exponent = np.frexp(np.where(np.isfinite(largest), largest, 1))[1]
+    rows = np.ldexp(rows, -exponent)
+    norm = np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True))
+    return rows / np.where(norm == 0, 1, norm)
+
+
+def _dot(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
+    rest, exponent = split_scale(scale)
+    return (np.ldexp(query, exponent) @ np.swapaxes(key, -1, -2)) * rest
+
+
+def _cosine(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
+    return (unit_rows(query) @ np.swapaxes(unit_rows(key), -1, -2)) * scale
+
+
+def _euclidean(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
+    rest, exponent = split_scale(scale, even=True)
+    batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    distance = np.zeros((*batch, query.shape[-2], key.shape[-2]))
+    for feature in range(query.shape[-1]):  # a loop, so that no array of L × S × E is needed
+        difference = query[..., :, None, feature] - key[..., None, :, feature]
+        distance += np.ldexp(difference, exponent // 2) ** 2
+    return -distance * rest
+
+
+_METRICS = {"dot": _dot, "scaled_dot": _dot, "cosine": _cosine, "euclidean": _euclidean}

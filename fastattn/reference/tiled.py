@@ -1,0 +1,331 @@
+"""The algorithm of the kernels in NumPy: tiles, segments and lanes, in seven steps.
+
+1. **pack**: the query takes the power of two of the scale; keys go to panels ``[S/64][E][64]``.
+2. **score**: a tile of rows × panel is one chain of multiply-adds over the features.
+3. **shape**: rest of the scale, softcap, float mask. Where only a positive rest is left to do, it
+   waits and joins log2 e in the argument of exp2.
+4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf.
+5. **normalise**: per segment of 512 keys the row maximum, ``exp2`` of the distance to it, and the
+   row sum on 16 lanes with a written-out tree.
+6. **fuse**: one chain of multiply-adds over the keys of the segment; segments fold left.
+7. **finish**: divide by the row sum, log-sum-exp, empty rows.
+
+Only segments, lanes and chains decide bits, and they are constants counted from key 0; blocks of
+rows and panels are free. NumPy has no fused multiply-add and works in float64 here, so this file
+agrees with the kernels to rounding, not in bits.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastattn.reference.attention import key_ranges, resolve_offset
+from fastattn.reference.similarity import default_scale, split_scale, unit_rows
+
+__all__ = [
+    "BLOCK_ROWS",
+    "LANES",
+    "PANEL_KEYS",
+    "SEGMENT_KEYS",
+    "State",
+    "attention",
+    "attention_state",
+]
+
+SEGMENT_KEYS = 512
+PANEL_KEYS = 64
+BLOCK_ROWS = 24
+LANES = 16
+LOG2_E = float(np.log2(np.e))
+
+Float64Array = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+class Partial(NamedTuple):
+    """Running softmax of some rows over some keys: sums of weights and of weighted values."""
+
+    row_max: Float64Array
+    row_sum: Float64Array
+    output: Float64Array
+
+
+class Shaping(NamedTuple):
+    """What turns a product into a score, and a score's distance to the maximum into a weight."""
+
+    rest: float  # applied to the product in step 3; 1 where it waits for the exponent
+    softcap: float | None
+    exponent_factor: float  # weight = exp2((score - row_max) * exponent_factor)
+    lse_factor: float  # lse = row_max * lse_factor + log(row_sum)
+
+
+@dataclass(frozen=True)
+class State:
+    """Attention over keys ``[key_start, key_stop)``, unfinished.
+
+    A part that starts at key 0 is folded as far as it goes. A later part keeps its segments apart
+    until it is merged: folding left is not associative in floating point, and the one call never
+    folds the later segments among themselves first.
+    """
+
+    key_start: int
+    key_stop: int
+    partials: tuple[Partial, ...]
+    shaping: Shaping
+
+    def merge(self, following: "State") -> "State":
+        """Join the part that starts where this one stops, at a segment border."""
+        if following.key_start != self.key_stop or self.key_stop % SEGMENT_KEYS:
+            raise ValueError(
+                f"cannot merge keys [{self.key_start}, {self.key_stop}) with "
+                f"[{following.key_start}, {following.key_stop}): parts must follow one another and "
+                f"meet at a multiple of {SEGMENT_KEYS}"
+            )
+        partials = self.partials + following.partials
+        return State(self.key_start, following.key_stop, partials, self.shaping).folded()
+
+    def folded(self) -> "State":
+        """Fold the segments, where the part starts at key 0."""
+        if self.key_start or len(self.partials) == 1:
+            return self
+        return State(0, self.key_stop, (self.fold_partials(),), self.shaping)
+
+    def fold_partials(self) -> Partial:
+        """Fold all segments in index order, from the left."""
+        factor = self.shaping.exponent_factor
+        return reduce(lambda left, right: fold(left, right, factor), self.partials)
+
+    def finish(self) -> tuple[Float64Array, Float64Array]:
+        """Give output and log-sum-exp of every row (step 7)."""
+        with np.errstate(all="ignore"):
+            return finish(self.fold_partials(), self.shaping)
+
+
+def attention(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, *, return_lse: bool = False, **options: Any
+) -> Float64Array | tuple[Float64Array, Float64Array]:
+    """Compute `fastattn.reference.attention` tile by tile; same options, no returned weights."""
+    output, lse = attention_state(query, key, value, **options).finish()
+    return (output, lse) if return_lse else output
+
+
+def attention_state(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    key_start: int = 0,
+    similarity: str = "scaled_dot",
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    key_lengths: ArrayLike | None = None,
+    softcap: float | None = None,
+) -> State:
+    """Attend over the keys from `key_start` on; positions count from key 0 of the sequence.
+
+    `mask` spans these keys alone, `key_lengths` the whole sequence.
+    """
+    query, key, value = (np.asarray(array, dtype=np.float64) for array in (query, key, value))
+    mask = None if mask is None else np.asarray(mask)
+    rows, key_stop = query.shape[-2], key_start + key.shape[-2]
+    offset = resolve_offset(causal, query_offset, key_lengths, rows, key_stop)
+    start, stop = key_ranges(
+        rows, key_stop, causal=bool(causal), offset=offset, window=window, key_lengths=key_lengths
+    )
+    ranges = np.maximum(start - key_start, 0), np.maximum(stop - key_start, 0)
+    if scale is None:
+        scale = default_scale(similarity, query.shape[-1])
+    with np.errstate(all="ignore"):
+        query, panels, shaping = pack(query, key, similarity, scale, softcap, mask)
+        blocks = [
+            attend_block(
+                query[..., first : first + BLOCK_ROWS, :],
+                panels,
+                value,
+                block_of_rows(mask, first),
+                [limit[..., first : first + BLOCK_ROWS] for limit in ranges],
+                similarity,
+                shaping,
+            )
+            for first in range(0, max(rows, 1), BLOCK_ROWS)
+        ]
+        partials = tuple(join_rows(segment) for segment in zip(*blocks, strict=True))
+        return State(key_start, key_stop, partials, shaping).folded()
+
+
+def attend_block(
+    query: Float64Array,
+    panels: list[Float64Array],
+    value: Float64Array,
+    mask: NDArray[Any] | None,
+    ranges: list[NDArray[np.int64]],
+    similarity: str,
+    shaping: Shaping,
+) -> list[Partial]:
+    """Do steps 2 to 6 for a block of rows: one partial result per segment of keys."""
+    partials = []
+    keys = value.shape[-2]
+    for first in range(0, max(keys, 1), SEGMENT_KEYS):
+        segment = range(first, min(first + SEGMENT_KEYS, keys))
+        segment_mask = columns_of(mask, segment)
+        scores = score(query, panels, segment, ranges, similarity)
+        scores = shape(scores, segment_mask, shaping)
+        scores = reveal(scores, segment_mask, segment, ranges)
+        row_max, weights, row_sum = normalise(scores, shaping.exponent_factor)
+        output = fuse(weights, value[..., first : segment.stop, :], scores != -np.inf)
+        partials.append(Partial(row_max, row_sum, output))
+    return partials
+
+
+def pack(
+    query: Float64Array,
+    key: Float64Array,
+    similarity: str,
+    scale: float,
+    softcap: float | None,
+    mask: NDArray[Any] | None,
+) -> tuple[Float64Array, list[Float64Array], Shaping]:
+    """1. Exact part of the scale onto the query; unit rows for cosine; keys into panels."""
+    euclidean = similarity == "euclidean"
+    rest, exponent = split_scale(scale, even=euclidean)
+    if euclidean:
+        query, key = np.ldexp(query, exponent // 2), np.ldexp(key, exponent // 2)
+    elif similarity == "cosine":
+        query, key = np.ldexp(unit_rows(query), exponent), unit_rows(key)
+    else:
+        query = np.ldexp(query, exponent)
+    keys = key.shape[-2]
+    padding = [(0, 0)] * (key.ndim - 2) + [(0, -keys % PANEL_KEYS), (0, 0)]
+    packed = np.swapaxes(np.pad(key, padding), -1, -2)
+    panels = [packed[..., first : first + PANEL_KEYS] for first in range(0, keys, PANEL_KEYS)]
+    shaped = softcap is not None or rest <= 0 or (mask is not None and mask.dtype != bool)
+    if shaped:
+        return query, panels, Shaping(rest, softcap, LOG2_E, 1.0)
+    return query, panels, Shaping(1.0, None, rest * LOG2_E, rest)
+
+
+def score(
+    query: Float64Array,
+    panels: list[Float64Array],
+    segment: range,
+    ranges: list[NDArray[np.int64]],
+    similarity: str,
+) -> Float64Array:
+    """2. One chain over the features per score; panels that no row sees are skipped."""
+    start, stop = (np.min(ranges[0], initial=segment.stop), np.max(ranges[1], initial=0))
+    tiles = []
+    for first in range(segment.start, segment.stop, PANEL_KEYS):
+        panel = panels[first // PANEL_KEYS]
+        batch = np.broadcast_shapes(query.shape[:-2], panel.shape[:-2])
+        tile = np.zeros((*batch, query.shape[-2], PANEL_KEYS))
+        if start < first + PANEL_KEYS and first < stop:
+            for feature in range(query.shape[-1]):
+                left, right = query[..., feature, None], panel[..., feature, None, :]
+                tile += -((left - right) ** 2) if similarity == "euclidean" else left * right
+        tiles.append(tile[..., : segment.stop - first])
+    empty = np.zeros((*query.shape[:-1], 0))
+    return np.concatenate(tiles, axis=-1) if tiles else empty
+
+
+def shape(scores: Float64Array, mask: NDArray[Any] | None, shaping: Shaping) -> Float64Array:
+    """3. Rest of the scale, softcap, float mask."""
+    scores = scores * shaping.rest
+    if shaping.softcap is not None:
+        scores = shaping.softcap * np.tanh(scores / shaping.softcap)
+    if mask is not None and mask.dtype != bool:
+        scores = np.where(mask == -np.inf, -np.inf, scores + mask)
+    return scores
+
+
+def reveal(
+    scores: Float64Array, mask: NDArray[Any] | None, segment: range, ranges: list[NDArray[np.int64]]
+) -> Float64Array:
+    """4. −inf outside the row's range and where a bool mask is False."""
+    position = np.arange(segment.start, segment.stop)
+    visible = (ranges[0][..., None] <= position) & (position < ranges[1][..., None])
+    if mask is not None and mask.dtype == bool:
+        visible = visible & mask
+    return np.where(visible, scores, -np.inf)
+
+
+def normalise(
+    scores: Float64Array, exponent_factor: float
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """5. Row maximum, weights relative to it, and their sum: key ``j`` goes to lane ``j % 16``."""
+    row_max = np.max(scores, axis=-1, initial=-np.inf)
+    weights = np.exp2((scores - row_max[..., None]) * exponent_factor)
+    weights = np.where(scores == -np.inf, 0.0, weights)
+    lanes = np.zeros((*row_max.shape, LANES))
+    for first in range(0, scores.shape[-1], LANES):
+        some = weights[..., first : first + LANES]
+        lanes[..., : some.shape[-1]] += some
+    for width in (8, 4, 2, 1):  # the lane tree
+        lanes = lanes[..., :width] + lanes[..., width : 2 * width]
+    return row_max, weights, lanes[..., 0]
+
+
+def fuse(weights: Float64Array, value: Float64Array, attended: BoolArray) -> Float64Array:
+    """6. One chain over the keys; if a NaN comes out, again over each row's attended keys."""
+    batch = np.broadcast_shapes(weights.shape[:-2], value.shape[:-2])
+    output = np.zeros((*batch, weights.shape[-2], value.shape[-1]))
+    for position in range(value.shape[-2]):
+        output = output + weights[..., position, None] * value[..., position, None, :]
+    if not np.isnan(output).any():
+        return output
+    output = np.zeros_like(output)
+    for position in range(value.shape[-2]):
+        longer = output + weights[..., position, None] * value[..., position, None, :]
+        output = np.where(attended[..., position, None], longer, output)
+    return output
+
+
+def fold(left: Partial, right: Partial, exponent_factor: float) -> Partial:
+    """6. The next segment joins, both corrected to the larger maximum; empty ones skipped."""
+    row_max = np.maximum(left.row_max, right.row_max)
+    correction = np.exp2((left.row_max - row_max) * exponent_factor)
+    share = np.exp2((right.row_max - row_max) * exponent_factor)
+    row_sum = left.row_sum * correction + right.row_sum * share
+    output = left.output * correction[..., None] + right.output * share[..., None]
+    skip_left, skip_right = left.row_max == -np.inf, right.row_max == -np.inf
+    row_sum = np.where(skip_right, left.row_sum, np.where(skip_left, right.row_sum, row_sum))
+    output = np.where(skip_left[..., None], right.output, output)
+    output = np.where(skip_right[..., None], left.output, output)
+    return Partial(row_max, row_sum, output)
+
+
+def finish(partial: Partial, shaping: Shaping) -> tuple[Float64Array, Float64Array]:
+    """7. Divide by the row sum; a row that saw nothing has output 0 and lse −inf."""
+    empty = partial.row_max == -np.inf
+    output = np.where(empty[..., None], 0.0, partial.output / partial.row_sum[..., None])
+    lse = partial.row_max * shaping.lse_factor + np.log(partial.row_sum)
+    return output, np.where(empty, -np.inf, lse)
+
+
+def block_of_rows(mask: NDArray[Any] | None, first: int) -> NDArray[Any] | None:
+    """Take one block of rows of a mask, which may have a single row for all."""
+    if mask is None or mask.ndim < 2 or mask.shape[-2] == 1:
+        return mask
+    return mask[..., first : first + BLOCK_ROWS, :]
+
+
+def columns_of(mask: NDArray[Any] | None, segment: range) -> NDArray[Any] | None:
+    """Take one segment of keys of a mask, which may have a single column for all."""
+    if mask is None or mask.ndim == 0 or mask.shape[-1] == 1:
+        return mask
+    return mask[..., segment.start : segment.stop]
+
+
+def join_rows(blocks: tuple[Partial, ...]) -> Partial:
+    """Join one segment of all blocks of rows."""
+    row_max, row_sum, output = zip(*blocks, strict=True)
+    return Partial(
+        np.concatenate(row_max, axis=-1),
+        np.concatenate(row_sum, axis=-1),
+        np.concatenate(output, axis=-2),
+    )
