@@ -1,0 +1,212 @@
+"""Run the tasks of one kernel call: on the threads of Numba, or on this one.
+
+Every kernel entry takes the address of its call record, an int64 array whose first words are the
+next task (an atomic counter), the task to stop at, and the number of workers. A worker takes tasks
+until none is left, so any number of real threads gives the same result, and Numba's own thread
+mask is never touched.
+
+A call runs on one thread when its work is small, when another thread's call holds the parallel
+layer (a pool's threads are busy anyway, and `workqueue` would abort the process), in a child
+forked after the layer had started, and where there is no layer. Whatever is chosen, no bit changes.
+"""
+
+import os
+import threading
+import time
+import weakref
+
+import numba
+import numpy as np
+
+from fastattn._numba import compile, native
+
+FIRST_WORDS = 3  # next task, stop task, workers: the launcher's part of a call record
+
+# A parallel region costs some microseconds, more when the other threads sleep.
+_PARALLEL_SECONDS = 20e-6
+# Ctrl-C must be answered within a quarter of a second, and estimates may be wrong by a factor of
+# two. A slice ends with idle threads, up to one task long: no more slices than that needs.
+_UNSLICED_SECONDS = 0.125
+_FIRST_SLICE_SECONDS = 0.1
+_SLICE_SECONDS = 0.2
+# Each thread that ever starts a parallel region keeps a pool of its own in OpenMP, so that a
+# thread pool of 64 would leave 64 × 63 sleeping threads behind.
+_MOST_MASTERS = 4
+
+
+@compile.device
+def _enter(entry_address, call_address, worker):
+    saved = native.default_float_environment()
+    native.call_entry(entry_address, call_address, worker)
+    native.restore_float_environment(saved)
+
+
+@compile.driver("void(int64, int64[::1], int64, int64)")
+def _serial(entry_address, call, first, stop):
+    """Run tasks ``first`` to ``stop`` on this thread."""
+    call[0] = first
+    call[1] = stop
+    call[2] = 1
+    _enter(entry_address, call.ctypes.data, 0)
+
+
+@compile.driver("void(int64, int64[::1], int64, int64, int64)", parallel=True)
+def _parallel(entry_address, call, first, stop, workers):
+    """Run tasks ``first`` to ``stop`` on as many workers as told."""
+    call[0] = first
+    call[1] = stop
+    call[2] = workers
+    call_address = call.ctypes.data
+    for worker in numba.prange(workers):
+        _enter(entry_address, call_address, worker)
+
+
+class _Layer:
+    """What this process knows of the parallel layer; a forked child gets a fresh one."""
+
+    def __init__(self, refusal: str | None) -> None:
+        self.refusal = refusal  # why this process runs everything on one thread
+        self.name: str | None = None  # known once it has started
+        self.owner: dict[str, object] = {}  # the call that holds the layer
+        self.masters: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def start(self) -> None:
+        """Start Numba's threads, and find out which layer they belong to."""
+        if numba.config.NUMBA_NUM_THREADS < 2:
+            self.refusal = "Numba has one thread (NUMBA_NUM_THREADS or the affinity mask)"
+            return
+        try:
+            numba.get_num_threads()  # the public function that starts the layer
+            self.name = numba.threading_layer()
+        except ValueError as error:
+            self.refusal = f"Numba found no threading layer: {error}"
+
+    def admits(self, token: object) -> bool:
+        """Whether the call of ``token`` may start a parallel region now; if so it is the owner."""
+        if self.refusal is None and self.name is None:
+            self.start()
+        if self.refusal is not None:
+            return False
+        if self.name == "workqueue" and threading.active_count() > 1:
+            # Two threads inside this layer, ours or anybody's, abort the process.
+            return False
+        if not self._admits_thread():
+            return False
+        # One atomic step, which an interrupt cannot cut in half as it can a lock: whoever
+        # finds its own token is the owner.
+        return self.owner.setdefault("call", token) is token
+
+    def _admits_thread(self) -> bool:
+        thread = threading.current_thread()
+        if thread in self.masters or thread is threading.main_thread():
+            return True
+        if len(self.masters) >= _MOST_MASTERS:
+            return False
+        self.masters.add(thread)
+        return True
+
+    def release(self, token: object) -> None:
+        if self.owner.get("call") is token:
+            del self.owner["call"]
+
+
+_layer = _Layer(None)
+
+
+def _after_fork_in_child() -> None:
+    global _layer
+    refusal = _layer.refusal
+    try:
+        name = numba.threading_layer()
+    except ValueError:
+        name = None
+    if name is not None and name != "tbb":
+        # Numba ends a child that enters GNU OpenMP after its parent did (whoever asked for it),
+        # and the threads of workqueue exist in the parent only.
+        refusal = f"this process was forked after the {name} threads had started"
+    _layer.refusal = refusal  # for a call that a signal handler forked in the middle of
+    _layer = _Layer(refusal)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def serial_reason() -> str | None:
+    """Why this process runs every call on one thread, or None if it need not."""
+    if _layer.refusal is None and _layer.name is None:
+        _layer.start()
+    return _layer.refusal
+
+
+def _run_slices(
+    layer: _Layer,
+    token: object,
+    address: int,
+    call: np.ndarray,
+    tasks: int,
+    estimate: float,
+    workers: int,
+) -> None:
+    """Run the tasks in slices, between which Python sees a Ctrl-C."""
+    first = 0
+    target = _FIRST_SLICE_SECONDS
+    per_task = max(estimate, 1e-9)
+    while first < tasks:
+        # Asked anew for each slice: the thread that held the layer may have finished.
+        threads = workers if workers > 1 and layer.admits(token) else 1
+        size = threads * max(1, int(target / per_task))
+        # A last slice of a few tasks is not worth the idle threads at its border.
+        stop = tasks if tasks - first <= size + size // 4 else first + size
+        start = time.perf_counter()
+        if threads > 1:
+            _parallel.run(address, call, first, stop, threads)
+        else:
+            _serial.run(address, call, first, stop)
+        elapsed = time.perf_counter() - start
+        # Early tasks may be far lighter than later ones, so the estimate keeps a say.
+        per_task = max(elapsed * threads / (stop - first), 0.5 * estimate, 1e-9)
+        target = _SLICE_SECONDS
+        first = stop
+
+
+def run(
+    entry: compile.Entry, call: np.ndarray, tasks: int, seconds_per_task: float, workers: int
+) -> None:
+    """Run tasks 0 to ``tasks`` of one call; returns when all are done.
+
+    Parameters
+    ----------
+    entry
+        The compiled entry; called once per worker and slice.
+    call
+        The call record, a contiguous int64 array. Words 0 to 2 are written here.
+    tasks
+        Number of tasks. Each should take less than a tenth of a second.
+    seconds_per_task
+        What one task takes on one thread, roughly; only the length of the first slice depends
+        on it.
+    workers
+        How many workers take tasks, at most. The entry sees worker numbers below it.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Between two slices. What the call writes is then undefined; the next call works.
+    """
+    seconds = tasks * seconds_per_task
+    if workers < 2 or tasks < 2 or seconds < _PARALLEL_SECONDS:
+        if seconds <= _UNSLICED_SECONDS:
+            _serial.run(entry.address, call, 0, tasks)
+            return
+        workers = 1
+    workers = min(workers, tasks)
+    layer = _layer
+    token = object()
+    try:
+        if seconds <= _UNSLICED_SECONDS * workers and layer.admits(token):
+            _parallel.run(entry.address, call, 0, tasks, workers)
+        else:
+            _run_slices(layer, token, entry.address, call, tasks, seconds_per_task, workers)
+    finally:
+        layer.release(token)
