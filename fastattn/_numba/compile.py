@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba
-
 from numba.core import sigutils
 from numba.core.ccallback import CFunc
 
