@@ -1,0 +1,85 @@
+"""Shared by all tests: what they ran on, the backends under test, how to repeat a failure."""
+
+import importlib.util
+import os
+
+import hypothesis
+import numpy as np
+import pytest
+
+# Every backend the suite knows; the tests run on those that are there. The reference goes through
+# the same face and seam as the others, but promises no bits.
+BACKENDS = ("numba", "cython", "reference")
+BASE_SEED = int(os.environ.get("FASTATTN_TEST_SEED", "20261122"))
+
+hypothesis.settings.register_profile(
+    "fastattn",
+    deadline=None,  # the first call compiles
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fastattn")
+
+
+def available(backend: str) -> bool:
+    """Tell whether a backend can be imported here."""
+    room = backend if backend == "reference" else f"_{backend}"
+    parent = importlib.util.find_spec(f"fastattn.{room}")
+    return parent is not None and importlib.util.find_spec(f"fastattn.{room}.backend") is not None
+
+
+HERE = tuple(backend for backend in BACKENDS if available(backend))
+EXACT = tuple(backend for backend in HERE if backend != "reference")
+
+
+def pytest_report_header() -> list[str]:
+    numba = "absent"
+    if importlib.util.find_spec("numba"):
+        import numba as module
+
+        numba = module.__version__
+    return [
+        f"fastattn: numpy {np.__version__}, numba {numba}, backends {', '.join(HERE)}, "
+        f"FASTATTN_TEST_SEED={BASE_SEED}"
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Say with each failure how to run it again on the same numbers."""
+    report = yield
+    if report.when == "call" and report.failed:
+        again = f"FASTATTN_TEST_SEED={BASE_SEED} python -m pytest '{item.nodeid}'"
+        report.sections.append(("run this again", again))
+    return report
+
+
+def pytest_generate_tests(metafunc):
+    """`backend`: every backend here; `exact_backend`: those that promise bits."""
+    for name, backends in (("backend", HERE), ("exact_backend", EXACT)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, backends, indirect=True)
+
+
+@pytest.fixture
+def backend(request):
+    """A backend's name; everything the test calls runs on it."""
+    import fastattn
+
+    with fastattn.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def exact_backend(request):
+    """A backend that keeps the numerics contract; everything the test calls runs on it."""
+    import fastattn
+
+    with fastattn.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def seed() -> int:
+    """Base of all random numbers of a run; printed in the header, set by FASTATTN_TEST_SEED."""
+    return BASE_SEED

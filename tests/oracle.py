@@ -1,0 +1,153 @@
+"""The truth a result is compared with: the float64 reference on the very numbers the call saw.
+
+Inputs are already rounded to the dtype under test when they come here, so the oracle's result is
+what an exact computation of the call would give, and its tolerances say how many roundings of that
+dtype the result may be away.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tolerances
+
+from fastattn import reference
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Expected results of one attention call, and how near they must be met."""
+
+    output: np.ndarray
+    lse: np.ndarray
+    weights: np.ndarray
+    dtype: np.dtype
+    output_tolerance: float
+    lse_tolerance: float
+    weight_tolerance: float
+
+    def check(self, output, lse=None, weights=None, *, about: Any = "") -> None:
+        """Assert that results of a call have the right dtype, shape and numbers."""
+        named = [("output", output, self.output, self.output_tolerance)]
+        if lse is not None:
+            named.append(("lse", lse, self.lse, self.lse_tolerance))
+        if weights is not None:
+            named.append(("weights", weights, self.weights, self.weight_tolerance))
+        for name, actual, expected, tolerance in named:
+            assert actual.dtype == self.dtype, (
+                f"{name} is {actual.dtype}, not {self.dtype}: {about}"
+            )
+            assert_close(actual, expected, tolerance, about=f"{name} of {about}")
+
+
+def attention(query, key, value, **options) -> Truth:
+    """Compute the truth of ``fastattn.attention(query, key, value, **options)``."""
+    dtype = compute_dtype(query, key, value)
+    options = {name: options[name] for name in options if name not in IGNORED_OPTIONS}
+    mask = options.get("mask")
+    if mask is not None and np.asarray(mask).dtype != bool:
+        options["mask"] = as_float64(np.asarray(mask).astype(dtype))
+    arrays = as_float64(query), as_float64(key), as_float64(value)
+    output, lse, weights = reference.attention(
+        *arrays, **options, return_lse=True, return_weights=True
+    )
+    features = arrays[0].shape[-1]
+    size = score_size(*arrays[:2], **options)
+    return Truth(
+        output,
+        lse,
+        weights,
+        dtype,
+        tolerances.output_error(dtype, features, size, finite_max(arrays[2])),
+        tolerances.lse_error(dtype, features, size, finite_max(lse)),
+        tolerances.weight_error(dtype, features, size),
+    )
+
+
+# Options that say how, not what.
+IGNORED_OPTIONS = ("return_lse", "return_weights", "out", "backend", "threads")
+
+
+def score_size(
+    query, key, *, similarity="scaled_dot", scale=None, mask=None, softcap=None, **_others
+) -> float:
+    """Bound Σ|q_e k_e|·|scale| (or its like for other similarities) plus the mask."""
+    if scale is None:
+        scale = reference.default_scale(similarity, query.shape[-1])
+    with np.errstate(all="ignore"):
+        largest_query = finite_max(np.sqrt(np.sum(query**2, axis=-1)))
+        largest_key = finite_max(np.sqrt(np.sum(key**2, axis=-1)))
+    sizes = {
+        "cosine": 1.0,
+        "euclidean": (largest_query + largest_key) ** 2,
+        "dot": largest_query * largest_key,
+        "scaled_dot": largest_query * largest_key,
+    }
+    size = sizes[similarity] * abs(scale)
+    if mask is not None and np.asarray(mask).dtype != bool:
+        size += finite_max(mask)
+    return size
+
+
+def compute_dtype(*arrays) -> np.dtype:
+    """The dtype fastattn computes in: that of the floats, float64 where an integer is there."""
+    dtypes = [np.asarray(array).dtype for array in arrays]
+    if any(dtype.kind != "f" for dtype in dtypes):
+        return np.dtype(np.float64)
+    return np.result_type(*dtypes).newbyteorder("=")
+
+
+def as_float64(array) -> np.ndarray:
+    return np.asarray(array).astype(np.float64)
+
+
+def finite_max(array) -> float:
+    """Largest finite size in an array, 0 where there is none."""
+    array = np.abs(np.asarray(array, dtype=np.float64))
+    return float(np.max(array, where=np.isfinite(array), initial=0.0))
+
+
+def assert_close(actual, expected, tolerance: float, *, about: Any = "") -> None:
+    """Assert equal shapes, NaN and inf in the same places, and numbers within the tolerance."""
+    actual = np.asarray(actual)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, not {expected.shape}: {about}"
+    wide = as_float64(actual)
+    special = ~np.isfinite(expected) | ~np.isfinite(wide)
+    same = (wide == expected) | (np.isnan(wide) & np.isnan(expected))
+    wrong = special & ~same
+    assert not wrong.any(), _first_difference(wide, expected, wrong, about)
+    with np.errstate(invalid="ignore"):
+        error = np.where(special, 0.0, np.abs(wide - expected))
+    wrong = error > tolerance
+    assert not wrong.any(), (
+        f"error up to {error.max():.3g}, tolerance {tolerance:.3g}; "
+        + _first_difference(wide, expected, error == error.max(), about)
+    )
+
+
+def assert_same_bits(actual, expected, *, about: Any = "") -> None:
+    """Assert equality to the last bit; NaN equals NaN, and −0 equals +0."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.dtype == expected.dtype, f"{actual.dtype}, not {expected.dtype}: {about}"
+    assert actual.shape == expected.shape, f"shape {actual.shape}, not {expected.shape}: {about}"
+    if canonical_bytes(actual) == canonical_bytes(expected):
+        return
+    differ = ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
+    raise AssertionError(
+        f"{np.count_nonzero(differ)} of {differ.size} numbers differ in bits; "
+        + _first_difference(actual, expected, differ, about)
+    )
+
+
+def canonical_bytes(array: np.ndarray) -> bytes:
+    """Bytes of an array in which every NaN is the same NaN and every zero is +0."""
+    array = np.where(np.isnan(array), np.asarray(np.nan, array.dtype), array)
+    return (array + np.asarray(0, array.dtype)).tobytes()
+
+
+def _first_difference(actual, expected, wrong, about) -> str:
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return (
+        f"first at {index} of shape {actual.shape}: {actual[index]!r}, expected "
+        f"{expected[index]!r}; {about}"
+    )

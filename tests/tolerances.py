@@ -1,0 +1,67 @@
+"""How far a result may be from the float64 oracle: every tolerance of the suite, per dtype.
+
+A tolerance is counted in roundings (units of ``eps``) of the dtype under test and grows with what
+really makes roundings larger: a score is a sum of E products of total size Σ|q_e k_e|·|scale|, an
+error in a score is a relative error of its weight, and an output is a mean of values.
+"""
+
+import math
+
+import numpy as np
+
+# Roundings that every result may take, whatever its scores: exp2, row sum, division, mask, fold.
+WEIGHT_ROUNDINGS = 12.0
+# Roundings per unit of score size: scale, chain of products, distance to the maximum, mask.
+SCORE_ROUNDINGS = 3.0
+# A chain of E products errs like a walk of E steps.
+CHAIN_ROUNDINGS = 0.5
+# Single operations against SciPy's or NumPy's formula in float64.
+SOFTMAX_ROUNDINGS = 8.0
+FUSE_ROUNDINGS = 2.0
+
+
+def epsilon(dtype) -> float:
+    """Spacing of the dtype's numbers at 1."""
+    return float(np.finfo(dtype).eps)
+
+
+def tiny(dtype) -> float:
+    """Smallest normal number: what may be lost where results underflow."""
+    return float(np.finfo(dtype).tiny)
+
+
+def score_error(dtype, features: int, score_size: float) -> float:
+    """Absolute error of a final score, for scores whose terms add up to `score_size`."""
+    roundings = SCORE_ROUNDINGS + CHAIN_ROUNDINGS * math.sqrt(features)
+    return epsilon(dtype) * roundings * score_size
+
+
+def weight_error(dtype, features: int, score_size: float) -> float:
+    """Relative error of a weight."""
+    return WEIGHT_ROUNDINGS * epsilon(dtype) + 2 * score_error(dtype, features, score_size)
+
+
+def output_error(dtype, features: int, score_size: float, value_size: float) -> float:
+    """Absolute error of an output, for values as large as `value_size`."""
+    return weight_error(dtype, features, score_size) * value_size
+
+
+def lse_error(dtype, features: int, score_size: float, lse_size: float) -> float:
+    """Absolute error of a log-sum-exp."""
+    return weight_error(dtype, features, score_size) + 4 * epsilon(dtype) * lse_size
+
+
+def softmax_error(dtype, score_size: float) -> float:
+    """Relative error of a softmax, absolute error of its logarithms apart from their own size."""
+    return epsilon(dtype) * (SOFTMAX_ROUNDINGS + 2 * score_size)
+
+
+def fuse_error(dtype, keys: int, product_size: float) -> float:
+    """Absolute error of a weighted sum whose terms' sizes add up to `product_size`."""
+    return epsilon(dtype) * (FUSE_ROUNDINGS + CHAIN_ROUNDINGS * math.sqrt(keys)) * product_size
+
+
+# Contract point 4: error over the error of plain NumPy in the same dtype.
+ACCURACY_LARGEST_RATIO = 1.5
+ACCURACY_ULPS = 2.0
+ACCURACY_MEAN_RATIO = 1.0
