@@ -154,13 +154,14 @@ def _run_slices(
     per_task = max(estimate, 1e-9)
     while first < tasks:
         # Asked anew for each slice: the thread that held the layer may have finished.
-        threads = workers if workers > 1 and layer.admits(token) else 1
+        parallel = workers > 1 and layer.admits(token)
+        threads = min(workers, numba.get_num_threads()) if parallel else 1
         size = threads * max(1, int(target / per_task))
         # A last slice of a few tasks is not worth the idle threads at its border.
         stop = tasks if tasks - first <= size + size // 4 else first + size
         start = time.perf_counter()
-        if threads > 1:
-            _parallel.run(address, call, first, stop, threads)
+        if parallel:
+            _parallel.run(address, call, first, stop, workers)
         else:
             _serial.run(address, call, first, stop)
         elapsed = time.perf_counter() - start
@@ -204,7 +205,7 @@ def run(
     layer = _layer
     token = object()
     try:
-        if seconds <= _UNSLICED_SECONDS * workers and layer.admits(token):
+        if seconds <= _UNSLICED_SECONDS and layer.admits(token):
             _parallel.run(entry.address, call, 0, tasks, workers)
         else:
             _run_slices(layer, token, entry.address, call, tasks, seconds_per_task, workers)

@@ -1,0 +1,61 @@
+"""Run a piece of Python in a process of its own, with fastattn and the helpers of the tests."""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import fastattn._numba
+
+TESTS = Path(__file__).resolve().parent
+PACKAGES = Path(fastattn._numba.__file__).resolve().parents[2]
+
+# The children of one test run compile each entry once, away from the user's own cache.
+CACHE = tempfile.mkdtemp(prefix="fastattn-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+
+def environment(**variables):
+    """This process's environment, without its fastattn and Numba settings, plus ``variables``."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("NUMBA_", "FASTATTN_"))
+    }
+    kept["FASTATTN_CACHE_DIR"] = CACHE
+    kept["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), str(TESTS)])
+    kept.update({name: str(value) for name, value in variables.items()})
+    return kept
+
+
+def start(code, **variables):
+    """Start ``code`` in a child; its stdin, stdout and stderr are pipes of text."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", textwrap.dedent(code)],
+        env=environment(**variables),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child, timeout=60):
+    """Wait for a child, insist that it ended well, and return what it printed."""
+    try:
+        output, errors = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        output, errors = child.communicate()
+        raise AssertionError(f"the child hangs\n{output}\n{errors}") from None
+    assert child.returncode == 0, f"exit code {child.returncode}\n{output}\n{errors}"
+    return output
+
+
+def run(code, timeout=60, **variables):
+    """Run ``code`` in a child and return what it printed."""
+    return finish(start(code, **variables), timeout)
