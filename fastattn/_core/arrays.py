@@ -1,0 +1,171 @@
+"""What counts as an array here: acceptance of array-likes, the compute dtype, views, `out`.
+
+Nothing in this room copies an ndarray. Byte order, alignment and strides go to the backend as
+they are, because packing reads any storage anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "FLOAT32",
+    "FLOAT64",
+    "Layout",
+    "as_array",
+    "check_mask_dtype",
+    "check_out",
+    "compute_dtype",
+    "finite_number",
+    "is_fresh_enough",
+    "view",
+]
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+_FLOAT32_NUMBER, _FLOAT64_NUMBER = FLOAT32.num, FLOAT64.num
+
+# shape, strides in bytes
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def as_array(name: str, x: Any) -> np.ndarray:
+    """Return `x` as a plain ndarray without copying arrays, or say what to do instead."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array of shape {x.shape}, whose mask attention would not see: pass "
+            f"{name}.filled(...) (or {name}.data) and hide keys with mask= or key_lengths="
+        )
+    if hasattr(x, "__dask_graph__") or hasattr(x, "dask"):
+        raise TypeError(
+            f"{name} is a lazy Dask collection: call {name}.compute() first, or compute block by "
+            "block (one call per block of queries)"
+        )
+    if hasattr(x, "tocsr") and not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{name} is a sparse matrix of shape {getattr(x, 'shape', '?')}: pass {name}.toarray()"
+        )
+    try:
+        return np.asarray(x)
+    except Exception as error:
+        # Foreign types raise whatever they like here (torch: RuntimeError for tensors in a graph).
+        raise TypeError(
+            f"{name} of type {type(x).__module__}.{type(x).__qualname__} does not convert to a NumPy "
+            f"array ({error}): pass rows of equal length, or an array on the CPU outside any "
+            f"gradient graph, e.g. {name}.detach().cpu().numpy()"
+        ) from error
+
+
+def check_dtype(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    """Raise TypeError unless `dtype` is one the kernels read; return whether it is a float."""
+    kind = dtype.kind
+    if dtype.num in (_FLOAT32_NUMBER, _FLOAT64_NUMBER):
+        return True
+    if kind in "biu":
+        return False
+    what = f"{name} of shape {shape} has dtype {dtype}"
+    if kind == "c":
+        raise TypeError(f"{what}; complex numbers have no order to attend by: pass {name}.real")
+    if kind == "f" and dtype.itemsize > 8:
+        raise TypeError(f"{what}; extended precision is not computed: {name}.astype(np.float64)")
+    if kind == "f" or dtype.name == "bfloat16":
+        raise TypeError(f"{what}; half precision is not computed yet: {name}.astype(np.float32)")
+    if kind == "O":
+        raise TypeError(
+            f"{what}, which holds Python objects (ragged rows, None, or mixed columns?): build a "
+            f"rectangular numeric array first, e.g. np.array({name}, dtype=np.float64)"
+        )
+    raise TypeError(f"{what}; numbers are needed: {name}.astype(np.float64), if that has a meaning")
+
+
+def compute_dtype(*named: tuple[str, np.dtype, tuple[int, ...]]) -> np.dtype:
+    """Choose float32 if every operand is float32, else float64; each is (name, dtype, shape)."""
+    chosen = FLOAT32
+    for name, dtype, shape in named:
+        if not (check_dtype(name, dtype, shape) and dtype.num == _FLOAT32_NUMBER):
+            chosen = FLOAT64
+    return chosen
+
+
+def check_mask_dtype(dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Accept bool and float masks only: an integer mask could mean either, so it is asked for."""
+    if dtype.kind == "b" or dtype.num in (_FLOAT32_NUMBER, _FLOAT64_NUMBER):
+        return
+    raise TypeError(
+        f"mask of shape {shape} has dtype {dtype}; it must be bool (True = may attend: "
+        "mask.astype(bool)) or float32/float64 (added to the scores: mask.astype(np.float32))"
+    )
+
+
+def view(array: np.ndarray, layout: Layout, writeable: bool = False) -> np.ndarray:
+    """Look at `array`'s memory with another shape and strides; read-only unless asked otherwise.
+
+    Read-only always: numba types a writeable and a read-only array apart, and would compile twice.
+    """
+    shape, strides = layout
+    return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=writeable)
+
+
+def _may_overlap_itself(array: np.ndarray) -> bool:
+    """Conservatively: True unless sorting the strides proves every element its own place."""
+    extent = array.itemsize
+    for stride, size in sorted(
+        (abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)
+    ):
+        if size > 1:
+            if stride < extent:
+                return True
+            extent = stride * (size - 1) + extent
+    return False
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return `out` as a plain ndarray of this shape and dtype (either byte order), or raise."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(
+            f"out must be a plain NumPy array of shape {shape} and dtype {dtype}, "
+            f"not {type(out).__module__}.{type(out).__qualname__}"
+        )
+    if out.shape != shape:
+        raise ValueError(
+            f"out has shape {out.shape}, the result has {shape}: np.empty({shape}, np.{dtype})"
+        )
+    if out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(
+            f"out has dtype {out.dtype}, the result of shape {shape} has {dtype}: "
+            f"np.empty({shape}, np.{dtype})"
+        )
+    if not out.flags.writeable:
+        raise ValueError(
+            f"out of shape {shape} is read-only: pass a writeable array, or no out and use the "
+            "returned array"
+        )
+    return np.asarray(out)
+
+
+def is_fresh_enough(out: np.ndarray, dtype: np.dtype, inputs: Sequence[np.ndarray | None]) -> bool:
+    """Tell whether a kernel may write straight into `out`; if not, compute aside and copy."""
+    return (
+        out.dtype == dtype
+        and out.flags.aligned
+        and (out.flags.c_contiguous or not _may_overlap_itself(out))
+        and not any(np.may_share_memory(out, x) for x in inputs if x is not None)
+    )
+
+
+def finite_number(name: str, x: Any, hint: str) -> float:
+    """Return the real number `x` as a float; `hint` is the end of the error's sentence."""
+    if type(x) is not float:
+        if isinstance(x, (bool, np.bool_, str, bytes, complex)) or np.ndim(x) != 0:
+            raise TypeError(f"{name} must be a finite number, not {x!r}; {hint}")
+        try:
+            x = float(x)
+        except (TypeError, ValueError, OverflowError) as error:
+            kind = ValueError if isinstance(error, OverflowError) else TypeError
+            raise kind(f"{name} must be a finite number, not {x!r}; {hint}") from error
+    if x - x != 0.0:
+        raise ValueError(f"{name} must be a finite number, not {x!r}; {hint}")
+    return x  # type: ignore[no-any-return]

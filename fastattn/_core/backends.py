@@ -1,0 +1,128 @@
+"""Which backend does a call, and why the others do not.
+
+``backend=`` comes before `use_backend`, that before ``FASTATTN_BACKEND``, that before the automatic
+choice. Nothing falls back in silence: a named backend that cannot do a call is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any, cast
+
+from fastattn._core.execution import Backend, Execution
+from fastattn._core.problem import Problem
+
+__all__ = ["KNOWN", "choose", "describe", "load", "pick", "prepare", "use_backend"]
+
+_MODULES = {"numba": "fastattn._numba.backend", "reference": "fastattn.reference.backend"}
+KNOWN = tuple(_MODULES)
+# The automatic choice takes the first that does the call. The reference is never among them: it is
+# the meaning, orders of magnitude slower and quadratic in memory.
+_AUTOMATIC = ("numba",)
+
+_selected: ContextVar[str | None] = ContextVar("fastattn_backend", default=None)
+# Read once, like Numba's own variables: os.environ.get costs a tenth of a small call.
+_FROM_ENVIRONMENT = os.environ.get("FASTATTN_BACKEND", "").strip() or None
+
+_loaded: dict[str, Backend] = {}
+
+
+def _check(name: Any, source: str) -> str:
+    if type(name) is str and name in _MODULES:
+        return name
+    raise ValueError(
+        f"{source} names the unknown backend {name!r}: one of {', '.join(map(repr, KNOWN))}, "
+        "or none for the automatic choice"
+    )
+
+
+def choose(backend: Any) -> str | None:
+    """Return the name that the caller, the context or the environment asks for; None: automatic."""
+    if backend is not None:
+        return _check(backend, "backend=")
+    selected = _selected.get()
+    if selected is not None:
+        return selected
+    if _FROM_ENVIRONMENT is not None:
+        return _check(_FROM_ENVIRONMENT, "the environment variable FASTATTN_BACKEND")
+    return None
+
+
+@contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Let every call in a ``with`` block run on one backend.
+
+    Parameters
+    ----------
+    backend : {"numba", "reference"} or None
+        The backend; None goes back to the automatic choice inside the block.
+
+    Raises
+    ------
+    ValueError
+        If there is no backend of this name.
+
+    Notes
+    -----
+    This is a context variable: other threads and other asyncio tasks do not see it. ``backend=``
+    of a single call comes before it, and it comes before the environment variable
+    ``FASTATTN_BACKEND``, which is read once, at import.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> with fastattn.use_backend("reference"):
+    ...     fastattn.explain([[1.0]], [[1.0]], [[2.0]]).backend
+    'reference'
+    """
+    token = _selected.set(None if backend is None else _check(backend, "use_backend"))
+    try:
+        yield
+    finally:
+        _selected.reset(token)
+
+
+def load(name: str) -> Backend:
+    """Import a backend on first use."""
+    backend = _loaded.get(name)
+    if backend is None:
+        backend = _loaded[name] = cast(Backend, import_module(_MODULES[name]))
+    return backend
+
+
+def pick(backend: Any) -> Backend:
+    """Return the backend of an operation that every backend does (all but attention)."""
+    return load(choose(backend) or _AUTOMATIC[0])
+
+
+def prepare(problem: Problem, wanted: str | None, threads: int) -> Execution:
+    """Plan a call on the backend named `wanted`, or on the first that does it."""
+    refusals: dict[str, str] = {}
+    for name in _AUTOMATIC if wanted is None else (wanted,):
+        backend = load(name)
+        reason = backend.refusal(problem)
+        if reason is None:
+            execution = backend.prepare_attention(problem, threads)
+            execution.refusals.update(refusals)
+            return execution
+        refusals[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    raise ValueError(
+        f"no backend does this call ({reasons}), query {problem.query.shape}, key "
+        f"{problem.key.shape} (batch, heads, ...): name another with backend=, one of "
+        f"{', '.join(map(repr, KNOWN))}"
+    )
+
+
+def describe(name: str) -> str:
+    """Say whether a backend can be loaded, and what it says of itself."""
+    try:
+        backend = load(name)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    details = getattr(backend, "describe", None)
+    return str(details()) if details is not None else "available"

@@ -1,0 +1,100 @@
+"""What the face asks of a backend, written down as types; backends need not import this file.
+
+A backend is a module ``fastattn/_numba/backend.py`` or ``fastattn/reference/backend.py``. Every
+array it receives is validated: operands are read-only views in canonical, broadcast shape (any
+strides, alignment, byte order, real dtype), results are preallocated in the compute dtype.
+`threads` is resolved: an int of at least 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastattn._core.problem import Problem
+
+__all__ = ["Backend", "Execution", "Repeat"]
+
+# repeat(query, key, value, mask, output, lse, weights): the same plan on other arrays of the same
+# signature. It gets the caller's arrays as they are (whose canonical strides the plan knows from
+# its problem) and fresh C-contiguous results of the caller's shapes; None where absent or unwanted.
+Repeat = Callable[..., None]
+
+
+class Execution(Protocol):
+    """One planned call, ready to run; what `fastattn.explain` shows.
+
+    Optional: ``repeat() -> Repeat | None``. The function it returns is kept for later calls of the
+    same signature without per-batch arrays, from any number of threads at once, so it holds no
+    array and no state of one call.
+    """
+
+    backend: str
+    plan: Any
+    refusals: dict[str, str]
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory the call needs beside its operands and results."""
+
+    def run(self, output: np.ndarray, lse: np.ndarray | None, weights: np.ndarray | None) -> None:
+        """Fill (*batch, Hkv, G, L, Ev), (*batch, Hkv, G, L) and (*batch, Hkv, G, L, S)."""
+
+
+class Backend(Protocol):
+    """The functions of a backend module."""
+
+    name: str
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Say why this backend cannot do the call, or None."""
+
+    def prepare_attention(self, problem: Problem, threads: int) -> Execution:
+        """Plan the call; runs nothing."""
+
+    def attention_state(self, problem: Problem, key_start: int, threads: int) -> Any:
+        """Compute one part of the keys into a state only this backend understands.
+
+        `problem` is in the part's own coordinates: key 0, lengths and offsets count from
+        `key_start`, a multiple of the segment size that a state needs only to know whether it is
+        the first part.
+        """
+
+    def merge_states(self, state: Any, following: Any) -> Any:
+        """Fold two states, the left one's keys first; neither is changed."""
+
+    def finish_state(self, state: Any, output: np.ndarray, lse: np.ndarray | None) -> None:
+        """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
+
+    def similarity(
+        self,
+        query: np.ndarray,
+        key: np.ndarray,
+        out: np.ndarray,
+        metric: str,
+        scale: float,
+        threads: int,
+    ) -> None:
+        """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
+
+    def softmax(
+        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    ) -> None:
+        """Fill out (*rows, n) from x and mask (*rows, n); out may be x itself, never a part of it."""
+
+    def log_softmax(
+        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    ) -> None:
+        """Fill out (*rows, n) as `softmax` does."""
+
+    def logsumexp(
+        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    ) -> None:
+        """Fill out (*rows) from x and mask (*rows, n)."""
+
+    def fuse(
+        self, weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int
+    ) -> None:
+        """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""

@@ -1,0 +1,131 @@
+"""One attention call, validated and canonical.
+
+The seam of small calls
+-----------------------
+Validation comes in two parts, so that a loop of small calls pays for it once:
+
+1. ``signature(...)`` turns the arguments into one hashable tuple: shapes, strides and dtypes of
+   the arrays, and the options. It looks at no number inside an array.
+2. ``recipe(signature)`` is everything that follows from the signature alone: dtype, canonical
+   layouts, output shapes, resolved scale and alignment. All errors about shapes, dtypes and
+   options are raised here. Recipes are kept, so a second call of the same signature is a dict
+   lookup.
+3. ``bind(recipe, ...)`` adds the arrays of this call, and checks the only values that can be
+   wrong, `key_lengths` and `query_offset`. Its result is the `Problem` that a backend plans.
+
+A backend whose `Execution.repeat()` returns a function offers more: that function is kept beside
+the recipe (see `fastattn._core.execution`), and later calls of the same signature, if they carry no
+per-batch arrays, go straight from the dict lookup to it, without a `Problem`. Only the arrays'
+addresses differ between such calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastattn._core.arrays import as_array, view
+from fastattn._core.recipe import Recipe, layout
+from fastattn._core.visibility import LARGEST_POSITION, positions
+
+__all__ = ["Problem", "arrays", "bind"]
+
+_ndarray = np.ndarray
+
+
+class Problem(NamedTuple):
+    """One attention call, validated and canonical; arrays are read-only views, never copies."""
+
+    query: np.ndarray  # (*batch, Hkv, G, L, E); batch dims broadcast (zero strides); any storage
+    key: np.ndarray  # (*batch, Hkv, S, E)
+    value: np.ndarray  # (*batch, Hkv, S, Ev)
+    mask: np.ndarray | None  # (*batch, Hkv, G, L, S), bool or float
+    key_lengths: np.ndarray | None  # int64 (*batch, Hkv, G), within 0..S
+    query_offset: np.ndarray | int  # int64 (*batch, Hkv, G), or one int; 0 where nothing asks
+    causal: bool
+    window: tuple[int | None, int | None]  # (left, right), None unbounded
+    similarity: str
+    scale: float  # resolved, never None
+    softcap: float | None
+    dtype: np.dtype  # compute dtype: float32 or float64
+    output_shape: tuple[int, ...]  # what the caller gets
+    output_dtype: np.dtype
+    return_lse: bool
+    return_weights: bool
+
+
+def bind(
+    recipe: Recipe,
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray | None,
+    key_lengths: Any,
+    query_offset: Any,
+    key_start: int = 0,
+) -> Problem:
+    """Join a recipe with the arrays of one call; checks the values of the per-batch arrays.
+
+    `key_start` is the position of key 0 of a part; the problem is in the part's own coordinates.
+    """
+    rows, keys, batch = recipe.rows, recipe.keys, recipe.batch
+    lengths: Any = None
+    if key_lengths is not None:
+        largest, bound = (
+            (keys, f"S = {keys}") if not recipe.is_part else (LARGEST_POSITION, "2**53")
+        )
+        lengths = positions("key_lengths", key_lengths, batch, 0, largest, bound)
+    offset: Any = 0
+    if query_offset is not None:
+        offset = positions(
+            "query_offset", query_offset, batch, -LARGEST_POSITION, LARGEST_POSITION, "2**53"
+        )
+    if recipe.alignment == "bottom_right":
+        offset = (keys if lengths is None else lengths) - rows
+    elif recipe.alignment == "zero":
+        offset = 0
+    if recipe.causal or recipe.window != (None, None):
+        offset = offset - key_start
+    if lengths is not None:
+        lengths = _per_batch(np.clip(lengths - key_start, 0, keys), recipe)
+    if isinstance(offset, (np.ndarray, np.integer)):
+        offset = _per_batch(np.asarray(offset), recipe) if np.ndim(offset) else int(offset)
+    return Problem(
+        view(query, recipe.query),
+        view(key, recipe.key),
+        view(value, recipe.value),
+        None if mask is None or recipe.mask is None else view(mask, recipe.mask),
+        lengths,
+        offset,
+        recipe.causal,
+        recipe.window,
+        recipe.similarity,
+        recipe.scale,
+        recipe.softcap,
+        recipe.dtype,
+        recipe.output_shape,
+        recipe.dtype,
+        recipe.return_lse,
+        recipe.return_weights,
+    )
+
+
+def _per_batch(array: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """View one integer, or integers over the batch, as (*batch, Hkv, G)."""
+    array = np.array(array, dtype=np.int64, order="C")
+    canonical = layout(array.shape, array.strides, recipe.outer, recipe.kv_heads, recipe.groups, 0)
+    return view(array, canonical)
+
+
+def arrays(query: Any, key: Any, value: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+    """Return the operands as plain ndarrays; nothing is copied that already is one."""
+    if type(query) is not _ndarray:
+        query = as_array("query", query)
+    if type(key) is not _ndarray:
+        key = as_array("key", key)
+    if type(value) is not _ndarray:
+        value = as_array("value", value)
+    if mask is not None and type(mask) is not _ndarray:
+        mask = as_array("mask", mask)
+    return query, key, value, mask

@@ -1,0 +1,318 @@
+"""The part of one call's validation that its shapes, dtypes and options decide: the recipe.
+
+`fastattn._core.problem` tells how signature, recipe and problem belong together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastattn._core.arrays import Layout, check_mask_dtype, compute_dtype, finite_number, view
+from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
+
+__all__ = ["SIMILARITIES", "Recipe", "Signature", "layout", "recipe", "signature"]
+
+SIMILARITIES = ("dot", "scaled_dot", "cosine", "euclidean")
+
+
+class Signature(NamedTuple):
+    """What a call looks like before any number in its arrays is read; hashable."""
+
+    query: tuple[Any, ...]  # shape, strides, dtype
+    key: tuple[Any, ...]
+    value: tuple[Any, ...]
+    mask: tuple[Any, ...] | None
+    similarity: str
+    scale: float | None
+    causal: bool | str
+    window: Window | None
+    softcap: float | None
+    enable_gqa: bool
+    return_lse: bool
+    return_weights: bool
+    lengths_given: bool
+    offset_given: bool
+    is_part: bool  # the keys are a part of a longer axis (attention_state)
+
+
+class Recipe(NamedTuple):
+    """What follows from a signature alone."""
+
+    batch: tuple[int, ...]  # batch dims as the caller sees them, heads included
+    outer: tuple[int, ...]  # batch dims without heads
+    kv_heads: int
+    groups: int
+    rows: int
+    keys: int
+    query: Layout
+    key: Layout
+    value: Layout
+    mask: Layout | None
+    alignment: str  # "zero", "given" or "bottom_right"
+    causal: bool
+    window: Window
+    similarity: str
+    scale: float
+    softcap: float | None
+    dtype: np.dtype
+    output_shape: tuple[int, ...]
+    lse_shape: tuple[int, ...]
+    weights_shape: tuple[int, ...]
+    return_lse: bool
+    return_weights: bool
+    is_part: bool
+
+    def canonical(self, array: np.ndarray, trailing: int) -> np.ndarray:
+        """View a result of the caller's shape as (*batch, Hkv, G, ...) for a backend to fill."""
+        shape, strides = array.shape, array.strides
+        if trailing == 2 and len(self.output_shape) == len(self.batch) + 1:
+            # A 1-D query lost its L axis.
+            shape, strides = (*shape[:-1], 1, shape[-1]), (*strides[:-1], 0, strides[-1])
+        if trailing == 1 and len(self.lse_shape) == len(self.batch):
+            shape, strides = (*shape, 1), (*strides, 0)
+        canonical = layout(shape, strides, self.outer, self.kv_heads, self.groups, trailing)
+        return view(array, canonical, writeable=True)
+
+
+def signature(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray | None,
+    similarity: str = "scaled_dot",
+    scale: Any = None,
+    causal: Any = False,
+    window: Any = None,
+    softcap: Any = None,
+    enable_gqa: Any = False,
+    return_lse: Any = False,
+    return_weights: Any = False,
+    lengths_given: bool = False,
+    offset_given: bool = False,
+    is_part: bool = False,
+) -> tuple[Any, ...]:
+    """Make the hashable signature of a call whose arrays are plain ndarrays.
+
+    Scalar options are brought to one spelling first: 1, 1.0 and True are equal and hash alike, so
+    an unchecked `scale=True` would slip through on the entry of `scale=1.0`. The tuple has the
+    order of `Signature`; it is a bare tuple because making a named one costs 0.3 µs more.
+    """
+    if type(similarity) is not str or similarity not in SIMILARITIES:
+        raise ValueError(
+            f"unknown similarity {similarity!r}: one of {', '.join(map(repr, SIMILARITIES))}"
+        )
+    if scale is not None:
+        scale = finite_number("scale", scale, "None means 1/sqrt(E) for scaled_dot, else 1")
+    if causal is not False and causal is not True:
+        causal = check_causal(causal)
+    if window is not None:
+        window = check_window(window)
+    if softcap is not None:
+        softcap = finite_number("softcap", softcap, "None means no cap")
+        if softcap <= 0.0:
+            raise ValueError(f"softcap must be positive, not {softcap!r}; None means no cap")
+    return (
+        (query.shape, query.strides, query.dtype),
+        (key.shape, key.strides, key.dtype),
+        (value.shape, value.strides, value.dtype),
+        None if mask is None else (mask.shape, mask.strides, mask.dtype),
+        similarity,
+        scale,
+        causal,
+        window,
+        softcap,
+        True if enable_gqa else False,
+        True if return_lse else False,
+        True if return_weights else False,
+        lengths_given,
+        offset_given,
+        is_part,
+    )
+
+
+# Emptied when full instead of evicting one by one: a bare dict is safe from many threads, and a
+# decode loop, whose S grows by one a call, would gain nothing from a cleverer order.
+_RECIPES_KEPT = 1024
+_recipes: dict[tuple[Any, ...], Recipe] = {}
+
+
+def recipe(call: tuple[Any, ...]) -> Recipe:
+    """Return the recipe of a signature, from memory or by full validation."""
+    found = _recipes.get(call)
+    if found is None:
+        found = _make_recipe(Signature._make(call))
+        if len(_recipes) >= _RECIPES_KEPT:
+            _recipes.clear()
+        _recipes[call] = found
+    return found
+
+
+def _make_recipe(call: Signature) -> Recipe:
+    (q_shape, q_strides, _), (k_shape, k_strides, _) = call.query, call.key
+    v_shape, v_strides, _ = call.value
+    dtype = compute_dtype(
+        *(
+            (name, part[2], part[0])
+            for name, part in zip(("query", "key", "value"), call, strict=False)
+        )
+    )
+    one_row = len(q_shape) == 1
+    if one_row:
+        q_shape, q_strides = (1, *q_shape), (0, *q_strides)
+    _check_sizes(q_shape, k_shape, v_shape, one_row)
+    rows, features = q_shape[-2:]
+    keys, value_features = v_shape[-2:]
+    outer, heads, kv_heads = _batch(q_shape, k_shape, v_shape, call.enable_gqa)
+    groups = heads // kv_heads if kv_heads else 1
+    batch = (*outer, heads) if max(len(q_shape), len(k_shape), len(v_shape)) > 2 else ()
+    alignment = alignment_of(
+        call.causal,
+        call.window is not None,
+        call.offset_given,
+        rows,
+        None if call.is_part else keys,
+    )
+    if call.is_part and alignment == "bottom_right" and not call.lengths_given:
+        raise ValueError(
+            'causal="bottom_right" needs the total number of keys, and this is a part of them: '
+            "pass key_lengths= (the total), or causal=True with query_offset="
+        )
+    scale = call.scale
+    if scale is None:
+        scale = 1.0 / math.sqrt(features) if call.similarity == "scaled_dot" and features else 1.0
+    row = () if one_row else (rows,)
+    return Recipe(
+        batch=batch,
+        outer=outer,
+        kv_heads=kv_heads,
+        groups=groups,
+        rows=rows,
+        keys=keys,
+        query=layout(q_shape, q_strides, outer, kv_heads, groups, 2),
+        key=layout(k_shape, k_strides, outer, kv_heads, None, 2),
+        value=layout(v_shape, v_strides, outer, kv_heads, None, 2),
+        mask=call.mask and _mask_layout(call.mask, outer, heads, batch, groups, (rows, keys)),
+        alignment=alignment,
+        causal=call.causal is not False,
+        window=call.window or (None, None),
+        similarity=call.similarity,
+        scale=scale,
+        softcap=call.softcap,
+        dtype=dtype,
+        output_shape=(*batch, *row, value_features),
+        lse_shape=(*batch, *row),
+        weights_shape=(*batch, *row, keys),
+        return_lse=call.return_lse,
+        return_weights=call.return_weights,
+        is_part=call.is_part,
+    )
+
+
+def _check_sizes(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], one_row: bool
+) -> None:
+    shown = f"query {query[1:] if one_row else query}, key {key}, value {value}"
+    if len(query) < 2 or len(key) < 2 or len(value) < 2:
+        raise ValueError(
+            f"too few dims: {shown}; query is (..., L, E) or (E,), key (..., S, E), value "
+            "(..., S, Ev): one number per key is value[:, None]"
+        )
+    if query[-1] != key[-1]:
+        raise ValueError(
+            f"query has E = {query[-1]} features and key E = {key[-1]}: {shown}; their last axes "
+            "must match, since every query is compared with every key feature by feature (is one "
+            "of them transposed?)"
+        )
+    if key[-2] != value[-2]:
+        raise ValueError(
+            f"key has S = {key[-2]} keys and value S = {value[-2]}: {shown}; one value row per key "
+            "is needed (axis -2 of both)"
+        )
+
+
+def _batch(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], enable_gqa: bool
+) -> tuple[tuple[int, ...], int, int]:
+    """Return batch dims without heads, query heads, and key heads (fewer: groups share a head)."""
+    heads, kv = (shape[-3] if len(shape) > 2 else 1 for shape in (query, key))
+    shown = f"query {query}, key {key}, value {value}"
+    try:
+        outer = np.broadcast_shapes(query[:-3], key[:-3], value[:-3])
+        kv = np.broadcast_shapes(kv, value[-3] if len(value) > 2 else 1)[0]
+        if not enable_gqa:
+            heads = np.broadcast_shapes(heads, kv)[0]
+    except ValueError:
+        raise ValueError(
+            f"batch dims do not broadcast: {shown}; all dims before the last two must be equal, "
+            "1 or missing"
+            + ("" if enable_gqa else " (fewer key heads than query heads: enable_gqa=True)")
+        ) from None
+    if not enable_gqa:
+        # One key head for many query heads is packed once, exactly as if GQA had been asked for.
+        return outer, heads, 1 if kv == 1 else heads
+    if heads % kv if kv else heads:
+        raise ValueError(
+            f"enable_gqa=True needs the query heads to be a multiple of the key heads, not "
+            f"{heads} over {kv}: {shown}; heads are axis -3"
+        )
+    return outer, heads, kv
+
+
+def layout(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    outer: tuple[int, ...],
+    kv_heads: int,
+    groups: int | None,
+    trailing: int,
+) -> Layout:
+    """Lay an array out as (*outer, kv_heads, groups, *trailing); None leaves the groups axis out.
+
+    Splitting the heads axis h = kv * G + g is always a view: strides (G * s, s).
+    """
+    dims = len(shape) - trailing
+    sizes, steps = shape[:dims], strides[:dims]
+    step = 0 if dims == 0 or sizes[-1] == 1 else steps[-1]
+    missing = len(outer) - max(dims - 1, 0)
+    outer_strides = (0,) * missing + tuple(
+        0 if size == 1 else stride for size, stride in zip(sizes[:-1], steps[:-1], strict=True)
+    )
+    if groups is None:
+        return (*outer, kv_heads, *shape[dims:]), (*outer_strides, step, *strides[dims:])
+    return (
+        (*outer, kv_heads, groups, *shape[dims:]),
+        (*outer_strides, step * groups, step, *strides[dims:]),
+    )
+
+
+def _mask_layout(
+    mask: tuple[Any, ...],
+    outer: tuple[int, ...],
+    heads: int,
+    batch: tuple[int, ...],
+    groups: int,
+    tail: tuple[int, int],
+) -> Layout:
+    shape, strides, dtype = mask
+    check_mask_dtype(dtype, shape)
+    full = (*batch, *tail)
+    padded = (1,) * (len(full) - len(shape)) + shape
+    if len(shape) > len(full) or any(
+        n not in (1, size) for n, size in zip(padded, full, strict=True)
+    ):
+        raise ValueError(
+            f"mask of shape {shape} does not broadcast to the scores' {full} (batch, L, S): every "
+            "dim must be equal or 1"
+            + (
+                f"; a mask per key of one batch row is mask[:, None, None, :]"
+                if len(full) == 4
+                else ""
+            )
+        )
+    steps = (0,) * (len(full) - len(shape)) + strides
+    steps = tuple(0 if n == 1 else step for n, step in zip(padded, steps, strict=True))
+    kv_heads = heads // groups if groups else 0
+    return layout(full, steps, outer, kv_heads, groups, 2)

@@ -1,0 +1,129 @@
+"""Who sees whom, as ranges: causal, window, key lengths and query offsets, checked and resolved.
+
+Key ``j`` is visible to query row ``i`` when ``j < length``, ``j <= i + offset`` (causal) and
+``i + offset - left <= j <= i + offset + right`` (window). No L×S array is ever made of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = [
+    "LARGEST_POSITION",
+    "Window",
+    "alignment_of",
+    "check_causal",
+    "check_window",
+    "positions",
+]
+
+Window = tuple[int | None, int | None]
+
+# Positions are int64 in the kernels; sums of three of these stay far from wrapping, and every one
+# of them is exact in float64.
+LARGEST_POSITION = 2**53
+
+
+def check_causal(causal: Any) -> bool | Literal["top_left", "bottom_right"]:
+    """Return `causal` as False, True or one of the two words."""
+    if isinstance(causal, (bool, np.bool_)):
+        return bool(causal)
+    if isinstance(causal, str) and causal in ("top_left", "bottom_right"):
+        return causal  # type: ignore[return-value]
+    raise ValueError(
+        f'causal must be False, True, "top_left" (offset 0) or "bottom_right" (offset S - L), '
+        f"not {causal!r}"
+    )
+
+
+def check_window(window: Any) -> Window | None:
+    """Return `window` as two ints or Nones, or None when neither side is bounded."""
+    try:
+        left, right = window
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"window must be a pair (left, right), None meaning unbounded, not {window!r}; "
+            "e.g. (128, 0) for the last 128 keys and the query's own"
+        ) from None
+    sides = (_side("left", left, window), _side("right", right, window))
+    return None if sides == (None, None) else sides
+
+
+def _side(name: str, side: Any, window: Any) -> int | None:
+    if side is None:
+        return None
+    if not isinstance(side, (int, np.integer)) or isinstance(side, bool):
+        raise TypeError(f"window's {name} side must be an integer or None, not {side!r}")
+    if not 0 <= side <= LARGEST_POSITION:
+        raise ValueError(
+            f"window {window!r}: the {name} side is a distance from 0 to 2**53; "
+            "use None where it is unbounded"
+        )
+    return int(side)
+
+
+def alignment_of(
+    causal: bool | str, windowed: bool, offset_given: bool, rows: int, keys: int | None
+) -> str:
+    """Say where query row 0 stands: "zero", "given" or "bottom_right" ("zero" if nobody asks).
+
+    `keys` is None when only a part of the keys is here, so that S is not known.
+    """
+    if isinstance(causal, str):
+        if offset_given:
+            raise ValueError(
+                f'causal="{causal}" already fixes the offset: leave query_offset out, or write '
+                "causal=True, query_offset=..."
+            )
+        return "zero" if causal == "top_left" else "bottom_right"
+    if offset_given:
+        return "given" if causal or windowed else "zero"
+    if causal and rows != keys:
+        size = "S unknown (a part of the keys)" if keys is None else f"S = {keys} keys"
+        raise ValueError(
+            f"causal=True is ambiguous for L = {rows} queries and {size}: write "
+            'causal="top_left" (query row 0 sees key 0 only), causal="bottom_right" (the last '
+            "query sees the last key), or causal=True with query_offset="
+        )
+    return "zero"
+
+
+def positions(
+    name: str, x: Any, batch: tuple[int, ...], smallest: int, largest: int, bound: str
+) -> np.ndarray:
+    """Return `x` as an int64 copy of () or `len(batch)` dims, every entry in the given range.
+
+    A copy, though tiny: another thread that changed lengths after the check would make a kernel
+    read outside its arrays.
+    """
+    array = np.asarray(x)
+    shape = array.shape
+    if array.ndim not in (0, len(batch)) or any(
+        size not in (1, full) for size, full in zip(shape, batch, strict=False)
+    ):
+        show = f"{name}[:, None]" if array.ndim == 1 and len(batch) == 2 else f"{name}.reshape(...)"
+        raise ValueError(
+            f"{name} of shape {shape} must be one integer, or have exactly the {len(batch)} dims of "
+            f"the batch {batch} (heads included), with size 1 where shared: e.g. {show}"
+        )
+    if array.dtype.kind not in "iu":
+        if array.dtype.kind == "O" and all(isinstance(n, int) for n in array.flat):
+            _raise_range(name, array, smallest, largest, bound)
+        holds = " and holds NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
+        raise TypeError(
+            f"{name} of shape {shape} has dtype {array.dtype}{holds}; it must hold integers: "
+            f"np.asarray({name}).astype(np.int64), once every entry is a whole number"
+        )
+    if array.size and (int(array.min()) < smallest or int(array.max()) > largest):
+        _raise_range(name, array, smallest, largest, bound)
+    return array.astype(np.int64)
+
+
+def _raise_range(name: str, array: np.ndarray, smallest: int, largest: int, bound: str) -> None:
+    wrong = next(int(n) for n in array.flat if not smallest <= n <= largest)
+    raise ValueError(
+        f"{name} holds {wrong}, outside {smallest}..{bound}: np.clip({name}, {smallest}, {largest}) "
+        "if that is what is meant"
+    )

@@ -1,0 +1,328 @@
+"""The public face of attention: validate, choose a backend, hand over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastattn._core import backends, problem as problems
+from fastattn._core.arrays import check_out, is_fresh_enough
+from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.threads import resolve
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastattn._core.execution import Execution, Repeat
+
+__all__ = ["attention", "explain"]
+
+_empty = np.empty
+_REPEATS_KEPT = 1024
+# (signature, backend, threads) -> how to repeat that call on other arrays. Emptied when full, like
+# the recipes, and for the same reasons.
+_repeats: dict[tuple[Any, ...], tuple[Repeat, Recipe]] = {}
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    similarity: str = "scaled_dot",
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    key_lengths: ArrayLike | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Any:
+    r"""Attend: average the values, each weighted by how similar its key is to the query.
+
+    .. math::
+
+        s_{ij} = c \tanh(\mathrm{scale} \cdot \mathrm{sim}(q_i, k_j) / c) + m_{ij}, \quad
+        o_i = \frac{\sum_j e^{s_{ij}} v_j}{\sum_j e^{s_{ij}}}
+
+    over the keys :math:`j` visible to query row :math:`i`, where :math:`c` is `softcap` (no tanh
+    when None) and :math:`m` a float `mask`. The scores are never all in memory.
+
+    Parameters
+    ----------
+    query : array_like, (..., L, E) or (E,)
+        L queries of E features. A 1-D query is one query, and the results lose their L axis.
+    key : array_like, (..., S, E)
+        S keys. Batch dims broadcast as in NumPy, without copies.
+    value : array_like, (..., S, Ev)
+        One row per key; ``Ev != E`` is ordinary.
+    similarity : {"scaled_dot", "dot", "cosine", "euclidean"}
+        ``dot`` and ``scaled_dot``: :math:`q \cdot k`; ``cosine``: :math:`q \cdot k / (|q||k|)`, 0
+        for a zero vector; ``euclidean``: :math:`-|q - k|^2`, from differences.
+    scale : float, optional
+        Factor of the similarity, any finite number. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when
+        E is 0), 1 for the others.
+    mask : array_like, broadcasts to (..., L, S), optional
+        bool: True where a query may attend; float32 or float64: added to the scores, -inf hides.
+        It does not change the dtype of the result. None: every key is visible.
+    causal : bool or {"top_left", "bottom_right"}
+        Key j is visible to row i iff ``j <= i + offset``. "top_left" means offset 0,
+        "bottom_right" ``S - L`` (``key_lengths - L`` where lengths are given). True takes
+        `query_offset`, or offset 0 if ``L == S``.
+    query_offset : int or int array over the batch dims, optional
+        Position of query row 0 on the key axis; may be negative. An array has exactly as many dims
+        as the batch, heads included, with size 1 where shared. None: 0.
+    window : tuple (left, right), optional
+        Key j is visible to row i iff ``i + offset - left <= j <= i + offset + right``; None on a
+        side, or None for the pair: unbounded.
+    key_lengths : int or int array over the batch dims, optional
+        Only the first n keys exist, ``0 <= n <= S``. Dims as for `query_offset`. None: all S.
+    softcap : float, optional
+        Positive bound c of the scores, ``c * tanh(score / c)``, before the mask. None: no bound.
+    enable_gqa : bool
+        Grouped queries: heads are axis -3, the H query heads a multiple of the Hkv key heads, and
+        query head h reads key head ``h // (H // Hkv)``.
+    return_lse, return_weights : bool
+        Append the natural-log log-sum-exp of each row's scores (..., L), the weights (..., L, S).
+    out : ndarray, (..., L, Ev), optional
+        Where to store the output; may overlap an input. None: a new array.
+    backend : {"numba", "reference"}, optional
+        None: `use_backend`, ``FASTATTN_BACKEND``, or automatically ``numba``.
+    threads : int, optional
+        At most this many threads. None: `set_threads`, ``NUMBA_NUM_THREADS``, or the machine.
+
+    Returns
+    -------
+    output : ndarray, (..., L, Ev)
+        float32 if query, key and value all are, else float64 (integers and bools included). `out`
+        itself where given.
+    lse : ndarray, (..., L)
+        Only with `return_lse`.
+    weights : ndarray, (..., L, S)
+        Only with `return_weights`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit each other, the mask does not broadcast to the scores, a name is
+        unknown, a number is out of range, ``causal=True`` is ambiguous (L differs from S and no
+        offset is given), or the chosen backend cannot do the call.
+    TypeError
+        If an operand is complex, half or extended precision, object, string, masked, sparse or
+        lazy, or an option has the wrong type.
+
+    See Also
+    --------
+    explain : what the same call would do.
+    attention_state : the same over keys that come in parts.
+
+    Notes
+    -----
+    A row that sees no key is 0, with lse -inf and weights 0. What a hidden key or value holds, NaN
+    included, never reaches a result. A NaN in a visible input reaches exactly the rows that see it.
+
+    Accuracy: at most 1.5 times the error of plain NumPy in the same dtype. The bits of a row
+    depend on that row's query, the keys and values it sees, their positions and the options; not
+    on the other rows, batch, threads, memory layout, the CPU (x86-64 with AVX2 and FMA) or what
+    else is returned.
+
+    Memory: scratch grows with threads and block sizes, never with L times S, except for weights
+    that are asked for. Inputs are read where they lie, any strides, and never written. Safe to
+    call from many threads at once.
+
+    References
+    ----------
+    .. [1] A. Vaswani et al., "Attention is all you need", 2017, section 3.2.1.
+    .. [2] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", 2018, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> query = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> key = np.array([[4.0, 0.0], [0.0, 4.0]])
+    >>> value = np.array([[10.0], [20.0]])
+    >>> fastattn.attention(query, key, value, scale=1.0).round(3)
+    array([[10.18],
+           [19.82]])
+
+    The first query under a causal mask sees the first key only:
+
+    >>> output, weights = fastattn.attention(query, key, value, causal=True, return_weights=True)
+    >>> weights.round(3)
+    array([[1.   , 0.   ],
+           [0.056, 0.944]])
+
+    One query over many keys needs no extra axes:
+
+    >>> fastattn.attention([0.1, 0.2], [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]],
+    ...                    [[0.6, 0.7], [0.8, 0.9], [0.1, 0.2]], similarity="cosine").round(4)
+    array([0.4926, 0.5926])
+    """
+    query, key, value, mask = problems.arrays(query, key, value, mask)
+    call = signature(
+        query,
+        key,
+        value,
+        mask,
+        similarity,
+        scale,
+        causal,
+        window,
+        softcap,
+        enable_gqa,
+        return_lse,
+        return_weights,
+        key_lengths is not None,
+        query_offset is not None,
+    )
+    wanted = backends.choose(backend)
+    workers = resolve(threads)
+    kept = _repeats.get((call, wanted, workers))
+    if kept is not None:
+        repeat, made = kept
+        if out is None:
+            output = _empty(made.output_shape, made.dtype)
+        else:
+            out_array = check_out(out, made.output_shape, made.dtype)
+            direct = out_array.flags.c_contiguous and is_fresh_enough(
+                out_array, made.dtype, (query, key, value, mask)
+            )
+            output = out_array if direct else _empty(made.output_shape, made.dtype)
+        lse = _empty(made.lse_shape, made.dtype) if return_lse else None
+        weights = _empty(made.weights_shape, made.dtype) if return_weights else None
+        repeat(query, key, value, mask, output, lse, weights)
+        return _results(output, lse, weights, out)
+    made = recipe(call)
+    problem = problems.bind(made, query, key, value, mask, key_lengths, query_offset)
+    execution = backends.prepare(problem, wanted, workers)
+    if key_lengths is None and query_offset is None:
+        _keep((call, wanted, workers), execution, made)
+    return _run(execution, made, out, (query, key, value, mask))
+
+
+def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
+    repeat = getattr(execution, "repeat", None)
+    function = None if repeat is None else repeat()
+    if function is not None:
+        if len(_repeats) >= _REPEATS_KEPT:
+            _repeats.clear()
+        _repeats[key] = function, made
+
+
+def _run(
+    execution: Execution,
+    made: Recipe,
+    out: np.ndarray | None,
+    inputs: tuple[np.ndarray | None, ...],
+) -> Any:
+    """Allocate what the call returns, run it, and hand back what was asked for."""
+    if out is None:
+        output = np.empty(made.output_shape, made.dtype)
+    else:
+        output = check_out(out, made.output_shape, made.dtype)
+        if not is_fresh_enough(output, made.dtype, inputs):
+            output = np.empty(made.output_shape, made.dtype)
+    lse = np.empty(made.lse_shape, made.dtype) if made.return_lse else None
+    weights = np.empty(made.weights_shape, made.dtype) if made.return_weights else None
+    execution.run(
+        made.canonical(output, 2),
+        None if lse is None else made.canonical(lse, 1),
+        None if weights is None else made.canonical(weights, 2),
+    )
+    return _results(output, lse, weights, out)
+
+
+def _results(
+    output: np.ndarray,
+    lse: np.ndarray | None,
+    weights: np.ndarray | None,
+    out: np.ndarray | None,
+) -> Any:
+    if out is not None:
+        if not np.may_share_memory(out, output):
+            np.copyto(out, output)
+        output = out
+    if lse is None and weights is None:
+        return output
+    return tuple(result for result in (output, lse, weights) if result is not None)
+
+
+def explain(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    similarity: str = "scaled_dot",
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    key_lengths: ArrayLike | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> Execution:
+    """Return what `attention` would execute with the same arguments, without executing it.
+
+    Parameters
+    ----------
+    query, key, value, similarity, scale, mask, causal, query_offset, window, key_lengths, softcap
+        As for `attention`.
+    enable_gqa, return_lse, return_weights, out, backend, threads
+        As for `attention`.
+
+    Returns
+    -------
+    execution : object
+        ``backend`` (its name), ``plan`` (tiles and tasks), ``scratch_bytes`` (memory beside inputs
+        and results), ``refusals`` (a dict: why each backend passed over cannot do the call),
+        ``problem`` (the validated call).
+
+    Raises
+    ------
+    ValueError, TypeError
+        Exactly where `attention` would.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> x = np.ones((2, 8, 4), np.float32)
+    >>> execution = fastattn.explain(x, x, x, causal=True, backend="reference")
+    >>> execution.backend, execution.refusals
+    ('reference', {})
+    """
+    query, key, value, mask = problems.arrays(query, key, value, mask)
+    made = recipe(
+        signature(
+            query,
+            key,
+            value,
+            mask,
+            similarity,
+            scale,
+            causal,
+            window,
+            softcap,
+            enable_gqa,
+            return_lse,
+            return_weights,
+            key_lengths is not None,
+            query_offset is not None,
+        )
+    )
+    if out is not None:
+        check_out(out, made.output_shape, made.dtype)
+    problem = problems.bind(made, query, key, value, mask, key_lengths, query_offset)
+    return backends.prepare(problem, backends.choose(backend), resolve(threads))
