@@ -1,0 +1,108 @@
+"""The calls of the public face that a job is made of."""
+
+from typing import Any
+
+import numpy as np
+
+import fastattn
+from fastattn.batch.borders import Borders, Chunk
+from fastattn.batch.errors import UsageError
+from fastattn.batch.inputs import Inputs, Integers
+from fastattn.batch.job import OPTIONS, Job
+from fastattn.batch.readers import NpyFile, Range
+
+
+class KeyCache:
+    """The keys and values of the last chunk, which the next one often shares."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._held: dict[str, tuple[tuple[Range, ...], np.ndarray]] = {}
+
+    def read(self, role: str, chunk: Chunk) -> np.ndarray:
+        """Read the whole of `role` that a chunk looks at, unless it is held already."""
+        layout = self._inputs.layout
+        keys = (0, layout.keys)
+        box = layout.operands[role].box(chunk, keys, layout.group)
+        if self._held.get(role, (None,))[0] != box:
+            self._held.pop(role, None)  # first, so that old and new are never held together
+            self._held[role] = (box, self._inputs.read(role, chunk, keys))
+        return self._held[role][1]
+
+
+def attend_whole(
+    inputs: Inputs, borders: Borders, chunk: Chunk, cache: KeyCache, with_lse: bool
+) -> list[np.ndarray]:
+    """One call for a chunk, whose keys are read whole."""
+    keys = (0, inputs.layout.keys)
+    options = inputs.options(chunk)
+    options["mask"] = inputs.read("mask", chunk, keys) if "mask" in inputs.files else None
+    results = fastattn.attention(
+        inputs.read("query", chunk, keys),
+        cache.read("key", chunk),
+        cache.read("value", chunk),
+        return_lse=with_lse,
+        **options,
+    )
+    return list(results) if with_lse else [results]
+
+
+def attend_streamed(
+    inputs: Inputs, borders: Borders, chunk: Chunk, cache: KeyCache, with_lse: bool
+) -> list[np.ndarray]:
+    """One chunk against its keys part by part, which gives the very bits of one call."""
+    options = inputs.options(chunk)
+    query = inputs.read("query", chunk, (0, 0))
+    state: Any = None
+    for keys in borders.parts(inputs.visible_keys(chunk)):
+        mask = inputs.read("mask", chunk, keys) if "mask" in inputs.files else None
+        part = fastattn.attention_state(
+            query,
+            inputs.read("key", chunk, keys),
+            inputs.read("value", chunk, keys),
+            key_start=keys[0],
+            mask=mask,
+            **options,
+        )
+        state = part if state is None else state.merge(part)
+        del part, mask
+    results = state.finish(return_lse=with_lse)
+    return list(results) if with_lse else [results]
+
+
+def check_call(job: Job, files: dict[str, NpyFile], integers: Integers) -> Any:
+    """Let the public face judge shapes and options as a whole, before any work."""
+    shapes = {role: file.shape for role, file in files.items()}
+    options = {name: getattr(job, name) for name in OPTIONS}
+    try:
+        return _explain(files, shapes, job, options | integers)
+    except (ValueError, TypeError) as error:
+        roles = ", ".join(f"{role} {file.path}" for role, file in files.items())
+        raise UsageError(f"{error} (files: {roles})") from error
+
+
+def scratch_bytes(inputs: Inputs, borders: Borders) -> int:
+    """Bytes that the backend says it needs beside the arrays of one chunk."""
+    layout = inputs.layout
+    chunk = borders.chunk(layout.extents, 0)
+    keys = (0, min(borders.part_keys or layout.keys, layout.keys))
+    shapes = {
+        role: tuple(stop - start for start, stop in operand.box(chunk, keys, layout.group))
+        for role, operand in layout.operands.items()
+    }
+    options = inputs.options(chunk)
+    if options["key_lengths"] is not None:
+        options["key_lengths"] = np.minimum(options["key_lengths"], keys[1])
+    return int(_explain(inputs.files, shapes, inputs.job, options).scratch_bytes)
+
+
+def _explain(
+    files: dict[str, NpyFile], shapes: dict[str, tuple[int, ...]], job: Job, options: dict[str, Any]
+) -> Any:
+    """Ask the face about a call on arrays of these shapes, which take no memory."""
+    arrays: dict[str, Any] = {
+        role: np.broadcast_to(np.zeros((), files[role].dtype), shapes[role])
+        for role in ("query", "key", "value", "mask")
+        if role in files
+    }
+    return fastattn.explain(**arrays, return_lse=job.lse_out is not None, **options)

@@ -1,0 +1,230 @@
+"""Where a job is cut: boxes of batch indices and query rows, and parts of the keys, under a limit
+of memory. Pure functions of shapes: no file is touched here.
+
+A chunk is a range of one axis of (batch..., rows), with single indices on the axes before it and
+whole axes behind it, so that its output is one contiguous range of the output file. No bit of the
+result depends on where the borders lie.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from fastattn.batch.errors import UsageError
+from fastattn.batch.readers import Range
+from fastattn.batch.units import format_size
+
+# Streamed parts of the keys begin at multiples of this, which every segment size (512 or a power
+# of two below it) divides: then they give the bits of one call.
+PART_KEYS = 512
+# A chunk takes some seconds at most, so that a killed job loses little: multiply-adds per chunk ...
+_CHUNK_WORK = 1 << 38
+# ... unless that would leave too few rows to use the machine, or to be worth reading the keys for.
+_LEAST_ROWS = 1024
+_LEAST_ROWS_STREAMED = 4096
+_READ_BUFFER = 4 << 20
+
+
+class Operand(NamedTuple):
+    """The shape of one input, and which of the job's axes its axes follow."""
+
+    shape: tuple[int, ...]
+    itemsize: int
+    trailing: tuple[Literal["rows", "keys", "features"], ...]
+    key_heads: bool = False  # its last batch axis counts key heads, not query heads
+
+    def box(self, chunk: "Chunk", keys: Range, group: int) -> tuple[Range, ...]:
+        """Find the part of this input that a chunk reads when it looks at the key range `keys`."""
+        lead = len(self.shape) - len(self.trailing)
+        ranges = list(chunk.batch[len(chunk.batch) - lead :])
+        if self.key_heads and ranges:
+            start, stop = ranges[-1]
+            ranges[-1] = (start // group, -(-stop // group))
+        follows = {"rows": chunk.rows, "keys": keys}
+        ranges += [
+            follows.get(word, (0, length))
+            for word, length in zip(self.trailing, self.shape[lead:], strict=True)
+        ]
+        return tuple(
+            (0, 1) if length == 1 and stop > start else (start, stop)
+            for (start, stop), length in zip(ranges, self.shape, strict=True)
+        )
+
+    def box_bytes(self, chunk: "Chunk", keys: Range, group: int) -> int:
+        """Bytes of that part."""
+        return self.itemsize * math.prod(
+            stop - start for start, stop in self.box(chunk, keys, group)
+        )
+
+
+class Layout(NamedTuple):
+    """The sizes of a job."""
+
+    batch: tuple[int, ...]  # heads included
+    rows: int
+    keys: int
+    features: int
+    value_features: int
+    group: int  # query heads per key head; 1 without enable_gqa
+    operands: dict[str, Operand]
+    row_bytes: int  # of output and lse, per row
+    compute_itemsize: int
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The axes that chunks are cut from."""
+        return (*self.batch, self.rows)
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of the output file."""
+        return math.prod(self.extents)
+
+
+class Chunk(NamedTuple):
+    """One piece of the output, computed and written at once."""
+
+    batch: tuple[Range, ...]
+    rows: Range
+    first_row: int  # in the output file, counted over all batch indices
+    row_count: int
+
+
+class Borders(NamedTuple):
+    """How a job is cut; what a manifest records."""
+
+    axis: int
+    size: int
+    part_keys: int | None  # keys per part where they are streamed, None where they are read whole
+
+    def count(self, extents: tuple[int, ...]) -> int:
+        """Count the chunks; there is at least one."""
+        if 0 in extents:
+            return 1
+        return math.prod(extents[: self.axis]) * -(-extents[self.axis] // self.size)
+
+    def chunk(self, extents: tuple[int, ...], index: int) -> Chunk:
+        """Return the chunk of that number, in the order of the output file."""
+        if 0 in extents:  # an empty output is one empty chunk, so that every job has one
+            everything = [(0, length) for length in extents]
+            return Chunk(tuple(everything[:-1]), everything[-1], 0, 0)
+        length = extents[self.axis]
+        lead, piece = divmod(index, -(-length // self.size))
+        ranges: list[Range] = []
+        for axis_length in reversed(extents[: self.axis]):
+            lead, at = divmod(lead, axis_length)
+            ranges.insert(0, (at, at + 1))
+        start = piece * self.size
+        ranges.append((start, min(start + self.size, length)))
+        ranges += [(0, rest) for rest in extents[self.axis + 1 :]]
+        first = 0
+        for (start, _), axis_length in zip(ranges, extents, strict=True):
+            first = first * axis_length + start
+        rows = math.prod(stop - start for start, stop in ranges)
+        return Chunk(tuple(ranges[:-1]), ranges[-1], first, rows)
+
+    def parts(self, visible: Range) -> Iterator[Range]:
+        """Walk through the parts that hold the visible keys: at least one, which may be empty."""
+        size = self.part_keys
+        if size is None:
+            raise ValueError("the keys of this job are read whole")
+        start = visible[0] // size * size
+        while True:
+            yield start, min(start + size, visible[1])
+            start += size
+            if start >= visible[1]:
+                return
+
+
+Scratch = Callable[[Borders], int]
+
+
+def memory_needed(layout: Layout, borders: Borders, scratch: Scratch) -> int:
+    """Bytes that the job holds at most while it works on one chunk (the first is the largest)."""
+    chunk = borders.chunk(layout.extents, 0)
+    streamed = borders.part_keys is not None
+    keys = (0, min(borders.part_keys or layout.keys, layout.keys))
+    held = sum(part.box_bytes(chunk, keys, layout.group) for part in layout.operands.values())
+    held += chunk.row_count * layout.row_bytes
+    if streamed:  # the state so far, that of the next part, and their merger
+        held += 3 * chunk.row_count * (layout.value_features + 2) * layout.compute_itemsize
+    return held + scratch(borders) + _READ_BUFFER
+
+
+def choose_borders(layout: Layout, limit: int, scratch: Scratch) -> Borders:
+    """Cut a job into the largest chunks that `limit` bytes allow.
+
+    The outermost axis that can be cut is, so that chunks are few. Keys are read whole where at
+    least some hundred query rows fit beside them, and streamed in parts otherwise.
+
+    Raises
+    ------
+    UsageError
+        When not even one row and the smallest part of the keys fit.
+    """
+    axes = range(len(layout.extents))
+    if 0 in layout.extents:
+        return Borders(0, 1, None)
+    for streamed in (False, True):
+        for axis in axes:
+            borders = _largest(layout, axis, streamed, limit, scratch)
+            if borders is not None:
+                return borders
+    least = Borders(axes[-1], 1, min(PART_KEYS, layout.keys))
+    needed = memory_needed(layout, least, scratch)
+    raise UsageError(
+        f"--max-memory is {format_size(limit)}, but one query row and {least.part_keys} keys take "
+        f"{format_size(needed)}; give --max-memory {-(-needed // 2**20)}M or more"
+    )
+
+
+def _largest(
+    layout: Layout, axis: int, streamed: bool, limit: int, scratch: Scratch
+) -> Borders | None:
+    by_rows = axis == len(layout.batch)
+    length = layout.extents[axis]
+    part = _part_keys(layout, axis, limit, scratch) if streamed else None
+    if streamed and part is None:
+        return None
+    behind = math.prod(layout.extents[axis + 1 :])
+    work = behind * layout.keys * (layout.features + layout.value_features)
+    most = _CHUNK_WORK // max(work, 1)
+    if by_rows:
+        most = max(most, _LEAST_ROWS_STREAMED if streamed else _LEAST_ROWS)
+    sizes = _allowed_sizes(layout, axis, min(most, length))
+
+    def fits(size: int) -> bool:
+        return memory_needed(layout, Borders(axis, size, part), scratch) <= limit
+
+    low, high = 0, len(sizes)  # sizes[:low] fit, sizes[high:] do not
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if fits(sizes[middle]) else (low, middle)
+    if low == 0:
+        return None
+    size = sizes[low - 1]
+    if by_rows and not streamed and size < min(length, _LEAST_ROWS // 4):
+        return None  # so few rows are not worth whole keys
+    return Borders(axis, size, part)
+
+
+def _allowed_sizes(layout: Layout, axis: int, most: int) -> "range | list[int]":
+    group = layout.group
+    if group == 1 or axis != len(layout.batch) - 1:
+        return range(1, most + 1)
+    # A chunk holds whole groups of query heads, or lies within one.
+    inside = [size for size in range(1, min(group - 1, most) + 1) if group % size == 0]
+    return inside + list(range(group, most + 1, group))
+
+
+def _part_keys(layout: Layout, axis: int, limit: int, scratch: Scratch) -> int | None:
+    """Keys per part such that a part takes about a third of the limit; None when none fits."""
+    chunk = Borders(axis, 1, None).chunk(layout.extents, 0)
+    one = sum(
+        layout.operands[role].box_bytes(chunk, (0, 1), layout.group) for role in ("key", "value")
+    )
+    part = min(limit // 3 // max(one, 1), layout.keys) // PART_KEYS * PART_KEYS
+    part = max(part, PART_KEYS)
+    while part > PART_KEYS and memory_needed(layout, Borders(axis, 1, part), scratch) > limit // 2:
+        part = max(part // 2 // PART_KEYS * PART_KEYS, PART_KEYS)
+    return part if memory_needed(layout, Borders(axis, 1, part), scratch) <= limit else None

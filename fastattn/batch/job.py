@@ -1,0 +1,110 @@
+"""What is asked of a job, and what it tells about itself at the end."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Window = tuple[int | None, int | None]
+
+FILES = ("query", "key", "value", "mask")
+INTEGERS = ("query_offset", "key_lengths")
+# The options of `fastattn.attention` that are passed on as they are given.
+OPTIONS = ("similarity", "scale", "causal", "window", "softcap", "enable_gqa", "threads", "backend")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One offline call of `fastattn.attention` from files to a file.
+
+    Parameters
+    ----------
+    query, key, value, out : str
+        Paths of `.npy` files; `out` is written.
+    lse_out : str, optional
+        Where the rows' log-sum-exp goes; None: it is not computed.
+    mask : str, optional
+        Path of a bool or float mask that broadcasts to (..., L, S).
+    query_offset, key_lengths : int or str, optional
+        A number, or the path of a `.npy` file of integers over the batch dims.
+    similarity, scale, causal, window, softcap, enable_gqa, threads, backend
+        As in `fastattn.attention`.
+    max_memory : int
+        Bytes that the arrays of the job may take at once; the interpreter and the libraries
+        (some 150 MB) come on top.
+    overwrite : bool
+        Replace `out` and `lse_out` where they exist, and discard an unfinished job on them.
+    resume : bool
+        Go on where a killed job on the same output stopped.
+    """
+
+    query: str
+    key: str
+    value: str
+    out: str
+    lse_out: str | None = None
+    mask: str | None = None
+    similarity: str = "scaled_dot"
+    scale: float | None = None
+    causal: bool | str = False
+    query_offset: int | str | None = None
+    window: Window | None = None
+    key_lengths: int | str | None = None
+    softcap: float | None = None
+    enable_gqa: bool = False
+    threads: int | None = None
+    backend: str | None = None
+    max_memory: int = 1 << 30
+    overwrite: bool = False
+    resume: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Collect the options that the result depends on, as a manifest records them."""
+        options = {name: getattr(self, name) for name in (*OPTIONS, *INTEGERS)}
+        options["window"] = None if self.window is None else list(self.window)
+        del options["threads"], options["backend"]  # the resolved backend has its own entry
+        return options
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished job tells about itself.
+
+    Attributes
+    ----------
+    out, lse_out : str
+        The files written (`lse_out` may be None).
+    shapes : dict
+        Of every input and output.
+    dtype : str
+        Of the output.
+    chunks, resumed_chunks : int
+        All chunks of the job, and those of them that an earlier run had finished.
+    part_keys : int or None
+        Keys per streamed part; None where keys were read whole.
+    seconds, rows_per_second : float
+        Time of the whole job, and the rows computed in this run per second of it.
+    threads : int
+    backend : str
+    numerics_version : int
+    checksum, lse_checksum : str
+        SHA-256 of the files, as ``sha256sum`` prints it (`lse_checksum` may be None).
+    """
+
+    out: str
+    lse_out: str | None
+    shapes: dict[str, list[int]]
+    dtype: str
+    chunks: int
+    resumed_chunks: int
+    part_keys: int | None
+    max_memory: int
+    seconds: float
+    rows_per_second: float
+    threads: int | None
+    backend: str
+    numerics_version: int
+    checksum: str
+    lse_checksum: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary as JSON has it."""
+        return asdict(self)

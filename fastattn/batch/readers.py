@@ -1,0 +1,242 @@
+"""`.npy` files, read in boxes with `pread` and never mapped.
+
+A file that is cut short while the job runs is then an error of the job, where a mapping would end
+the process with SIGBUS.
+"""
+
+import ast
+import math
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastattn.batch.errors import JobError, named
+from fastattn.batch.units import format_size
+
+Range = tuple[int, int]
+
+_MAGIC = b"\x93NUMPY"
+_HEADER_BYTES = 1 << 16  # NumPy itself writes at most 64 KiB unless a structured dtype is stored
+_READ_BYTES = 1 << 30  # Linux moves less than 2 GiB per call
+# Runs that lie closer than this are fetched together and picked apart in memory: one call costs
+# about a microsecond, the time in which some tens of KiB come from the page cache.
+_GAP_BYTES = 1 << 16
+_SPAN_BYTES = 1 << 22
+
+
+class NpyFile:
+    """One `.npy` file, its header checked against the size of the file before anything is read.
+
+    Parameters
+    ----------
+    role : str
+        What the file is to the job, for messages: ``query``, ``key``, ...
+    path : str
+        Where it lies.
+
+    Raises
+    ------
+    JobError
+        When it is missing, is no regular file, is no `.npy`, holds objects or records, or holds
+        less than its header says.
+    """
+
+    def __init__(self, role: str, path: str) -> None:
+        self.role = role
+        self.path = path
+        with named(self.name, "be opened"):
+            # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            self._inspect()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The role and the path, as messages show them."""
+        return f"{self.role} file {self.path}"
+
+    def _inspect(self) -> None:
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise JobError(
+                f"{self.name}: expected a regular file, found {_kind(found.st_mode)}; "
+                "save the array with numpy.save first"
+            )
+        self.status = found
+        start = self._pread_some(12)
+        self.data_offset, text = self._header_text(start)
+        self.dtype, self.fortran_order, self.shape = self._parse_header(text)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        held = found.st_size - self.data_offset
+        if self.nbytes > held:
+            raise JobError(
+                f"{self.name}: its header claims {self.dtype} {self.shape}, which is "
+                f"{self.nbytes} bytes ({format_size(self.nbytes)}), but only {held} follow it; "
+                "the file was cut short or its header is wrong: write it again"
+            )
+        if self.nbytes < held:
+            raise JobError(
+                f"{self.name}: its header claims {self.dtype} {self.shape}, which is "
+                f"{self.nbytes} bytes, but {held} follow it; a file with several arrays or a "
+                "wrong header: save the one array meant with numpy.save"
+            )
+
+    def _header_text(self, start: bytes) -> tuple[int, bytes]:
+        if not start.startswith(_MAGIC) or len(start) < 12:
+            raise JobError(
+                f"{self.name}: expected a .npy file, found {_guess(start)}; "
+                "save the array with numpy.save(path, array)"
+            )
+        version = (start[6], start[7])
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise JobError(
+                f"{self.name}: .npy format {version[0]}.{version[1]} is not known (1.0 to 3.0 "
+                "are); load it with NumPy and save it again"
+            )
+        prefix = 10 if version == (1, 0) else 12
+        length = int.from_bytes(start[8:prefix], "little")
+        text = b"" if length > _HEADER_BYTES else self._pread_some(length, prefix)
+        if len(text) < length or length > _HEADER_BYTES:
+            raise JobError(
+                f"{self.name}: its header claims to be {length} bytes long, but the file has "
+                f"{self.status.st_size} (and a header at most {_HEADER_BYTES}); write it again"
+            )
+        return prefix + length, text
+
+    def _parse_header(self, text: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+        try:
+            header = ast.literal_eval(text.decode("utf-8").strip())
+            descr, order, shape = (header[word] for word in ("descr", "fortran_order", "shape"))
+            lengths_are_counts = all(type(length) is int and length >= 0 for length in shape)
+            if not (isinstance(shape, tuple) and type(order) is bool and lengths_are_counts):
+                raise ValueError("shape or fortran_order has the wrong type")
+            dtype = np.dtype(descr)
+        except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
+            raise JobError(
+                f"{self.name}: its .npy header cannot be read ({error or type(error).__name__}); "
+                "write it again with numpy.save"
+            ) from error
+        if dtype.hasobject or dtype.names or dtype.subdtype or dtype.itemsize == 0:
+            held = "pickled Python objects" if dtype.hasobject else f"items of dtype {dtype}"
+            raise JobError(
+                f"{self.name}: expected numbers, found {held}, which are never loaded; "
+                "convert with array.astype(numpy.float32) and save it again"
+            )
+        return dtype, order, shape
+
+    def _pread_some(self, length: int, offset: int = 0) -> bytes:
+        with named(self.name, "be read"):
+            return os.pread(self._descriptor, length, offset)
+
+    def identity(self) -> dict[str, Any]:
+        """Describe the file so that a manifest can know it again."""
+        return {
+            "bytes": self.status.st_size,
+            "mtime_ns": self.status.st_mtime_ns,
+            "dtype": self.dtype.str,
+            "shape": list(self.shape),
+            "fortran_order": self.fortran_order,
+            "data_offset": self.data_offset,
+        }
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on when the file was written to since it was opened."""
+        with named(self.name, "be looked at"):
+            now = os.fstat(self._descriptor)
+        if (now.st_size, now.st_mtime_ns) != (self.status.st_size, self.status.st_mtime_ns):
+            raise JobError(
+                f"{self.name}: was changed while the job ran ({self.status.st_size} bytes at the "
+                f"start, {now.st_size} now); run the job again on files that stay as they are"
+            )
+
+    def read(self, box: Sequence[Range]) -> np.ndarray:
+        """Read the half-open ranges `box`, one per axis, into a fresh array.
+
+        The array has the file's own dtype; a file in Fortran order gives a Fortran ordered array.
+        """
+        # A file in Fortran order is the C-ordered file of the reversed shape.
+        turn = -1 if self.fortran_order else 1
+        lengths, ranges = self.shape[::turn], tuple(box)[::turn]
+        strides, stride = [], self.dtype.itemsize
+        for length in reversed(lengths):
+            strides.append(stride)
+            stride *= length
+        strides.reverse()
+        target = np.empty([stop - start for start, stop in ranges], self.dtype)
+        first = sum(start * step for (start, _), step in zip(ranges, strides, strict=True))
+        with named(self.name, "be read"):
+            self._fill(target, tuple(strides), self.data_offset + first)
+        return target.T if self.fortran_order else target
+
+    def _fill(self, target: np.ndarray, strides: tuple[int, ...], offset: int) -> None:
+        if target.size == 0:
+            return
+        last = sum((n - 1) * step for n, step in zip(target.shape, strides, strict=True))
+        span = last + self.dtype.itemsize
+        if span == target.nbytes:
+            self._pread_into(target.reshape(-1).view(np.uint8), offset)
+        elif span <= _SPAN_BYTES and span <= _GAP_BYTES * _runs(target, strides):
+            buffer = np.empty(span, np.uint8)
+            self._pread_into(buffer, offset)
+            target[...] = np.ndarray(target.shape, target.dtype, buffer, strides=strides)
+        else:
+            for index in range(target.shape[0]):
+                self._fill(target[index, ...], strides[1:], offset + index * strides[0])
+
+    def _pread_into(self, target: np.ndarray, offset: int) -> None:
+        done = 0
+        while done < target.size:
+            part = target[done : done + _READ_BYTES]
+            got = os.preadv(self._descriptor, [part], offset + done)  # type: ignore[list-item]
+            if got == 0:
+                raise JobError(
+                    f"{self.name}: was cut short while the job ran: expected {target.size} bytes "
+                    f"at {offset}, found {done}; restore it and run the job again"
+                )
+            done += got
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _runs(target: np.ndarray, strides: tuple[int, ...]) -> int:
+    """Count the contiguous runs of bytes in the file that make up `target`."""
+    run, axis = target.itemsize, target.ndim
+    while axis and (strides[axis - 1] == run or target.shape[axis - 1] == 1):
+        axis -= 1
+        run *= target.shape[axis]
+    return math.prod(target.shape[:axis])
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a character device",
+        stat.S_IFBLK: "a block device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def _guess(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    if start.startswith(_MAGIC):
+        return "only the first bytes of one"
+    if start.startswith(b"PK"):
+        return "a zip archive (an .npz? then numpy.load(path)['name'] is the array)"
+    if start.startswith(b"\x80"):
+        return "a pickle, which is never loaded"
+    if start.startswith(b"\x89HDF"):
+        return "an HDF5 file"
+    return f"a file that begins with {start[:8]!r}"

@@ -1,0 +1,318 @@
+"""The command ``fastattn``: offline jobs, the machine, the kernel cache, the examples.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a file, the disk or the
+machine failed, 2 the request cannot work, 130 interrupted.
+"""
+
+# Nothing is imported up here that a usage error or --help would have to wait for.
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastattn.batch import Job
+
+SIMILARITIES = ("dot", "scaled_dot", "cosine", "euclidean")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments without the command's name; None: those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "command" not in arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        code: int = arguments.command(arguments)
+    except KeyboardInterrupt as interruption:
+        _say(str(interruption) or "interrupted; nothing was left behind")
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastattn",
+        description="Attention from files to files, in chunks of bounded memory.",
+        epilog="Exit codes: 0 done, 1 a file or the disk failed, 2 the request cannot work, "
+        "130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="compute attention from .npy files to a .npy file"))
+    info = commands.add_parser("info", help="show versions, machine, threads and backends")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(command=_info)
+    warmup = commands.add_parser("warmup", help="compile the kernels and fill the cache on disk")
+    warmup.set_defaults(command=_warmup)
+    example = commands.add_parser("example", help="run an example on real data")
+    _add_digits(example.add_subparsers(metavar="EXAMPLE", required=True))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Computes fastattn.attention(query, key, value, ...) chunk by chunk. The output gets its "
+        "name when it is complete; a killed job goes on with --resume and ends with the same bytes."
+    )
+    files = parser.add_argument_group("files (.npy)")
+    files.add_argument("--query", required=True, metavar="FILE", help="(..., L, E) or (E,)")
+    files.add_argument("--key", required=True, metavar="FILE", help="(..., S, E)")
+    files.add_argument("--value", required=True, metavar="FILE", help="(..., S, Ev)")
+    files.add_argument("--out", required=True, metavar="FILE", help="(..., L, Ev) is written here")
+    files.add_argument("--mask", metavar="FILE", help="bool (True = may attend) or float")
+    files.add_argument("--return-lse", action="store_true", help="needs --lse-out")
+    files.add_argument("--lse-out", metavar="FILE", help="write the rows' log-sum-exp here")
+    _add_options(parser.add_argument_group("attention"))
+    job = parser.add_argument_group("job")
+    job.add_argument("--max-memory", type=_size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP)
+    job.add_argument("--resume", action="store_true", help="go on with a job that was killed")
+    job.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the output; without --resume, also discard an unfinished job on it",
+    )
+    job.add_argument("--json", action="store_true", help="print a summary as JSON on stdout")
+    _add_machine(job)
+    parser.set_defaults(command=_run, parser=parser)
+
+
+_MEMORY_HELP = "what the job's arrays may take, like 512M or 2G (default 1G)"
+
+
+def _add_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--similarity", choices=SIMILARITIES, default="scaled_dot")
+    group.add_argument("--scale", type=_finite, metavar="NUMBER")
+    group.add_argument(
+        "--causal",
+        nargs="?",
+        const="true",
+        default=False,
+        choices=("true", "top_left", "bottom_right"),
+        help="key j is visible iff j <= i + offset; the words fix the offset",
+    )
+    group.add_argument(
+        "--query-offset",
+        type=_integer_or_path,
+        metavar="INT|FILE",
+        help="position of query row 0 on the key axis",
+    )
+    group.add_argument(
+        "--window",
+        nargs=2,
+        type=_side,
+        metavar=("LEFT", "RIGHT"),
+        help="keys from i - LEFT to i + RIGHT are visible; 'none' is unbounded",
+    )
+    group.add_argument(
+        "--key-lengths",
+        type=_integer_or_path,
+        metavar="INT|FILE",
+        help="only the first so many keys exist",
+    )
+    group.add_argument("--softcap", type=_positive, metavar="NUMBER")
+    group.add_argument(
+        "--enable-gqa", action="store_true", help="query heads are a multiple of key heads"
+    )
+
+
+def _add_machine(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--threads", type=_count, metavar="N")
+    group.add_argument("--backend", metavar="NAME", help="numba or reference; default: the fastest")
+
+
+def _add_digits(examples: Any) -> None:
+    digits = examples.add_parser(
+        "digits", help="classify the handwritten digits of scikit-learn by cosine attention"
+    )
+    digits.add_argument("--dir", metavar="FOLDER", help="keep the files here")
+    digits.add_argument("--overwrite", action="store_true", help="replace files in FOLDER")
+    digits.add_argument("--max-memory", type=_size, default=None, metavar="SIZE", help=_MEMORY_HELP)
+    digits.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _add_machine(digits)
+    digits.set_defaults(command=_digits)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.return_lse and not arguments.lse_out:
+        arguments.parser.error("--return-lse needs --lse-out FILE, where the log-sum-exp goes")
+
+    from fastattn.batch import progress_on, run_job
+
+    def work() -> int:
+        summary = run_job(_job(arguments), progress_on(sys.stderr))
+        _say(
+            f"wrote {summary.out}: {summary.chunks} chunks in {summary.seconds:.3g} s, "
+            f"{summary.rows_per_second:.4g} rows/s, backend {summary.backend}"
+        )
+        return _print(json.dumps(summary.as_dict())) if arguments.json else 0
+
+    return _guarded(work)
+
+
+def _job(arguments: argparse.Namespace) -> "Job":
+    from fastattn.batch import Job
+
+    return Job(
+        query=arguments.query,
+        key=arguments.key,
+        value=arguments.value,
+        out=arguments.out,
+        lse_out=arguments.lse_out,
+        mask=arguments.mask,
+        similarity=arguments.similarity,
+        scale=arguments.scale,
+        causal=True if arguments.causal == "true" else arguments.causal,
+        query_offset=arguments.query_offset,
+        window=None if arguments.window is None else tuple(arguments.window),
+        key_lengths=arguments.key_lengths,
+        softcap=arguments.softcap,
+        enable_gqa=arguments.enable_gqa,
+        threads=arguments.threads,
+        backend=arguments.backend,
+        max_memory=arguments.max_memory,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+    )
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    import fastattn
+
+    sections = fastattn.show_config(mode="dicts")
+    if arguments.json:
+        return _print(json.dumps(sections, default=str))
+    lines = []
+    for title, entries in (sections or {}).items():
+        lines += [f"{title}:", *(f"  {name}: {entry}" for name, entry in entries.items())]
+    return _print("\n".join(lines))
+
+
+def _warmup(arguments: argparse.Namespace) -> int:
+    import time
+
+    import fastattn
+
+    start = time.monotonic()
+    fastattn.warmup()
+    _say(f"the kernels are ready ({time.monotonic() - start:.1f} s)")
+    return 0
+
+
+def _digits(arguments: argparse.Namespace) -> int:
+    from fastattn.batch import progress_on
+    from fastattn.examples.digits import run_digits
+
+    def work() -> int:
+        report = run_digits(
+            arguments.dir,
+            overwrite=arguments.overwrite,
+            max_memory=arguments.max_memory,
+            threads=arguments.threads,
+            backend=arguments.backend,
+            progress=progress_on(sys.stderr),
+        )
+        failed = 0 if report.equal_bits else 1
+        return _print(json.dumps(report.as_dict()) if arguments.json else str(report)) or failed
+
+    return _guarded(work)
+
+
+def _guarded(work: Any) -> int:
+    """Turn every failure that is to be expected into one line and an exit code."""
+    from fastattn.batch import JobError
+
+    try:
+        code: int = work()
+    except JobError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    return code
+
+
+def _print(text: str) -> int:
+    """Print a result on stdout; a closed pipe or a full disk there is a failure without a trace."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python flushes stdout once more at exit, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say(f"error: stdout cannot be written: {error.strerror}")
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"fastattn: {text}", file=sys.stderr, flush=True)
+
+
+def _version() -> str:
+    import fastattn
+
+    return f"fastattn {fastattn.__version__}"
+
+
+def _size(text: str) -> int:
+    from fastattn.batch.units import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = _finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not positive")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _side(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a distance in keys nor 'none'")
+    return int(text)
+
+
+def _integer_or_path(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Cosine attention as a classifier: handwritten digits attend to labelled ones.
+
+Training images are keys, their labels (one-hot) are values, test images are queries: the output of
+attention is then a probability for each class, a kernel regression on the unit sphere. The images
+are the 1797 digits of 8 x 8 pixels from the UCI repository that scikit-learn ships.
+"""
+
+import contextlib
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+import fastattn
+from fastattn import reference
+from fastattn.batch import Job, JobError, Progress, Summary, UsageError, parse_size, run_job
+from fastattn.batch.errors import named
+
+SPLIT = "a quarter of the images held out, stratified by digit, seed 0"
+_SCALES = (8.0, 16.0, 32.0, 64.0, 128.0)
+# Small on purpose: the point is that the chunks of a job do not show in its result.
+_MAX_MEMORY = "16M"
+
+
+@dataclass(frozen=True)
+class DigitsReport:
+    """What the example found.
+
+    Attributes
+    ----------
+    accuracy : float
+        Share of held-out images whose most probable class is theirs.
+    scale : float
+        Chosen on the training images alone.
+    rows_per_second : float
+        Of the whole job, reading and syncing included.
+    max_error : float
+        Largest difference from `fastattn.reference` in float64.
+    equal_bits : bool
+        Whether the job's output equals one call in memory, bit by bit.
+    """
+
+    accuracy: float
+    test_images: int
+    training_images: int
+    split: str
+    scale: float
+    rows_per_second: float
+    max_error: float
+    equal_bits: bool
+    folder: str | None
+    job: Summary
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON has it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        equal = "equals" if self.equal_bits else "DIFFERS FROM"
+        lines = [
+            f"accuracy    {self.accuracy:.4f} on {self.test_images} images ({self.split})",
+            f"keys        {self.training_images} training images, cosine, scale {self.scale:g} "
+            "(least leave-one-out log loss on them)",
+            f"throughput  {self.rows_per_second:.4g} images/s in {self.job.chunks} chunks "
+            f"({self.job.seconds:.3g} s with reading and syncing), backend {self.job.backend}",
+            f"max error   {self.max_error:.2e} against the float64 reference",
+            f"bits        the job's output {equal} one call in memory",
+        ]
+        if self.folder:
+            lines.append(f"files       {self.folder}")
+        return "\n".join(lines)
+
+
+def run_digits(
+    folder: str | None = None,
+    *,
+    overwrite: bool = False,
+    max_memory: int | None = None,
+    threads: int | None = None,
+    backend: str | None = None,
+    progress: Progress | None = None,
+) -> DigitsReport:
+    """Classify the held-out digits with an offline job, and check what it wrote.
+
+    Parameters
+    ----------
+    folder : str, optional
+        Where the inputs and the output stay; None: a temporary folder, removed at the end.
+    overwrite : bool
+        Replace files that are there already.
+    max_memory, threads, backend, progress
+        As for `fastattn.batch.Job` and `fastattn.batch.run_job`.
+
+    Returns
+    -------
+    DigitsReport
+        Accuracy, throughput, error, and whether the bits are those of one call.
+
+    Raises
+    ------
+    JobError
+        When scikit-learn is missing, or a file cannot be written.
+    """
+    train, train_labels, test, test_labels = load_digits()
+    values = np.eye(10, dtype=np.float32)[train_labels]
+    options: dict[str, Any] = {"similarity": "cosine", "threads": threads, "backend": backend}
+    with contextlib.ExitStack() as stack:
+        place = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-"))
+        arrays = {"query": test, "key": train, "value": values}
+        paths = _write_inputs(place, arrays, overwrite)
+        options["scale"] = choose_scale(train, values, options)
+        job = Job(
+            **paths,
+            **options,
+            max_memory=max_memory or parse_size(_MAX_MEMORY),
+            overwrite=overwrite,
+        )
+        summary = run_job(job, progress)
+        with named(job.out, "be read"):
+            output = np.load(job.out, allow_pickle=False)
+    at_once = fastattn.attention(test, train, values, **options)
+    meant = reference.attention(test, train, values, similarity="cosine", scale=options["scale"])
+    return DigitsReport(
+        accuracy=float(np.mean(output.argmax(axis=-1) == test_labels)),
+        test_images=len(test),
+        training_images=len(train),
+        split=SPLIT,
+        scale=options["scale"],
+        rows_per_second=summary.rows_per_second,
+        max_error=float(np.abs(output - meant).max()),
+        equal_bits=output.dtype == at_once.dtype and output.tobytes() == at_once.tobytes(),
+        folder=folder,
+        job=summary,
+    )
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Load the digits, split: training images and labels, test images and labels."""
+    try:
+        from sklearn import datasets, model_selection
+    except ImportError as error:
+        raise JobError(
+            f"the digits come with scikit-learn, which cannot be imported ({error}); "
+            'install it with: pip install "fastattn[examples]"'
+        ) from error
+    images, labels = datasets.load_digits(return_X_y=True)
+    train, test, train_labels, test_labels = model_selection.train_test_split(
+        images.astype(np.float32), labels, test_size=0.25, stratify=labels, random_state=0
+    )
+    return train, train_labels, test, test_labels
+
+
+def choose_scale(train: np.ndarray, values: np.ndarray, options: dict[str, Any]) -> float:
+    """Choose the scale with the least leave-one-out log loss on the training images.
+
+    Every training image attends to all the others: a mask hides it from itself.
+    """
+    others = ~np.eye(len(train), dtype=bool)
+
+    def loss(scale: float) -> float:
+        classes = fastattn.attention(
+            train, train, values, mask=others, **{**options, "scale": scale}
+        )
+        of_the_true_one = np.einsum("ic,ic->i", classes, values, dtype=np.float64)
+        return float(-np.log(np.maximum(of_the_true_one, 1e-9)).mean())
+
+    return min(_SCALES, key=loss)
+
+
+def _write_inputs(folder: str, arrays: dict[str, np.ndarray], overwrite: bool) -> dict[str, Any]:
+    with named(folder, "be created"):
+        os.makedirs(folder, exist_ok=True)
+    paths = {name: os.path.join(folder, f"{name}.npy") for name in (*arrays, "out")}
+    for path in paths.values():
+        if os.path.lexists(path) and not overwrite:
+            raise UsageError(f"{path}: is there already; give --overwrite to replace it")
+    for name, array in arrays.items():
+        with named(paths[name], "be written"):
+            np.save(paths[name], array, allow_pickle=False)
+    return paths
