@@ -1,0 +1,179 @@
+"""How one attention call is cut into tasks: pure functions of sizes and thread count.
+
+No bit of a result depends on a plan. What bits depend on are constants of the algorithm:
+`SEGMENT_KEYS` keys are reduced from nothing and folded left, on sixteen virtual lanes.
+"""
+
+from typing import NamedTuple
+
+SEGMENT_KEYS = 512
+BLOCK_ROWS = 24
+TILE_ROWS = 6
+PANEL_KEYS = 64
+# Scores of a row stand 16 elements further apart than a segment is long: rows a power of two apart
+# would fall into the same few cache sets.
+SCORE_STRIDE = SEGMENT_KEYS + 16
+LANES = 16
+
+# Rows of a task, largest first. Keys are packed once a task and segment, which at 240 rows costs
+# about one per cent; smaller tasks balance better.
+_TASK_ROWS = (240, 120, 48, 24)
+_TASKS_PER_WORKER = 8
+# Partial states of split tasks are folded whenever they would take more than this.
+_PARTIAL_BYTES = 8 << 20
+# What a core does at least, for the length of a task.
+_FLOPS_PER_SECOND = {4: 4e10, 8: 2e10}
+_BYTES_PER_SECOND = 4e9
+_LONGEST_TASK = 0.08
+
+
+class AttentionPlan(NamedTuple):
+    """The task grid of one attention call.
+
+    Attributes
+    ----------
+    workers
+        Threads that take tasks, at most.
+    task_rows
+        Rows of a task; all query heads of a key head count.
+    row_tasks
+        Blocks of rows in one (batch, key head) entry.
+    tasks
+        Tasks of the whole call, or of one wave if `split_keys`.
+    segments
+        Segments of 512 keys.
+    split_keys
+        Whether segments are tasks of their own, folded afterwards.
+    wave_entries, wave_segments
+        How many entries and segments run before their partial states are folded.
+    seconds_per_task
+        A cautious estimate, for answering Ctrl-C in time.
+    scratch_bytes
+        Memory the call needs beside its operands and results.
+    """
+
+    workers: int
+    task_rows: int
+    row_tasks: int
+    tasks: int
+    segments: int
+    split_keys: bool
+    wave_entries: int
+    wave_segments: int
+    seconds_per_task: float
+    scratch_bytes: int
+
+
+class Scratch(NamedTuple):
+    """Byte offsets of the parts of one worker's scratch, and its size."""
+
+    at_query: int
+    at_scores: int
+    at_block: int
+    at_running: int
+    at_panels: int
+    at_values: int
+    at_rows: int
+    at_packed: int
+    at_state: int
+    at_segment_max: int
+    size: int
+
+
+def padded(length: int, multiple: int = LANES) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
+
+
+def scratch_layout(
+    task_rows: int,
+    keys: int,
+    features: int,
+    value_features: int,
+    item: int,
+    value_in_place: bool,
+    weights: bool,
+) -> Scratch:
+    """Lay out one worker's scratch."""
+    rows = padded(task_rows, TILE_ROWS)
+    block = min(rows, BLOCK_ROWS)
+    segment = min(SEGMENT_KEYS, padded(keys, PANEL_KEYS))
+    columns = padded(value_features)
+    sizes = (
+        rows * padded(features) * item,
+        block * SCORE_STRIDE * item,
+        block * columns * item,
+        task_rows * columns * item,
+        segment * features * item,
+        0 if value_in_place else segment * columns * item,
+        task_rows * 5 * 8,
+        (SEGMENT_KEYS // PANEL_KEYS) * 8,
+        block * 16,
+        task_rows * -(-keys // SEGMENT_KEYS) * 8 if weights else 0,
+    )
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + padded(size, 64))
+    return Scratch(*offsets)
+
+
+def plan_attention(
+    *,
+    entries: int,
+    rows: int,
+    keys: int,
+    features: int,
+    value_features: int,
+    item: int,
+    workers: int,
+    value_in_place: bool,
+    weights: bool,
+    keep_partials: bool = False,
+) -> AttentionPlan:
+    """Cut `entries` (batch x key heads) of `rows` (query heads of a key head x queries) into tasks."""
+    segments = max(1, -(-keys // SEGMENT_KEYS))
+    flops_per_row = 2.0 * keys * (features + value_features)
+
+    def seconds(task_rows: int, task_segments: int) -> float:
+        share = task_segments / segments
+        compute = task_rows * flops_per_row / _FLOPS_PER_SECOND[item]
+        memory = keys * (features + value_features) * item / _BYTES_PER_SECOND
+        return share * (compute + memory) + 1e-7
+
+    task_rows = max(1, min(rows, _TASK_ROWS[-1]))
+    for candidate in _TASK_ROWS:
+        candidate = max(1, min(rows, candidate))
+        enough = entries * -(-rows // candidate) >= _TASKS_PER_WORKER * workers
+        if (enough or workers == 1) and seconds(candidate, segments) <= _LONGEST_TASK:
+            task_rows = candidate
+            break
+    row_tasks = -(-rows // task_rows)
+    tasks = entries * row_tasks
+    starved = tasks < 2 * workers and workers > 1
+    too_long = seconds(task_rows, segments) > _LONGEST_TASK
+    split = keep_partials or (segments > 1 and not weights and (starved or too_long))
+    wave_entries, wave_segments = entries, segments
+    scratch = scratch_layout(
+        task_rows, keys, features, value_features, item, value_in_place, weights
+    )
+    total = scratch.size * workers
+    if split:
+        row_bytes = (padded(value_features) + 2) * item
+        if not keep_partials:
+            wave_entries = max(1, min(entries, _PARTIAL_BYTES // max(1, rows * row_bytes)))
+            partial = wave_entries * rows * row_bytes
+            wave_segments = max(1, min(segments, _PARTIAL_BYTES // max(1, partial)))
+        total += wave_entries * rows * (row_bytes * (1 + wave_segments) + 8)
+        tasks = wave_entries * row_tasks * wave_segments
+    return AttentionPlan(
+        workers=max(1, min(workers, tasks)),
+        task_rows=task_rows,
+        row_tasks=row_tasks,
+        tasks=tasks,
+        segments=segments,
+        split_keys=split,
+        wave_entries=wave_entries,
+        wave_segments=wave_segments,
+        seconds_per_task=seconds(task_rows, 1 if split else segments),
+        scratch_bytes=total,
+    )

@@ -1,0 +1,177 @@
+"""Pack: what the tiles read, whatever layout and storage type the caller has.
+
+Keys become panels `[features][64 keys]`, one vector load a feature for sixteen keys; queries become
+rows; values are used where they lie unless their layout forbids it. Conversion of storage types,
+cosine norms and the exact part of scale happen here, so that the tiles never see them.
+"""
+
+from fastattn._core.plan import PANEL_KEYS
+
+from .compile import device
+from .elementary import inverse_exponent
+from .record import COSINE
+from .simd import (
+    LANES,
+    absolute,
+    cast,
+    fma,
+    item_size,
+    lane_max,
+    lane_sum,
+    larger,
+    load,
+    load_as,
+    load_scalar,
+    native_code,
+    same_lanes,
+    select_equal,
+    splat,
+    square_root,
+    store,
+    store_scalar,
+    transpose_four,
+)
+
+
+@device
+def pack_matrix(
+    tag, code, source, outer_stride, inner_stride, outers, inners, target, target_stride
+):
+    """Write `target[outer][inner]` from strided storage; strides in bytes.
+
+    What stands between `inners` and its next multiple of sixteen is left or filled with anything
+    finite or not: the caller hides or clears it. Requires that `target` has room for it.
+    """
+    item = item_size(tag)
+    native = code == native_code(tag)
+    if native and inner_stride == item:
+        for outer in range(outers):
+            _copy_row(tag, source + outer * outer_stride, target + outer * target_stride, inners)
+    elif native and outer_stride == item and outers >= 4:
+        for first in range(0, inners, LANES):
+            start = source + first * inner_stride
+            end = target + first * item
+            last = min(inners - first, LANES) - 1
+            for outer in range(0, outers, 4):
+                # The last four overlap the ones before when `outers` is no multiple of four.
+                outer = min(outer, outers - 4)
+                place = end + outer * target_stride
+                if last == LANES - 1:
+                    transpose_four(
+                        tag, 1, start + outer * item, inner_stride, last, place, target_stride
+                    )
+                else:
+                    transpose_four(
+                        tag, 0, start + outer * item, inner_stride, last, place, target_stride
+                    )
+    else:
+        for outer in range(outers):
+            row = source + outer * outer_stride
+            place = target + outer * target_stride
+            for inner in range(inners):
+                value = load_as(tag, code, row + inner * inner_stride)
+                store_scalar(place + inner * item, value)
+
+
+@device
+def _copy_row(tag, source, target, length):
+    item = item_size(tag)
+    whole = length // LANES * LANES
+    for i in range(0, whole, LANES):
+        store(target + i * item, load(tag, source + i * item))
+    for i in range(whole, length):
+        store_scalar(target + i * item, load_scalar(tag, source + i * item))
+
+
+@device
+def clear_row(tag, target, begin, end):
+    """Zeros at elements begin to end of a row."""
+    item = item_size(tag)
+    for i in range(begin, end):
+        store_scalar(target + i * item, cast(tag, 0.0))
+
+
+@device
+def scale_row(tag, target, length, factor, always):
+    """Multiply a padded row by a power of two, if no element loses a bit or overflows, or `always`.
+
+    Returns whether it was done.
+    """
+    item = item_size(tag)
+    wide, back = splat(cast(tag, factor)), splat(cast(tag, 1.0 / factor))
+    exact = True
+    for i in range(0, length, LANES):
+        value = load(tag, target + i * item)
+        scaled = value * wide
+        exact = always or (exact and same_lanes(scaled * back, value))
+    if exact:
+        for i in range(0, length, LANES):
+            store(target + i * item, load(tag, target + i * item) * wide)
+    return exact
+
+
+@device
+def normalise_query(tag, row, length):
+    """Divide a padded row by its Euclidean norm; a zero row stays zero. No overflow on the way."""
+    item = item_size(tag)
+    largest = splat(cast(tag, 0.0))
+    for i in range(0, length, LANES):
+        largest = larger(largest, absolute(load(tag, row + i * item)))
+    exponent = inverse_exponent(splat(lane_max(largest)))
+    total = splat(cast(tag, 0.0))
+    for i in range(0, length, LANES):
+        value = load(tag, row + i * item) * exponent
+        total = fma(value, value, total)
+    inverse = _inverse_norm(tag, splat(lane_sum(total)))
+    for i in range(0, length, LANES):
+        store(row + i * item, load(tag, row + i * item) * exponent * inverse)
+
+
+@device
+def _inverse_norm(tag, squares):
+    zero = splat(cast(tag, 0.0))
+    return select_equal(squares, cast(tag, 0.0), zero, splat(cast(tag, 1.0)) / square_root(squares))
+
+
+@device
+def normalise_keys(tag, panel, features):
+    """Divide each of the 64 keys of a panel by its Euclidean norm: `normalise_query` across lanes."""
+    item = item_size(tag)
+    stride = PANEL_KEYS * item
+    for place in range(panel, panel + stride, LANES * item):
+        largest = splat(cast(tag, 0.0))
+        for e in range(features):
+            largest = larger(largest, absolute(load(tag, place + e * stride)))
+        exponent = inverse_exponent(largest)
+        total = splat(cast(tag, 0.0))
+        for e in range(features):
+            value = load(tag, place + e * stride) * exponent
+            total = fma(value, value, total)
+        inverse = _inverse_norm(tag, total)
+        for e in range(features):
+            store(place + e * stride, load(tag, place + e * stride) * exponent * inverse)
+
+
+@device
+def pack_panel(tag, call, key, first, target):
+    """Pack keys first to first + 64 (fewer at the end) of one head into a panel."""
+    keys = min(call.keys - first, PANEL_KEYS)
+    stride = PANEL_KEYS * item_size(tag)
+    source = key + first * call.key_row
+    pack_matrix(
+        tag,
+        call.key_code,
+        source,
+        call.key_feature,
+        call.key_row,
+        call.features,
+        keys,
+        target,
+        stride,
+    )
+    if call.metric == COSINE:
+        normalise_keys(tag, target, call.features)
+    elif call.key_factor != 1.0:
+        factor = splat(cast(tag, call.key_factor))
+        for place in range(target, target + call.features * stride, LANES * item_size(tag)):
+            store(place, load(tag, place) * factor)

@@ -1,0 +1,169 @@
+"""Normalise, fuse and fold: the online softmax of a block of rows over one segment.
+
+Row state is kept in 8-byte slots: `low_of`/`end_of` are int64, the others are of the tag's type.
+"""
+
+import numpy as np
+
+from fastattn._core.plan import SCORE_STRIDE, TILE_ROWS
+
+from .compile import device
+from .elementary import exp2_lowest, exp2_product
+from .scores import product_columns
+from .simd import (
+    LANES,
+    any_nan,
+    cast,
+    first_lane,
+    fma,
+    item_size,
+    lane_max,
+    lane_sum,
+    larger,
+    load,
+    load_scalar,
+    splat,
+    store,
+    store_scalar,
+)
+
+# Values of this many keys stay in the first-level cache while all rows of a block read them.
+FUSE_KEYS = 128
+
+
+@device
+def row_maximum(tag, scores, low, high):
+    """Largest score of columns low to high; NaN if nothing but hidden keys and NaN stands there."""
+    item = item_size(tag)
+    hidden = splat(cast(tag, -np.inf))
+    first, second = hidden, hidden
+    column = low
+    while column + 2 * LANES <= high:
+        first = larger(first, load(tag, scores + column * item))
+        second = larger(second, load(tag, scores + (column + LANES) * item))
+        column += 2 * LANES
+    if column < high:
+        first = larger(first, load(tag, scores + column * item))
+    largest = lane_max(larger(first, second))
+    if largest == -np.inf:
+        for column in range(low, high, LANES):
+            if any_nan(load(tag, scores + column * item)):
+                return cast(tag, np.nan)
+    return largest
+
+
+@device
+def normalise_row(tag, scores, low, high, row_max, factor):
+    """Step normalise: scores become weights 2^((score - row_max) factor); returns their sum."""
+    item = item_size(tag)
+    maximum, wide, lowest = splat(row_max), splat(factor), splat(exp2_lowest(factor))
+    total = splat(cast(tag, 0.0))
+    for place in range(scores + low * item, scores + high * item, LANES * item):
+        weight = exp2_product(load(tag, place) - maximum, wide, lowest)
+        store(place, weight)
+        total = total + weight
+    return lane_sum(total)
+
+
+@device
+def clear_columns(tag, scores, low, high):
+    """Weights of a row that sees no key of the segment."""
+    zero = splat(cast(tag, 0.0))
+    item = item_size(tag)
+    for place in range(scores + low * item, scores + high * item, LANES * item):
+        store(place, zero)
+
+
+@device
+def fuse_block(tag, scores, rows, low, high, values, value_stride, columns, block, block_stride):
+    """Step fuse: weights times values, columns low to high, into the rows of `block`.
+
+    `values` is the address of the segment's first value row, `columns` the padded value features.
+    """
+    item = item_size(tag)
+    score_stride = SCORE_STRIDE * item
+    vectors = columns // LANES
+    for first in range(low, high, FUSE_KEYS):
+        keys = min(high - first, FUSE_KEYS)
+        b = values + first * value_stride
+        for start in range(0, vectors, 4):
+            count = min(vectors - start, 4)
+            offset = start * LANES * item
+            for row in range(0, rows, TILE_ROWS):
+                product_columns(
+                    tag,
+                    scores + row * score_stride + first * item,
+                    score_stride,
+                    b + offset,
+                    value_stride,
+                    block + row * block_stride + offset,
+                    block_stride,
+                    keys,
+                    count,
+                    first > low,
+                )
+
+
+@device
+def fuse_visible(tag, scores, low, high, row_max, factor, values, value_stride, columns, target):
+    """Step fuse for one row whose plain product met a NaN: only visible keys take part.
+
+    `scores` holds scores, not weights. The chain is the one of `fuse_block` without the hidden
+    keys, so that 0 * inf and 0 * NaN of a hidden key never happen.
+    """
+    item = item_size(tag)
+    wide, lowest = splat(factor), splat(exp2_lowest(factor))
+    for offset in range(0, columns * item, LANES * item):
+        total = splat(cast(tag, 0.0))
+        for column in range(low, high):
+            score = load_scalar(tag, scores + column * item)
+            if score != -np.inf:
+                weight = exp2_product(splat(score - row_max), wide, lowest)
+                total = fma(weight, load(tag, values + column * value_stride + offset), total)
+        store(target + offset, total)
+
+
+@device
+def row_has_nan(tag, row, columns):
+    """Whether a padded row holds a NaN."""
+    item = item_size(tag)
+    found = False
+    for place in range(row, row + columns * item, LANES * item):
+        found = found or any_nan(load(tag, place))
+    return found
+
+
+@device
+def correction(tag, row_max, new_max, factor):
+    """2^((row_max - new_max) factor), the weight of an older maximum under a newer one."""
+    power = exp2_product(splat(row_max - new_max), splat(factor), splat(exp2_lowest(factor)))
+    return first_lane(power)
+
+
+@device
+def fold_row(tag, max_place, sum_place, running, segment_max, segment_sum, row, columns, factor):
+    """Fold one segment's (maximum, sum, output) of a row into the running state, in order.
+
+    An empty segment leaves the state as it is, bit for bit; the first one is copied.
+    """
+    if segment_max == -np.inf:
+        return
+    item = item_size(tag)
+    width = columns * item
+    old_max = load_scalar(tag, max_place)
+    if old_max == -np.inf:
+        store_scalar(max_place, segment_max)
+        store_scalar(sum_place, segment_sum)
+        for offset in range(0, width, LANES * item):
+            store(running + offset, load(tag, row + offset))
+        return
+    new_max = old_max if old_max > segment_max else segment_max
+    keep = correction(tag, old_max, new_max, factor)
+    gain = correction(tag, segment_max, new_max, factor)
+    old_sum = load_scalar(tag, sum_place)
+    store_scalar(max_place, new_max)
+    store_scalar(sum_place, fma(old_sum, keep, segment_sum * gain))
+    wide_keep, wide_gain = splat(keep), splat(gain)
+    for offset in range(0, width, LANES * item):
+        old = load(tag, running + offset)
+        store(running + offset, fma(old, wide_keep, load(tag, row + offset) * wide_gain))

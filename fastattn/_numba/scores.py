@@ -1,0 +1,202 @@
+"""Score, shape and reveal: one block of rows against the keys of one segment.
+
+A block holds at most 24 rows and the columns `low` to `high` of one segment (`low` a multiple of
+sixteen), in scratch rows `SCORE_STRIDE` apart.
+"""
+
+import numpy as np
+
+from fastattn._core.plan import PANEL_KEYS, SCORE_STRIDE, SEGMENT_KEYS, TILE_ROWS
+
+from .compile import device
+from .elementary import tanh_product
+from .pack import pack_panel
+from .record import BOOL_MASK, EUCLIDEAN, FLOAT_MASK
+from .simd import (
+    LANES,
+    cast,
+    item_size,
+    keep_lanes,
+    largest_finite,
+    load,
+    load_as,
+    load_scalar,
+    native_code,
+    select_bytes,
+    select_equal,
+    splat,
+    store,
+    store_scalar,
+    tile_width,
+)
+from .native import load_int64, store_int64
+from .tile import distance_tile, product_tile
+
+
+@device
+def product_columns(tag, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate):
+    """Six rows times any number of vectors of columns, in the widest tiles the machine holds."""
+    step = LANES * item_size(tag)
+    width = tile_width(tag)
+    done = 0
+    if width >= 4:
+        while vectors - done >= 4:
+            o = done * step
+            product_tile(
+                tag, 6, 4, a, a_stride, b + o, b_stride, c + o, c_stride, depth, accumulate
+            )
+            done += 4
+        if vectors - done == 3:
+            o = done * step
+            product_tile(
+                tag, 6, 3, a, a_stride, b + o, b_stride, c + o, c_stride, depth, accumulate
+            )
+            done += 3
+    if width >= 2:
+        while vectors - done >= 2:
+            o = done * step
+            product_tile(
+                tag, 6, 2, a, a_stride, b + o, b_stride, c + o, c_stride, depth, accumulate
+            )
+            done += 2
+    while vectors - done >= 1:
+        o = done * step
+        product_tile(tag, 6, 1, a, a_stride, b + o, b_stride, c + o, c_stride, depth, accumulate)
+        done += 1
+
+
+@device
+def _distance_columns(tag, factor, a, a_stride, b, b_stride, c, c_stride, depth, vectors):
+    step = LANES * item_size(tag)
+    for vector in range(vectors):
+        o = vector * step
+        distance_tile(tag, 6, 1, factor, a, a_stride, b + o, b_stride, c + o, c_stride, depth)
+        for row in range(TILE_ROWS):
+            place = c + o + row * c_stride
+            store(place, splat(cast(tag, 0.0)) - load(tag, place))
+
+
+@device
+def score_block(tag, call, key, segment, queries, rows, low, high, panels, packed, scores):
+    """Steps pack and score: similarities of a block, columns low to high, before any scale.
+
+    Packs the panels it needs that no block of this task has packed before (`packed` holds a flag a
+    panel). Requires scratch for whole groups of six rows.
+    """
+    item = item_size(tag)
+    query_stride = (call.features + LANES - 1) // LANES * LANES * item
+    panel_bytes = PANEL_KEYS * call.features * item
+    for panel in range(low // PANEL_KEYS, (high + PANEL_KEYS - 1) // PANEL_KEYS):
+        place = panels + panel * panel_bytes
+        if load_int64(packed, panel) == 0:
+            pack_panel(tag, call, key, segment * SEGMENT_KEYS + panel * PANEL_KEYS, place)
+            store_int64(packed, panel, 1)
+        first = max(low, panel * PANEL_KEYS)
+        vectors = (min(high, (panel + 1) * PANEL_KEYS) - first + LANES - 1) // LANES
+        place += (first - panel * PANEL_KEYS) * item
+        for row in range(0, rows, TILE_ROWS):
+            a = queries + row * query_stride
+            c = scores + (row * SCORE_STRIDE + first) * item
+            if call.metric == EUCLIDEAN:
+                _distance_columns(
+                    tag,
+                    cast(tag, call.difference_factor),
+                    a,
+                    query_stride,
+                    place,
+                    PANEL_KEYS * item,
+                    c,
+                    SCORE_STRIDE * item,
+                    call.features,
+                    vectors,
+                )
+            else:
+                product_columns(
+                    tag,
+                    a,
+                    query_stride,
+                    place,
+                    PANEL_KEYS * item,
+                    c,
+                    SCORE_STRIDE * item,
+                    call.features,
+                    vectors,
+                    False,
+                )
+
+
+@device
+def shape_row(tag, call, scores, low, high, exact):
+    """Step shape: scale and softcap one row of scores, columns low to high.
+
+    `exact` says that the power-of-two part of scale went onto the query; otherwise it is applied
+    here, in two factors that stay in range.
+    """
+    item = item_size(tag)
+    rest = splat(cast(tag, call.rest))
+    first = splat(cast(tag, 1.0 if exact else call.power_first))
+    second = splat(cast(tag, 1.0 if exact else call.power_second))
+    cap = splat(cast(tag, call.softcap))
+    slope = splat(cast(tag, 2.8853900817779268 / call.softcap))
+    for place in range(scores + low * item, scores + high * item, LANES * item):
+        score = load(tag, place) * first * second * rest
+        if call.softcap > 0.0:
+            score = tanh_product(score, slope) * cap
+        store(place, score)
+
+
+@device
+def mask_row(tag, call, mask, scores, low, high):
+    """Steps shape and reveal by an array: add a float mask, hide what a bool mask hides.
+
+    `mask` is the address of the mask's element for column 0; only columns low to high are read.
+    """
+    item = item_size(tag)
+    hidden = cast(tag, -float("inf"))
+    if call.mask_kind == BOOL_MASK and call.mask_key == 1:
+        whole = low + (high - low) // LANES * LANES
+        for column in range(low, whole, LANES):
+            place = scores + column * item
+            store(place, select_bytes(mask + column, load(tag, place), hidden))
+        low = whole
+    elif (
+        call.mask_kind == FLOAT_MASK
+        and call.mask_key == item
+        and call.mask_code == native_code(tag)
+    ):
+        whole = low + (high - low) // LANES * LANES
+        for column in range(low, whole, LANES):
+            place = scores + column * item
+            bias = load(tag, mask + column * item)
+            score = load(tag, place) + bias
+            store(place, select_equal(bias, hidden, bias, score))
+        low = whole
+    for column in range(low, high):
+        place = scores + column * item
+        bias = load_as(np.float64(0), call.mask_code, mask + column * call.mask_key)
+        if call.mask_kind == BOOL_MASK:
+            if bias == 0.0:
+                store_scalar(place, hidden)
+        elif bias == -np.inf:
+            store_scalar(place, hidden)
+        else:
+            # A finite float64 that float32 cannot hold stays finite: it must not hide its key.
+            if abs(bias) < np.inf:
+                bias = min(max(bias, -largest_finite(tag)), largest_finite(tag))
+            store_scalar(place, load_scalar(tag, place) + cast(tag, bias))
+
+
+@device
+def reveal_row(tag, scores, low, high, begin, end):
+    """Step reveal by range: hide columns of low to high that lie outside begin to end."""
+    item = item_size(tag)
+    hidden = cast(tag, -float("inf"))
+    if begin > low:
+        for column in range(low, min(begin, high), LANES):
+            place = scores + column * item
+            store(place, keep_lanes(load(tag, place), begin - column, LANES, hidden))
+    if end < high:
+        first = low + max(0, end - low) // LANES * LANES
+        for column in range(first, high, LANES):
+            place = scores + column * item
+            store(place, keep_lanes(load(tag, place), 0, end - column, hidden))

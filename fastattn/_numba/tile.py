@@ -1,0 +1,136 @@
+"""The register tile: a few rows times a few vectors of columns, accumulated in registers.
+
+Both products of attention are this tile. Scores are query rows times a panel of packed keys; the
+fused output is weight rows times value rows. Each element of the result is one chain of fused
+multiply-adds over the depth, in order: how many rows and vectors a tile has changes no bit.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .simd import LANES, element_ir, fma_ir, item_bytes, load_ir, splat_ir, store_ir, vector_ir
+
+_I64 = ir.IntType(64)
+
+
+def _emit_tile(builder, element, rows, vectors, step, args):
+    """Emit C[rows, vectors * 16] (+)= sum over depth of step(A[rows, depth], B[depth, ...]).
+
+    `step(builder, a, b, total)` is one link of the chain of an accumulator.
+
+    The accumulators live in SSA values that circulate as phis, never in memory.
+    """
+    a, a_stride, b, b_stride, c, c_stride, depth, accumulate = args
+    item = item_bytes(element)
+    kind = vector_ir(element)
+    zero = ir.Constant(kind, [0.0] * LANES)
+
+    def at(address, stride, row, vector=0):
+        offset = builder.mul(stride, ir.Constant(_I64, row))
+        offset = builder.add(offset, ir.Constant(_I64, vector * LANES * item))
+        return builder.add(address, offset)
+
+    cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
+    a_rows = [at(a, a_stride, row) for row in range(rows)]
+    entry = builder.block
+    resume = builder.append_basic_block("tile.resume")
+    head = builder.append_basic_block("tile.head")
+    body = builder.append_basic_block("tile.body")
+    done = builder.append_basic_block("tile.done")
+    builder.cbranch(accumulate, resume, head)
+
+    builder.position_at_end(resume)
+    resumed = [load_ir(builder, at(c, c_stride, row, vector), kind) for row, vector in cells]
+    builder.branch(head)
+
+    builder.position_at_end(head)
+    started = []
+    for old in resumed:
+        phi = builder.phi(kind)
+        phi.add_incoming(zero, entry)
+        phi.add_incoming(old, resume)
+        started.append(phi)
+    nothing = builder.icmp_signed("<=", depth, ir.Constant(_I64, 0))
+    builder.cbranch(nothing, done, body)
+
+    builder.position_at_end(body)
+    index = builder.phi(_I64)
+    b_row = builder.phi(_I64)
+    sums = [builder.phi(kind) for _ in cells]
+    columns = [
+        load_ir(builder, builder.add(b_row, ir.Constant(_I64, vector * LANES * item)), kind)
+        for vector in range(vectors)
+    ]
+    offset = builder.mul(index, ir.Constant(_I64, item))
+    advanced = []
+    for row in range(rows):
+        scalar = load_ir(builder, builder.add(a_rows[row], offset), element_ir(element))
+        wide = splat_ir(builder, scalar)
+        for vector in range(vectors):
+            old = sums[row * vectors + vector]
+            advanced.append(step(builder, wide, columns[vector], old))
+    next_index = builder.add(index, ir.Constant(_I64, 1))
+    next_b_row = builder.add(b_row, b_stride)
+    index.add_incoming(ir.Constant(_I64, 0), head)
+    index.add_incoming(next_index, body)
+    b_row.add_incoming(b, head)
+    b_row.add_incoming(next_b_row, body)
+    for phi, first, new in zip(sums, started, advanced, strict=True):
+        phi.add_incoming(first, head)
+        phi.add_incoming(new, body)
+    builder.cbranch(builder.icmp_signed("<", next_index, depth), body, done)
+
+    builder.position_at_end(done)
+    for (row, vector), first, new in zip(cells, started, advanced, strict=True):
+        result = builder.phi(kind)
+        result.add_incoming(first, head)
+        result.add_incoming(new, body)
+        advanced[row * vectors + vector] = result
+    for (row, vector), result in zip(cells, advanced, strict=True):
+        store_ir(builder, at(c, c_stride, row, vector), result)
+
+
+def _product_step(builder, wide, column, total):
+    return fma_ir(builder, wide, column, total)
+
+
+@intrinsic(prefer_literal=True)
+def product_tile(
+    typing_context, tag, rows, vectors, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
+):
+    """C (+)= A times B over `depth`; strides in bytes, `rows` and `vectors` literal.
+
+    Requires A readable for rows x depth, B for depth x (vectors * 16), C for rows x (vectors * 16);
+    C overlaps neither. Starts from zero, or from C where `accumulate` is true.
+    """
+    sig = types.void(tag, rows, vectors, *[types.int64] * 7, types.boolean)
+    shape = rows.literal_value, vectors.literal_value
+
+    def codegen(context, builder, sig, args):
+        _emit_tile(builder, tag, *shape, _product_step, args[3:])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def distance_tile(
+    typing_context, tag, rows, vectors, factor, a, a_stride, b, b_stride, c, c_stride, depth
+):
+    """C = sum over `depth` of ((A - B) factor) squared; otherwise as `product_tile`."""
+    sig = types.void(tag, rows, vectors, tag, *[types.int64] * 7)
+    shape = rows.literal_value, vectors.literal_value
+
+    def codegen(context, builder, sig, args):
+        factor = splat_ir(builder, args[3])
+
+        def step(builder, wide, column, total):
+            difference = builder.fmul(builder.fsub(wide, column), factor)
+            return fma_ir(builder, difference, difference, total)
+
+        from_zero = ir.Constant(ir.IntType(1), 0)
+        _emit_tile(builder, tag, *shape, step, [*args[4:], from_zero])
+        return context.get_dummy_value()
+
+    return sig, codegen
