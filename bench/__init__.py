@@ -1,0 +1,15 @@
+"""The bench: fastattn and its peers on the same arrays, in the same rounds, against the same judge.
+
+``python -m bench`` prints the sheet and keeps it as JSON under ``bench/results/``;
+``pytest bench`` runs the same cases under pytest-benchmark with its own flags.
+
+cases.py        what is measured: named cases, their FLOPs and bytes, inputs from fixed seeds
+contenders.py   who takes part: one table, each library at its best settings
+graphs.py       the ONNX and OpenVINO graphs those two runtimes need
+truth.py        float64 NumPy, asked for sampled rows; every output passes it before it is timed
+ceilings.py     what the machine can do at most: multiply-adds, memory read, memory copy
+interleave.py   rounds in which every contender takes a turn, and ratios within a round
+sheet.py        one run: prepares, checks, plays the rounds, collects what report.py prints
+startup.py      import time, first call, scratch memory: measured in child processes
+report.py       the printed sheet, the JSON, the README tables
+"""

@@ -1,0 +1,332 @@
+"""Who takes part: one table of libraries, each at its best settings for the case.
+
+To race a library of your own, write one function and add one line to ``CONTENDERS``::
+
+    def _mine(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+        import mine
+        if case.options.get("causal"):
+            raise Refused("no causal mask")
+        return {"": Variant(lambda: mine.attend(**arrays))}
+
+    "mine": Contender(("mine",), {"attention": _mine}, lambda threads: mine.set_threads(threads)),
+
+``prepare`` returns one or more variants: zero-argument calls on arrays that exist already, with
+whatever the library can do ahead (conversion, compilation, binding, preallocation) done ahead.
+The sheet checks each variant against float64 NumPy, lets the fastest play and keeps its name.
+A library that is not installed is skipped with a word; one that cannot do a case raises
+``Refused`` with the reason. ``threads`` is the same number for everybody.
+
+Every peer may rearrange the arrays where that helps it: grouped queries of one step become the
+rows of their key head, a batch of single heads becomes heads of one batch. fastattn is always
+the plain public call. Not here: torch's FlexAttention, which needs a C++ compiler at run time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.cases import Arrays, Case
+
+MATMUL_FORM_ELEMENTS = 2**26  # above this many scores nobody would write them out
+
+
+class Refused(Exception):
+    """The contender cannot do this case; the text says why."""
+
+
+class Variant(NamedTuple):
+    """One way to do a case: the timed call, and how to read its result as NumPy arrays."""
+
+    run: Callable[[], Any]
+    read: Callable[[Any], Any] = np.asarray
+
+
+Prepare = Callable[[Case, Arrays, int], dict[str, Variant]]
+
+
+class Contender(NamedTuple):
+    """A library: what must be installed, what it can do, how its thread count is set."""
+
+    requires: tuple[str, ...]
+    prepare: Mapping[str, Prepare]
+    set_threads: Callable[[int], Any] = lambda threads: None
+
+    def missing(self) -> str | None:
+        """The first required module that is not installed, or None."""
+        return next(
+            (name for name in self.requires if importlib.util.find_spec(name) is None), None
+        )
+
+
+def arrangements(case: Case, arrays: Arrays) -> dict[str, Arrays]:
+    """The arrays as given, and in the equivalent shapes that some libraries do faster."""
+    forms = {"as given": arrays}
+    query, key = arrays["query"], arrays["key"]
+    if case.options.get("enable_gqa") and query.shape[-2] == 1:
+        groups = query.shape[-3] // key.shape[-3]
+        folded = query.reshape(*key.shape[:-2], groups, query.shape[-1])
+        forms["groups as rows"] = arrays | {"query": folded}
+    if query.shape[-3] == 1 and "mask" not in arrays:
+        names = ("query", "key", "value")
+        forms["batch as heads"] = {name: np.moveaxis(arrays[name], 0, 1) for name in names}
+    return forms
+
+
+def is_grouped(form: Arrays) -> bool:
+    """Whether a form still has more query heads than key heads."""
+    return form["query"].shape[-3] != form["key"].shape[-3]
+
+
+def peer_mask(case: Case, arrays: Arrays) -> tuple[np.ndarray | None, bool]:
+    """The mask a library without windows needs, and whether its own causal flag is to be set."""
+    causal = bool(case.options.get("causal"))
+    if "window" not in case.options:
+        return arrays.get("mask"), causal
+    from bench.truth import visibility
+
+    queries, keys = case.shapes["query"][-2], case.shapes["key"][-2]
+    return visibility(case, np.arange(queries), keys), False
+
+
+def additive(mask: np.ndarray, dtype: str) -> np.ndarray:
+    """A bool mask as the float one that some libraries want or do faster."""
+    if mask.dtype != bool:
+        return mask
+    return np.where(mask, np.zeros((), dtype), np.array(-np.inf, dtype))
+
+
+def attention_shape(case: Case) -> Callable[[Any], np.ndarray]:
+    """Read one output of any arrangement in the shape of the case."""
+    shape = (*case.shapes["query"][:-1], case.shapes["value"][-1])
+    return lambda result: np.asarray(result).reshape(shape)
+
+
+def _numpy_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    mask, causal = peer_mask(case, arrays)
+    query, key, value = (arrays[name] for name in ("query", "key", "value"))
+    scale = query.dtype.type(1 / np.sqrt(query.shape[-1]))
+    hidden = None if mask is None else additive(mask, case.dtype)
+    if causal:
+        below = np.tri(query.shape[-2], key.shape[-2], dtype=bool)
+        hidden = additive(below, case.dtype)
+    grouped = (*key.shape[:-2], -1, *query.shape[-2:])
+
+    def run() -> Any:
+        scores = query.reshape(grouped) * scale @ key[..., None, :, :].swapaxes(-1, -2)
+        if hidden is not None:
+            scores += hidden
+        scores -= scores.max(axis=-1, keepdims=True)
+        weights = np.exp(scores, out=scores)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        output = (weights @ value[..., None, :, :]).reshape(*query.shape[:-1], -1)
+        if case.options.get("return_weights"):
+            return output, weights.reshape(*query.shape[:-1], -1)
+        return output
+
+    return {"": Variant(run, lambda result: result)}
+
+
+def _numpy_rowwise(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    x, axis = arrays["x"], case.options["axis"]
+    out = np.empty_like(x) if case.options["out"] else None
+
+    def softmax() -> np.ndarray:
+        result = np.subtract(x, x.max(axis=axis, keepdims=True), out=out)
+        np.exp(result, out=result)
+        result /= result.sum(axis=axis, keepdims=True)
+        return result
+
+    def logsumexp() -> np.ndarray:
+        largest = x.max(axis=axis, keepdims=True)
+        total = np.exp(x - largest).sum(axis=axis, keepdims=True)
+        return np.squeeze(largest + np.log(total), axis)
+
+    return {"": Variant(softmax if case.operation == "softmax" else logsumexp)}
+
+
+def _numpy_similarity(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    query, key, metric = arrays["query"], arrays["key"], case.options["metric"]
+    out = np.empty((len(query), len(key)), query.dtype)
+
+    def product() -> np.ndarray:
+        return np.matmul(query, key.T, out=out)
+
+    def cosine() -> np.ndarray:
+        unit_query = query / np.linalg.norm(query, axis=-1, keepdims=True)
+        unit_key = key / np.linalg.norm(key, axis=-1, keepdims=True)
+        return np.matmul(unit_query, unit_key.T, out=out)
+
+    def expanded() -> np.ndarray:
+        np.matmul(query, key.T, out=out)
+        np.multiply(out, 2, out=out)
+        np.subtract(out, np.square(query).sum(axis=-1)[:, None], out=out)
+        return np.subtract(out, np.square(key).sum(axis=-1), out=out)
+
+    if metric == "euclidean":
+        return {"expanded square": Variant(expanded)}
+    return {"": Variant(cosine if metric == "cosine" else product)}
+
+
+def _numpy_fuse(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    weights, value = arrays["weights"], arrays["value"]
+    return {"": Variant(lambda: weights @ value)}
+
+
+def _blas_threads(threads: int) -> None:
+    """OpenBLAS and MKL under NumPy, SciPy and scikit-learn."""
+    if importlib.util.find_spec("threadpoolctl") is not None:
+        importlib.import_module("threadpoolctl").threadpool_limits(threads, user_api="blas")
+
+
+def _scipy_rowwise(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    from scipy import special
+
+    function = getattr(special, case.operation)
+    return {"": Variant(lambda: function(arrays["x"], axis=case.options["axis"]))}
+
+
+def _scipy_similarity(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    from scipy.spatial.distance import cdist
+
+    if case.options["metric"] != "euclidean":
+        raise Refused("cdist has no threads and no product")
+    # cdist computes in float64 whatever it is given.
+    run = lambda: cdist(arrays["query"], arrays["key"], "sqeuclidean")  # noqa: E731
+    return {"cdist": Variant(run, lambda result: -result)}
+
+
+def _sklearn_similarity(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    from sklearn.metrics import pairwise
+
+    query, key = arrays["query"], arrays["key"]
+    match case.options["metric"]:
+        case "cosine":
+            return {"": Variant(lambda: pairwise.cosine_similarity(query, key))}
+        case "dot":
+            return {"": Variant(lambda: pairwise.linear_kernel(query, key))}
+    return {
+        "expanded square": Variant(
+            lambda: pairwise.euclidean_distances(query, key, squared=True), lambda result: -result
+        )
+    }
+
+
+def _faiss_similarity(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    import faiss
+
+    if case.dtype != "float32":
+        raise Refused("float32 only")
+    query, key, metric = arrays["query"], arrays["key"], case.options["metric"]
+    if metric == "euclidean":
+        squared = lambda: faiss.pairwise_distances(query, key)  # noqa: E731
+        return {"": Variant(squared, lambda result: -result)}
+
+    def product() -> np.ndarray:
+        return faiss.pairwise_distances(query, key, metric=faiss.METRIC_INNER_PRODUCT)
+
+    def cosine() -> np.ndarray:
+        unit_query, unit_key = query.copy(), key.copy()
+        faiss.normalize_L2(unit_query)
+        faiss.normalize_L2(unit_key)
+        return faiss.pairwise_distances(unit_query, unit_key, metric=faiss.METRIC_INNER_PRODUCT)
+
+    return {"": Variant(cosine if metric == "cosine" else product)}
+
+
+def _faiss_threads(threads: int) -> None:
+    importlib.import_module("faiss").omp_set_num_threads(threads)
+
+
+def _fastattn_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    import fastattn
+
+    options = {name: value for name, value in case.options.items() if name != "mask"}
+    options |= {"threads": threads}
+    if "mask" in arrays:
+        options["mask"] = arrays["mask"]
+    query, key, value = (arrays[name] for name in ("query", "key", "value"))
+    run = lambda: fastattn.attention(query, key, value, **options)  # noqa: E731
+    return {"": Variant(run, lambda result: result)}
+
+
+def _fastattn_stage(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    import fastattn
+
+    options: dict[str, Any] = {}
+    if case.operation == "similarity":
+        shape = (case.shapes["query"][0], case.shapes["key"][0])
+        options = {"metric": case.options["metric"], "out": np.empty(shape, case.dtype)}
+    elif case.operation in ("softmax", "logsumexp"):
+        options = {"axis": case.options["axis"]}
+        if case.options["out"]:
+            options["out"] = np.empty_like(arrays["x"])
+    function, operands = getattr(fastattn, case.operation), tuple(arrays.values())
+    return {"": Variant(lambda: function(*operands, **options))}
+
+
+def _fastattn_threads(threads: int) -> None:
+    importlib.import_module("fastattn").set_threads(threads)
+
+
+def _lazy(module: str, function: str) -> Callable[..., Any]:
+    """A function of a bench module that imports its library at the top, fetched on first use."""
+    return lambda *arguments: getattr(importlib.import_module(module), function)(*arguments)
+
+
+_FASTATTN_STAGES = ("softmax", "logsumexp", "similarity", "fuse")
+_TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_FASTATTN_STAGES)}
+_GRAPH_STAGES = ("attention", "softmax", "logsumexp", "fuse")
+
+CONTENDERS: dict[str, Contender] = {
+    "fastattn": Contender(
+        ("fastattn",),
+        {"attention": _fastattn_attention} | dict.fromkeys(_FASTATTN_STAGES, _fastattn_stage),
+        _fastattn_threads,
+    ),
+    "torch": Contender(("torch",), _TORCH, _lazy("bench.peer_torch", "set_threads")),
+    "onnxruntime": Contender(
+        ("onnxruntime", "onnx"),
+        {name: _lazy("bench.peer_onnxruntime", name) for name in _GRAPH_STAGES},
+    ),
+    "openvino": Contender(
+        ("openvino",), {name: _lazy("bench.peer_openvino", name) for name in _GRAPH_STAGES}
+    ),
+    "numpy": Contender(
+        ("numpy",),
+        {
+            "attention": _numpy_attention,
+            "softmax": _numpy_rowwise,
+            "logsumexp": _numpy_rowwise,
+            "similarity": _numpy_similarity,
+            "fuse": _numpy_fuse,
+        },
+        _blas_threads,
+    ),
+    "scipy": Contender(
+        ("scipy",),
+        {
+            "softmax": _scipy_rowwise,
+            "logsumexp": _scipy_rowwise,
+            "similarity": _scipy_similarity,
+        },
+        _blas_threads,
+    ),
+    "scikit-learn": Contender(("sklearn",), {"similarity": _sklearn_similarity}, _blas_threads),
+    "faiss": Contender(("faiss",), {"similarity": _faiss_similarity}, _faiss_threads),
+}
+
+
+def version(name: str) -> str:
+    """The installed version of a contender, "?" when its metadata is not there."""
+    for distribution in (name, f"{name}-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "?"

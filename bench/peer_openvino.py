@@ -1,0 +1,107 @@
+"""OpenVINO as a contender: one-node models, static shapes, latency hint, float32 as float32.
+
+Left to itself the plugin computes in bfloat16 where the CPU can; the precision hint forbids it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset13 as operations
+
+from bench.cases import Arrays, Case
+from bench.contenders import (
+    Refused,
+    Variant,
+    additive,
+    arrangements,
+    attention_shape,
+    is_grouped,
+    peer_mask,
+)
+
+
+@functools.cache
+def _core() -> Any:
+    return openvino.Core()
+
+
+def _variant(feeds: list[np.ndarray], build: Any, threads: int, read: Any) -> Variant:
+    """Compile ``build(parameters)`` for fixed shapes, share the inputs, offer ``infer``."""
+    if feeds[0].dtype != np.float32:
+        raise Refused("computes float64 in float32")
+    parameters = [operations.parameter(list(feed.shape), feed.dtype.type) for feed in feeds]
+    model = openvino.Model(build(*parameters), parameters)
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    try:
+        request = _core().compile_model(model, "CPU", settings).create_infer_request()
+    except RuntimeError as error:
+        raise Refused(str(error).strip().splitlines()[-1]) from error
+    for index, feed in enumerate(feeds):
+        request.set_input_tensor(index, openvino.Tensor(feed, shared_memory=True))
+
+    def run() -> Any:
+        request.infer()
+        return request
+
+    def collect(finished: Any) -> Any:
+        count = len(finished.model_outputs)
+        return read([finished.get_output_tensor(index).data for index in range(count)])
+
+    return Variant(run, collect)
+
+
+def attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """``scaled_dot_product_attention`` of opset 13 in every arrangement with equal heads."""
+    mask, causal = peer_mask(case, arrays)
+    extra = [] if mask is None else [additive(mask, case.dtype)]
+    to_shape = attention_shape(case)
+    weights = bool(case.options.get("return_weights"))
+    variants = {}
+    for arrangement, form in arrangements(case, arrays).items():
+        if is_grouped(form):
+            continue
+        feeds = [np.ascontiguousarray(form[name]) for name in ("query", "key", "value")] + extra
+        build = _written_out if weights else functools.partial(_fused, causal)
+        read = tuple if weights else (lambda values: to_shape(values[0]))
+        variants[arrangement] = _variant(feeds, build, threads, read)
+    if not variants:
+        raise Refused("needs as many key heads as query heads")
+    return variants
+
+
+def _fused(causal: bool, *parameters: Any) -> list[Any]:
+    return [operations.scaled_dot_product_attention(*parameters, causal=causal)]
+
+
+def _written_out(query: Any, key: Any, value: Any) -> list[Any]:
+    scale = np.float32(query.shape[-1] ** -0.5)
+    scores = operations.matmul(operations.multiply(query, scale), key, False, True)
+    weights = operations.softmax(scores, -1)
+    return [operations.matmul(weights, value, False, False), weights]
+
+
+def softmax(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """The softmax operator."""
+    build = lambda x: [operations.softmax(x, case.options["axis"])]  # noqa: E731
+    return {"": _variant([arrays["x"]], build, threads, lambda values: values[0])}
+
+
+def logsumexp(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """No operator of its own: refuses."""
+    raise Refused("no such operator")
+
+
+def fuse(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """MatMul."""
+    build = lambda weights, value: [operations.matmul(weights, value, False, False)]  # noqa: E731
+    feeds = [arrays["weights"], arrays["value"]]
+    return {"": _variant(feeds, build, threads, lambda values: values[0])}
