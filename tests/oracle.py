@@ -98,7 +98,8 @@ def compute_dtype(*arrays) -> np.dtype:
 
 
 def as_float64(array) -> np.ndarray:
-    return np.asarray(array).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # garbage may hold a signalling NaN
+        return np.asarray(array).astype(np.float64)
 
 
 def finite_max(array) -> float:

@@ -1,4 +1,4 @@
-"""Every option, dtype and layout against the reference, alone and in all pairs, on every backend."""
+"""Every option, dtype and layout against the reference, alone and in all pairs."""
 
 import itertools
 
@@ -70,7 +70,7 @@ def test_layout_of_each_operand(backend, operand, layout, dtype, seed):
 
 
 @pytest.mark.parametrize(
-    "dtypes", itertools.product(("f4", "f8", "i1", "i8", "u2", "?"), repeat=3), ids="-".join
+    "dtypes", list(itertools.product(("f4", "f8", "i1", "i8", "u2", "?"), repeat=3)), ids="-".join
 )
 def test_dtypes_mix_as_numpy_says(backend, dtypes, seed):
     check(strategies.case(seed=seed, dtypes=dtypes, batch=(2,), rows=5, keys=20))
@@ -137,7 +137,7 @@ def test_grouped_query_heads(backend, groups, rows, seed):
     check(case.build())
 
 
-# --- the stages on their own -------------------------------------------------------------------------
+# --- the stages on their own -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", ["dot", "scaled_dot", "cosine", "euclidean"])
@@ -251,7 +251,7 @@ def test_three_stages_in_a_row_are_attention(backend, seed):
     truth.check(fastattn.fuse(weights, case.value), weights=weights, about=case)
 
 
-# --- states ------------------------------------------------------------------------------------------
+# --- states -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("features", [(), ("float64",), ("key_lengths",), ("grouped", "cosine")])

@@ -16,9 +16,12 @@ from fastattn.reference.similarity import similarity as similarity_of
 
 __all__ = [
     "Execution",
+    "attention_state",
+    "finish_state",
     "fuse",
     "log_softmax",
     "logsumexp",
+    "merge_states",
     "name",
     "prepare_attention",
     "refusal",
@@ -29,6 +32,7 @@ __all__ = [
 name = "reference"
 
 Array = NDArray[Any]
+State = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _OPTIONS = (
     "similarity",
@@ -79,6 +83,23 @@ def refusal(problem: Any) -> str | None:
 def prepare_attention(problem: Any, threads: int) -> Execution:
     """Describe the call as it would run; `threads` is for backends that have some."""
     return Execution(problem)
+
+
+def attention_state(problem: Any, key_start: int, threads: int) -> State:
+    """Attend over one part of the keys; a part is its output and log-sum-exp."""
+    return attention(*canonical_operands(problem), **canonical_options(problem), return_lse=True)  # type: ignore[return-value]
+
+
+def merge_states(state: State, following: State) -> State:
+    """Join two parts; equal to the one call up to rounding in float64."""
+    return fusion.merge_states((state[0], following[0]), (state[1], following[1]))
+
+
+def finish_state(state: State, output: Array, lse: Array | None) -> None:
+    """Round a state into the caller's arrays."""
+    store(output, state[0])
+    if lse is not None:
+        store(lse, state[1])
 
 
 def similarity(

@@ -1,0 +1,344 @@
+"""Pairs of calls whose results must be the same bits: what a row may not depend on.
+
+A relation takes a case and yields pairs of `Call`s. Each call knows how to run itself, and which
+part of its result the pair has in common.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import strategies
+
+import fastattn
+from fastattn import reference
+from fastattn.reference.attention import resolve_offset
+
+SEGMENT_KEYS = 512
+
+Pick = Callable[[np.ndarray], np.ndarray]
+
+
+def everything(result: np.ndarray) -> np.ndarray:
+    return result
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `fastattn.attention` with explicit positions, and what of it is compared."""
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    options: dict[str, Any] = field(default_factory=dict)
+    # By result: output (..., L, Ev), lse (..., L), weights (..., L, S).
+    picks: tuple[Pick, Pick, Pick] = (everything, everything, everything)
+    run_with: Callable[["Call"], tuple[np.ndarray, ...]] | None = None
+
+    def run(self) -> tuple[np.ndarray, ...]:
+        """Compute output, lse and weights (or fewer), and pick what is compared."""
+        if self.run_with is not None:
+            results = self.run_with(self)
+        else:
+            results = fastattn.attention(
+                *self.arrays, **self.options, return_lse=True, return_weights=True
+            )
+        return tuple(pick(result) for pick, result in zip(self.picks, results, strict=False))
+
+    def lean(self) -> tuple[np.ndarray, ...]:
+        """Compute output and lse alone: the path that may cut the keys into tasks."""
+        if self.run_with is not None:
+            return self.run()[:2]
+        results = fastattn.attention(*self.arrays, **self.options, return_lse=True)
+        return tuple(pick(result) for pick, result in zip(self.picks, results, strict=False))
+
+    def plan(self) -> Any:
+        return fastattn.explain(*self.arrays, **self.options, return_lse=True).plan
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.query, self.key, self.value
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        heads = self.query.shape[-3:-2]
+        outer = (array.shape[:-3] for array in self.arrays)
+        if not self.options.get("enable_gqa"):
+            heads = np.broadcast_shapes(*(array.shape[-3:-2] for array in self.arrays))
+        return (*np.broadcast_shapes(*outer), *heads)
+
+    @property
+    def rows(self) -> int:
+        return self.query.shape[-2]
+
+    @property
+    def keys(self) -> int:
+        return self.key.shape[-2]
+
+    def having(self, **options: Any) -> "Call":
+        return replace(self, options={**self.options, **options})
+
+    def picking(self, *index: Any) -> "Call":
+        """Compare only this part of the batch and row axes."""
+
+        def pick(trailing: int) -> Pick:
+            tail = (slice(None),) * trailing
+            return lambda result: result[(*index, *tail)] if index else result
+
+        return replace(self, picks=(pick(1), pick(0), pick(1)))
+
+    def row_range(self, first: int, stop: int) -> "Call":
+        """The same call for some of its rows."""
+        options = dict(self.options)
+        options["query_offset"] = options.get("query_offset", 0) + first
+        if "mask" in options:
+            options["mask"] = _take(options["mask"], -2, slice(first, stop))
+        return replace(self, query=self.query[..., first:stop, :], options=options)
+
+    def key_prefix(self, keys: int) -> "Call":
+        """The same call with later keys cut off."""
+        options = dict(self.options)
+        if "mask" in options:
+            options["mask"] = _take(options["mask"], -1, slice(0, keys))
+        if "key_lengths" in options:
+            options["key_lengths"] = np.minimum(options["key_lengths"], keys)
+        return replace(
+            self, key=self.key[..., :keys, :], value=self.value[..., :keys, :], options=options
+        )
+
+    def batch_part(self, axis: int, chosen: Any) -> "Call":
+        """Some of the elements of a batch axis, counted from the right (-1: the heads)."""
+        query, key, value = (_take(array, axis - 2, chosen) for array in self.arrays)
+        options = dict(self.options)
+        if "mask" in options:
+            options["mask"] = _take(options["mask"], axis - 2, chosen)
+        for name in ("key_lengths", "query_offset"):
+            if np.ndim(options.get(name, 0)):
+                options[name] = _take(options[name], axis, chosen)
+        return replace(self, query=query, key=key, value=value, options=options)
+
+
+def _take(array: np.ndarray, axis: int, chosen: Any) -> np.ndarray:
+    """Choose along an axis counted from the right, if the array has it and does not share it."""
+    if array.ndim < -axis or array.shape[axis] == 1:
+        return array
+    return array[(..., chosen, *[slice(None)] * (-axis - 1))]
+
+
+def call_of(case: strategies.Case) -> Call:
+    """The case as a call whose rows know their positions, so that it can be cut."""
+    options = {name: value for name, value in case.options.items() if name != "return_lse"}
+    causal = options.get("causal", False)
+    offset = resolve_offset(
+        causal,
+        options.get("query_offset"),
+        options.get("key_lengths"),
+        case.query.shape[-2],
+        case.key.shape[-2],
+    )
+    options["causal"] = bool(causal)
+    options["query_offset"] = offset if offset.ndim else int(offset)
+    if "mask" in options:
+        options["mask"] = np.asarray(options["mask"])
+    return Call(*case.arrays, options)
+
+
+def visible(call: Call) -> np.ndarray:
+    """Which key each row sees: (*batch, L, S)."""
+    options = {name: call.options[name] for name in call.options if name not in ("threads",)}
+    weights = reference.attention(
+        np.zeros_like(call.query, dtype=float),
+        np.zeros_like(call.key, dtype=float),
+        np.zeros_like(call.value, dtype=float),
+        **{**options, "similarity": "dot", "softcap": None},
+        return_weights=True,
+    )[1]
+    return weights > 0
+
+
+# --- the relations -----------------------------------------------------------------------------
+
+Pairs = Iterator[tuple[Call, Call]]
+
+
+def threads(call: Call, rng: np.random.Generator) -> Pairs:
+    for count in (2, 3, 64):
+        yield call.having(threads=1), call.having(threads=count)
+
+
+def repeated_calls(call: Call, rng: np.random.Generator) -> Pairs:
+    for _ in range(3):
+        yield call, call
+
+
+def query_split(call: Call, rng: np.random.Generator) -> Pairs:
+    borders = sorted({0, call.rows, *rng.integers(0, call.rows + 1, 3).tolist()})
+    for first, stop in itertools.pairwise(borders):
+        yield call.picking(..., slice(first, stop)), call.row_range(first, stop)
+
+
+def one_row_among_many(call: Call, rng: np.random.Generator) -> Pairs:
+    for row in {0, call.rows - 1, *rng.integers(0, max(call.rows, 1), 3).tolist()}:
+        if 0 <= row < call.rows:
+            yield call.picking(..., slice(row, row + 1)), call.row_range(row, row + 1)
+
+
+def batch_split(call: Call, rng: np.random.Generator) -> Pairs:
+    for axis in range(-len(call.batch), 0):
+        if axis == -1 and call.options.get("enable_gqa"):
+            continue
+        after = (slice(None),) * (-axis - 1)
+        for element in range(call.batch[axis]):
+            part = slice(element, element + 1)
+            yield call.picking(..., part, *after, slice(None)), call.batch_part(axis, part)
+
+
+def head_order(call: Call, rng: np.random.Generator) -> Pairs:
+    if not call.batch or call.options.get("enable_gqa"):
+        return
+    order = rng.permutation(call.batch[-1])
+    yield call.picking(..., order, slice(None)), call.batch_part(-1, order)
+
+
+def grouped_heads_repeated(call: Call, rng: np.random.Generator) -> Pairs:
+    if not call.options.get("enable_gqa"):
+        return
+    group = call.query.shape[-3] // call.key.shape[-3]
+    key, value = (np.repeat(array, group, axis=-3) for array in (call.key, call.value))
+    yield call, replace(call, key=key, value=value).having(enable_gqa=False)
+
+
+def layouts(call: Call, rng: np.random.Generator) -> Pairs:
+    for _ in range(3):
+        names = rng.choice(list(strategies.LAYOUTS), 4)
+        laid = [
+            strategies.lay_out(array, str(name)) if array.size else array
+            for array, name in zip(call.arrays, names, strict=False)
+        ]
+        plain = [strategies.plain(array) for array in laid]
+        there, here = {}, {}
+        mask = call.options.get("mask")
+        if mask is not None and mask.ndim > 1 and mask.size:
+            there["mask"] = strategies.lay_out(mask, str(names[3]))
+            here["mask"] = strategies.plain(there["mask"])
+        yield (
+            replace(call, query=plain[0], key=plain[1], value=plain[2]).having(**here),
+            replace(call, query=laid[0], key=laid[1], value=laid[2]).having(**there),
+        )
+
+
+def causal_prefix(call: Call, rng: np.random.Generator) -> Pairs:
+    """Later keys and rows change nothing for the rows before them."""
+    causal = call.having(causal=True)
+    for row in rng.integers(0, max(call.rows, 1), 3).tolist():
+        seen = np.max(causal.options["query_offset"], initial=-(2**40)) + row + 1
+        keys = int(np.clip(seen, 0, call.keys))
+        part = causal.row_range(0, row + 1)
+        cut = part.key_prefix(keys)
+        yield _without_weights(causal.picking(..., slice(0, row + 1))), _without_weights(cut)
+
+
+def lengths_against_truncation(call: Call, rng: np.random.Generator) -> Pairs:
+    if "key_lengths" in call.options:
+        return
+    for keys in {0, call.keys, *rng.integers(0, call.keys + 1, 3).tolist()}:
+        yield (
+            _without_weights(call.having(key_lengths=keys)),
+            _without_weights(call.key_prefix(keys)),
+        )
+
+
+def hidden_contents(call: Call, rng: np.random.Generator) -> Pairs:
+    """Rows that do not see a key do not see what it holds, be it inf or NaN."""
+    if not call.keys or call.key.dtype.kind != "f":
+        return
+    sees = visible(call)
+    for poison in (np.nan, np.inf, -np.inf):
+        chosen = rng.random(call.keys) < rng.choice([0.02, 0.3, 0.9])
+        clean = ~(sees & chosen).any(axis=-1)
+        key = np.where(chosen[:, None], poison, call.key).astype(call.key.dtype)
+        value = call.value
+        if value.dtype.kind == "f":
+            value = np.where(chosen[:, None], poison, value).astype(value.dtype)
+        poisoned = replace(call, key=key, value=value)
+        yield call.picking(clean), poisoned.picking(clean)
+
+
+def results_asked_for(call: Call, rng: np.random.Generator) -> Pairs:
+    """Output is the same with lse, with weights, with both, with `out`."""
+
+    def only(**asked: Any) -> Call:
+        def run(c: Call) -> tuple[np.ndarray, ...]:
+            results = fastattn.attention(*c.arrays, **c.options, **asked)
+            return results[:1] if isinstance(results, tuple) else (results,)
+
+        return replace(call, run_with=run)
+
+    output = fastattn.attention(*call.arrays, **call.options)
+    fortran = np.full_like(output, np.nan, order="F")
+    yield call, only()
+    yield call, only(return_lse=True)
+    yield call, only(return_weights=True)
+    yield call, only(out=np.full_like(output, np.nan))
+    yield call, only(out=fortran)
+
+
+def streamed_states(call: Call, rng: np.random.Generator) -> Pairs:
+    """Parts of the keys, each from a segment border on, merge to the one call."""
+    segments = -(-call.keys // SEGMENT_KEYS)
+    for _ in range(2):
+        inner = rng.random(max(segments - 1, 0)) < 0.6
+        borders = [SEGMENT_KEYS * (i + 1) for i in np.flatnonzero(inner)]
+        borders = [0, *borders, call.keys]
+        right_first = bool(rng.integers(2))
+
+        def run(c: Call, borders=borders, right_first=right_first):
+            states = [_state(c, first, stop) for first, stop in itertools.pairwise(borders)]
+            while len(states) > 1:
+                at = len(states) - 2 if right_first else 0
+                states[at : at + 2] = [states[at].merge(states[at + 1])]
+            return states[0].finish(return_lse=True)
+
+        yield call, replace(call, run_with=run)
+
+
+def _state(call: Call, first: int, stop: int) -> Any:
+    options = dict(call.options)
+    if "mask" in options:
+        options["mask"] = _take(options["mask"], -1, slice(first, stop))
+    key, value = call.key[..., first:stop, :], call.value[..., first:stop, :]
+    return fastattn.attention_state(call.query, key, value, key_start=first, **options)
+
+
+def _without_weights(call: Call) -> Call:
+    """Compare output and lse alone: the weights of fewer keys have another shape."""
+
+    def run(c: Call) -> tuple[np.ndarray, ...]:
+        return fastattn.attention(*c.arrays, **c.options, return_lse=True)
+
+    return replace(call, run_with=run)
+
+
+RELATIONS: dict[str, Callable[[Call, np.random.Generator], Pairs]] = {
+    relation.__name__: relation
+    for relation in (
+        threads,
+        repeated_calls,
+        query_split,
+        one_row_among_many,
+        batch_split,
+        head_order,
+        grouped_heads_repeated,
+        layouts,
+        causal_prefix,
+        lengths_against_truncation,
+        hidden_contents,
+        results_asked_for,
+        streamed_states,
+    )
+}
+
+# Relations that say something only if the two calls are really cut in another way.
+PLANS_DIFFER = ("threads", "query_split", "one_row_among_many", "batch_split")
