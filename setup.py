@@ -1,4 +1,4 @@
-"""Everything is declared in pyproject.toml; this file is the place of optional compiled extensions."""
+"""Everything is declared in pyproject.toml; this is the place of compiled extensions."""
 
 from setuptools import setup
 

@@ -3,19 +3,32 @@
 Importing this package loads NumPy and nothing heavier; a backend is imported by the first call.
 """
 
-from fastattn._core.backends import use_backend
+from fastattn._core.backends import use_backend, warmup
 from fastattn._core.config import NUMERICS_VERSION as numerics_version
 from fastattn._core.config import VERSION as __version__
 from fastattn._core.config import show_config
 from fastattn._core.threads import set_threads
 from fastattn.attention import attention, explain
+from fastattn.fusion import fuse
+from fastattn.normalize import log_softmax, logsumexp, softmax
+from fastattn.similarity import similarity
+from fastattn.state import State, attention_state, merge_states
 
 __all__ = [
+    "State",
     "__version__",
     "attention",
+    "attention_state",
     "explain",
+    "fuse",
+    "log_softmax",
+    "logsumexp",
+    "merge_states",
     "numerics_version",
     "set_threads",
     "show_config",
+    "similarity",
+    "softmax",
     "use_backend",
+    "warmup",
 ]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastattn._core import backends, problem as problems
-from fastattn._core.arrays import check_out, is_fresh_enough
-from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core import backends
+from fastattn._core import problem as problems
+from fastattn._core.arrays import check_out, deliver
+from fastattn._core.recipe import Recipe, Results, recipe, signature
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["attention", "explain"]
 
-_empty = np.empty
 _REPEATS_KEPT = 1024
 # (signature, backend, threads) -> how to repeat that call on other arrays. Emptied when full, like
 # the recipes, and for the same reasons.
@@ -165,12 +165,9 @@ def attention(
     ...                    [[0.6, 0.7], [0.8, 0.9], [0.1, 0.2]], similarity="cosine").round(4)
     array([0.4926, 0.5926])
     """
-    query, key, value, mask = problems.arrays(query, key, value, mask)
+    operands = problems.arrays(query, key, value, mask)
     call = signature(
-        query,
-        key,
-        value,
-        mask,
+        *operands,
         similarity,
         scale,
         causal,
@@ -187,24 +184,18 @@ def attention(
     kept = _repeats.get((call, wanted, workers))
     if kept is not None:
         repeat, made = kept
-        if out is None:
-            output = _empty(made.output_shape, made.dtype)
-        else:
-            out_array = check_out(out, made.output_shape, made.dtype)
-            direct = out_array.flags.c_contiguous and is_fresh_enough(
-                out_array, made.dtype, (query, key, value, mask)
-            )
-            output = out_array if direct else _empty(made.output_shape, made.dtype)
-        lse = _empty(made.lse_shape, made.dtype) if return_lse else None
-        weights = _empty(made.weights_shape, made.dtype) if return_weights else None
-        repeat(query, key, value, mask, output, lse, weights)
-        return _results(output, lse, weights, out)
+        results = made.allocate(out, operands)
+        if results[0].flags.c_contiguous:
+            repeat(*operands, *results)
+            return _deliver(results, out)
     made = recipe(call)
-    problem = problems.bind(made, query, key, value, mask, key_lengths, query_offset)
+    problem = problems.bind(made, *operands, key_lengths, query_offset)
     execution = backends.prepare(problem, wanted, workers)
     if key_lengths is None and query_offset is None:
         _keep((call, wanted, workers), execution, made)
-    return _run(execution, made, out, (query, key, value, mask))
+    results = made.allocate(out, operands)
+    execution.run(*made.canonical(results))
+    return _deliver(results, out)
 
 
 def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
@@ -216,39 +207,10 @@ def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
         _repeats[key] = function, made
 
 
-def _run(
-    execution: Execution,
-    made: Recipe,
-    out: np.ndarray | None,
-    inputs: tuple[np.ndarray | None, ...],
-) -> Any:
-    """Allocate what the call returns, run it, and hand back what was asked for."""
-    if out is None:
-        output = np.empty(made.output_shape, made.dtype)
-    else:
-        output = check_out(out, made.output_shape, made.dtype)
-        if not is_fresh_enough(output, made.dtype, inputs):
-            output = np.empty(made.output_shape, made.dtype)
-    lse = np.empty(made.lse_shape, made.dtype) if made.return_lse else None
-    weights = np.empty(made.weights_shape, made.dtype) if made.return_weights else None
-    execution.run(
-        made.canonical(output, 2),
-        None if lse is None else made.canonical(lse, 1),
-        None if weights is None else made.canonical(weights, 2),
-    )
-    return _results(output, lse, weights, out)
-
-
-def _results(
-    output: np.ndarray,
-    lse: np.ndarray | None,
-    weights: np.ndarray | None,
-    out: np.ndarray | None,
-) -> Any:
+def _deliver(results: Results, out: np.ndarray | None) -> Any:
+    output, lse, weights = results
     if out is not None:
-        if not np.may_share_memory(out, output):
-            np.copyto(out, output)
-        output = out
+        output = deliver(output, out)
     if lse is None and weights is None:
         return output
     return tuple(result for result in (output, lse, weights) if result is not None)
@@ -303,13 +265,10 @@ def explain(
     >>> execution.backend, execution.refusals
     ('reference', {})
     """
-    query, key, value, mask = problems.arrays(query, key, value, mask)
+    operands = problems.arrays(query, key, value, mask)
     made = recipe(
         signature(
-            query,
-            key,
-            value,
-            mask,
+            *operands,
             similarity,
             scale,
             causal,
@@ -324,5 +283,5 @@ def explain(
     )
     if out is not None:
         check_out(out, made.output_shape, made.dtype)
-    problem = problems.bind(made, query, key, value, mask, key_lengths, query_offset)
+    problem = problems.bind(made, *operands, key_lengths, query_offset)
     return backends.prepare(problem, backends.choose(backend), resolve(threads))

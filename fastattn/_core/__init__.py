@@ -1,1 +1,1 @@
-"""What every backend shares: the description of a call, its plan, the choice of backend, threads."""
+"""What all backends share: the description of a call, its plan, the choice of backend, threads."""

@@ -6,7 +6,7 @@ they are, because packing reads any storage anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,12 @@ __all__ = [
     "check_mask_dtype",
     "check_out",
     "compute_dtype",
+    "deliver",
     "finite_number",
-    "is_fresh_enough",
+    "is_direct",
+    "result_array",
+    "same_memory",
+    "spread",
     "view",
 ]
 
@@ -36,8 +40,8 @@ def as_array(name: str, x: Any) -> np.ndarray:
     """Return `x` as a plain ndarray without copying arrays, or say what to do instead."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} is a masked array of shape {x.shape}, whose mask attention would not see: pass "
-            f"{name}.filled(...) (or {name}.data) and hide keys with mask= or key_lengths="
+            f"{name} is a masked array of shape {x.shape}, whose mask would not be seen: "
+            f"pass {name}.filled(...) or {name}.data, and hide keys with mask= or key_lengths="
         )
     if hasattr(x, "__dask_graph__") or hasattr(x, "dask"):
         raise TypeError(
@@ -53,8 +57,8 @@ def as_array(name: str, x: Any) -> np.ndarray:
     except Exception as error:
         # Foreign types raise whatever they like here (torch: RuntimeError for tensors in a graph).
         raise TypeError(
-            f"{name} of type {type(x).__module__}.{type(x).__qualname__} does not convert to a NumPy "
-            f"array ({error}): pass rows of equal length, or an array on the CPU outside any "
+            f"{name} of type {type(x).__module__}.{type(x).__qualname__} does not convert to a "
+            f"NumPy array ({error}): pass rows of equal length, or an array on the CPU outside any "
             f"gradient graph, e.g. {name}.detach().cpu().numpy()"
         ) from error
 
@@ -83,7 +87,7 @@ def check_dtype(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
 
 def compute_dtype(*named: tuple[str, np.dtype, tuple[int, ...]]) -> np.dtype:
     """Choose float32 if every operand is float32, else float64; each is (name, dtype, shape)."""
-    chosen = FLOAT32
+    chosen: np.dtype = FLOAT32
     for name, dtype, shape in named:
         if not (check_dtype(name, dtype, shape) and dtype.num == _FLOAT32_NUMBER):
             chosen = FLOAT64
@@ -146,13 +150,43 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.asarray(out)
 
 
-def is_fresh_enough(out: np.ndarray, dtype: np.dtype, inputs: Sequence[np.ndarray | None]) -> bool:
+def is_direct(out: np.ndarray, dtype: np.dtype, inputs: Iterable[np.ndarray | None]) -> bool:
     """Tell whether a kernel may write straight into `out`; if not, compute aside and copy."""
     return (
         out.dtype == dtype
         and out.flags.aligned
         and (out.flags.c_contiguous or not _may_overlap_itself(out))
         and not any(np.may_share_memory(out, x) for x in inputs if x is not None)
+    )
+
+
+def result_array(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Iterable[np.ndarray | None]
+) -> np.ndarray:
+    """Return `out` where a kernel may write into it, otherwise a new C-contiguous array."""
+    if out is not None:
+        checked = check_out(out, shape, dtype)
+        if is_direct(checked, dtype, inputs):
+            return checked
+    return np.empty(shape, dtype)
+
+
+def deliver(result: np.ndarray, out: Any) -> Any:
+    """Return the caller's `out`, filled from `result` if it was computed aside; else `result`."""
+    if out is None:
+        return result
+    if not np.may_share_memory(out, result):
+        np.copyto(out, result)
+    return out
+
+
+def same_memory(one: np.ndarray, other: np.ndarray) -> bool:
+    """Tell whether two arrays are the same elements in the same places."""
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.strides == other.strides
+        and one.ctypes.data == other.ctypes.data
     )
 
 
@@ -169,3 +203,15 @@ def finite_number(name: str, x: Any, hint: str) -> float:
     if x - x != 0.0:
         raise ValueError(f"{name} must be a finite number, not {x!r}; {hint}")
     return x  # type: ignore[no-any-return]
+
+
+def spread(shown: str, *operands: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Broadcast all dims but the last two; returns read-only views. `shown` tells the shapes."""
+    try:
+        batch = np.broadcast_shapes(*(x.shape[:-2] for x in operands))
+    except ValueError:
+        raise ValueError(
+            f"batch dims do not broadcast: {shown}; all dims before the last two must be equal, 1 "
+            "or missing"
+        ) from None
+    return tuple(np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in operands)

@@ -16,7 +16,16 @@ from typing import Any, cast
 from fastattn._core.execution import Backend, Execution
 from fastattn._core.problem import Problem
 
-__all__ = ["KNOWN", "choose", "describe", "load", "pick", "prepare", "use_backend"]
+__all__ = [
+    "KNOWN",
+    "choose",
+    "describe",
+    "load",
+    "pick",
+    "prepare",
+    "use_backend",
+    "warmup",
+]
 
 _MODULES = {"numba": "fastattn._numba.backend", "reference": "fastattn.reference.backend"}
 KNOWN = tuple(_MODULES)
@@ -126,3 +135,25 @@ def describe(name: str) -> str:
         return f"cannot be imported: {error}"
     details = getattr(backend, "describe", None)
     return str(details()) if details is not None else "available"
+
+
+def warmup() -> None:
+    """Compile every kernel, or load it from the disk cache, before the first call needs it.
+
+    Raises
+    ------
+    ImportError
+        If Numba cannot be imported.
+
+    Notes
+    -----
+    Seconds where the cache is empty, a moment where it is filled. The cache is private to the
+    user, the machine's CPU and the versions of fastattn, Numba and Python. ``fastattn warmup`` does
+    the same from the command line, for container images.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> fastattn.warmup()
+    """
+    load("numba").warmup()  # type: ignore[attr-defined]

@@ -82,7 +82,10 @@ class Backend(Protocol):
     def softmax(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
     ) -> None:
-        """Fill out (*rows, n) from x and mask (*rows, n); out may be x itself, never a part of it."""
+        """Fill out (*rows, n) from x and mask (*rows, n).
+
+        `out` may be x itself, element for element; any other overlap the face has removed.
+        """
 
     def log_softmax(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int

@@ -32,6 +32,8 @@ from fastattn._core.visibility import LARGEST_POSITION, positions
 __all__ = ["Problem", "arrays", "bind"]
 
 _ndarray = np.ndarray
+# query, key, value, mask
+Operands = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 class Problem(NamedTuple):
@@ -118,7 +120,7 @@ def _per_batch(array: np.ndarray, recipe: Recipe) -> np.ndarray:
     return view(array, canonical)
 
 
-def arrays(query: Any, key: Any, value: Any, mask: Any) -> tuple[Any, Any, Any, Any]:
+def arrays(query: Any, key: Any, value: Any, mask: Any) -> Operands:
     """Return the operands as plain ndarrays; nothing is copied that already is one."""
     if type(query) is not _ndarray:
         query = as_array("query", query)

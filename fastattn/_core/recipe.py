@@ -10,12 +10,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import Layout, check_mask_dtype, compute_dtype, finite_number, view
+from fastattn._core.arrays import (
+    Layout,
+    check_mask_dtype,
+    compute_dtype,
+    finite_number,
+    result_array,
+    view,
+)
 from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
 
-__all__ = ["SIMILARITIES", "Recipe", "Signature", "layout", "recipe", "signature"]
+__all__ = [
+    "SIMILARITIES",
+    "Recipe",
+    "Results",
+    "Signature",
+    "check_similarity",
+    "default_scale",
+    "layout",
+    "recipe",
+    "signature",
+]
 
 SIMILARITIES = ("dot", "scaled_dot", "cosine", "euclidean")
+
+_empty = np.empty
 
 
 class Signature(NamedTuple):
@@ -36,6 +55,9 @@ class Signature(NamedTuple):
     lengths_given: bool
     offset_given: bool
     is_part: bool  # the keys are a part of a longer axis (attention_state)
+
+
+Results = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # output, lse, weights
 
 
 class Recipe(NamedTuple):
@@ -65,16 +87,47 @@ class Recipe(NamedTuple):
     return_weights: bool
     is_part: bool
 
-    def canonical(self, array: np.ndarray, trailing: int) -> np.ndarray:
-        """View a result of the caller's shape as (*batch, Hkv, G, ...) for a backend to fill."""
+    def allocate(self, out: Any, inputs: tuple[np.ndarray | None, ...]) -> Results:
+        """Make output, lse and weights of the caller's shapes; `out` serves where it can."""
+        dtype = self.dtype
+        return (
+            _empty(self.output_shape, dtype)
+            if out is None
+            else result_array(out, self.output_shape, dtype, inputs),
+            _empty(self.lse_shape, dtype) if self.return_lse else None,
+            _empty(self.weights_shape, dtype) if self.return_weights else None,
+        )
+
+    def canonical(self, results: Results) -> Results:
+        """View results as (*batch, Hkv, G, L, ...) for a backend to fill."""
+        output, lse, weights = results
+        return (
+            self._spread(output, 2),
+            None if lse is None else self._spread(lse, 1),
+            None if weights is None else self._spread(weights, 2),
+        )
+
+    def _spread(self, array: np.ndarray, trailing: int) -> np.ndarray:
         shape, strides = array.shape, array.strides
-        if trailing == 2 and len(self.output_shape) == len(self.batch) + 1:
-            # A 1-D query lost its L axis.
-            shape, strides = (*shape[:-1], 1, shape[-1]), (*strides[:-1], 0, strides[-1])
-        if trailing == 1 and len(self.lse_shape) == len(self.batch):
-            shape, strides = (*shape, 1), (*strides, 0)
+        if len(self.lse_shape) == len(self.batch):
+            # A 1-D query: its results have no L axis.
+            at = len(self.batch)
+            shape, strides = (*shape[:at], 1, *shape[at:]), (*strides[:at], 0, *strides[at:])
         canonical = layout(shape, strides, self.outer, self.kv_heads, self.groups, trailing)
         return view(array, canonical, writeable=True)
+
+
+def check_similarity(name: str, similarity: Any) -> None:
+    """Raise ValueError unless `similarity` is one of the known words."""
+    if type(similarity) is not str or similarity not in SIMILARITIES:
+        raise ValueError(
+            f"unknown {name} {similarity!r}: one of {', '.join(map(repr, SIMILARITIES))}"
+        )
+
+
+def default_scale(similarity: str, features: int) -> float:
+    """Return the scale that None stands for."""
+    return 1.0 / math.sqrt(features) if similarity == "scaled_dot" and features else 1.0
 
 
 def signature(
@@ -100,10 +153,7 @@ def signature(
     an unchecked `scale=True` would slip through on the entry of `scale=1.0`. The tuple has the
     order of `Signature`; it is a bare tuple because making a named one costs 0.3 µs more.
     """
-    if type(similarity) is not str or similarity not in SIMILARITIES:
-        raise ValueError(
-            f"unknown similarity {similarity!r}: one of {', '.join(map(repr, SIMILARITIES))}"
-        )
+    check_similarity("similarity", similarity)
     if scale is not None:
         scale = finite_number("scale", scale, "None means 1/sqrt(E) for scaled_dot, else 1")
     if causal is not False and causal is not True:
@@ -124,9 +174,9 @@ def signature(
         causal,
         window,
         softcap,
-        True if enable_gqa else False,
-        True if return_lse else False,
-        True if return_weights else False,
+        bool(enable_gqa),
+        bool(return_lse),
+        bool(return_weights),
         lengths_given,
         offset_given,
         is_part,
@@ -154,10 +204,9 @@ def _make_recipe(call: Signature) -> Recipe:
     (q_shape, q_strides, _), (k_shape, k_strides, _) = call.query, call.key
     v_shape, v_strides, _ = call.value
     dtype = compute_dtype(
-        *(
-            (name, part[2], part[0])
-            for name, part in zip(("query", "key", "value"), call, strict=False)
-        )
+        ("query", call.query[2], q_shape),
+        ("key", call.key[2], k_shape),
+        ("value", call.value[2], v_shape),
     )
     one_row = len(q_shape) == 1
     if one_row:
@@ -180,9 +229,7 @@ def _make_recipe(call: Signature) -> Recipe:
             'causal="bottom_right" needs the total number of keys, and this is a part of them: '
             "pass key_lengths= (the total), or causal=True with query_offset="
         )
-    scale = call.scale
-    if scale is None:
-        scale = 1.0 / math.sqrt(features) if call.similarity == "scaled_dot" and features else 1.0
+    scale = default_scale(call.similarity, features) if call.scale is None else call.scale
     row = () if one_row else (rows,)
     return Recipe(
         batch=batch,
@@ -306,11 +353,7 @@ def _mask_layout(
         raise ValueError(
             f"mask of shape {shape} does not broadcast to the scores' {full} (batch, L, S): every "
             "dim must be equal or 1"
-            + (
-                f"; a mask per key of one batch row is mask[:, None, None, :]"
-                if len(full) == 4
-                else ""
-            )
+            + ("; one mask of keys per batch row is mask[:, None, None, :]" * (len(full) == 4))
         )
     steps = (0,) * (len(full) - len(shape)) + strides
     steps = tuple(0 if n == 1 else step for n, step in zip(padded, steps, strict=True))

@@ -105,8 +105,8 @@ def positions(
     ):
         show = f"{name}[:, None]" if array.ndim == 1 and len(batch) == 2 else f"{name}.reshape(...)"
         raise ValueError(
-            f"{name} of shape {shape} must be one integer, or have exactly the {len(batch)} dims of "
-            f"the batch {batch} (heads included), with size 1 where shared: e.g. {show}"
+            f"{name} of shape {shape} must be one integer, or have exactly the {len(batch)} dims "
+            f"of the batch {batch} (heads included), with size 1 where shared: e.g. {show}"
         )
     if array.dtype.kind not in "iu":
         if array.dtype.kind == "O" and all(isinstance(n, int) for n in array.flat):
@@ -124,6 +124,6 @@ def positions(
 def _raise_range(name: str, array: np.ndarray, smallest: int, largest: int, bound: str) -> None:
     wrong = next(int(n) for n in array.flat if not smallest <= n <= largest)
     raise ValueError(
-        f"{name} holds {wrong}, outside {smallest}..{bound}: np.clip({name}, {smallest}, {largest}) "
-        "if that is what is meant"
+        f"{name} holds {wrong}, outside {smallest}..{bound}: np.clip({name}, {smallest}, "
+        f"{largest}) if that is what is meant"
     )

@@ -1,0 +1,104 @@
+"""The first stage on its own: how similar each query is to each key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastattn._core import backends
+from fastattn._core.arrays import (
+    as_array,
+    compute_dtype,
+    deliver,
+    finite_number,
+    result_array,
+    spread,
+)
+from fastattn._core.recipe import check_similarity, default_scale
+from fastattn._core.threads import resolve
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["similarity"]
+
+
+def similarity(
+    query: ArrayLike,
+    key: ArrayLike,
+    *,
+    metric: str = "cosine",
+    scale: float | None = None,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    r"""Compare every query with every key: ``scale * metric(query[i], key[j])``.
+
+    Parameters
+    ----------
+    query : array_like, (..., L, E) or (E,)
+        L queries of E features; a 1-D query is one query, and the result loses its L axis.
+    key : array_like, (..., S, E)
+        S keys. Batch dims broadcast.
+    metric : {"cosine", "dot", "scaled_dot", "euclidean"}
+        ``cosine``: :math:`q \cdot k / (|q||k|)`, 0 for a zero vector; ``dot`` and ``scaled_dot``:
+        :math:`q \cdot k`; ``euclidean``: :math:`-|q - k|^2`, from differences, so that larger is
+        more similar for every metric.
+    scale : float, optional
+        Any finite number. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when E is 0), else 1.
+    out : ndarray, (..., L, S), optional
+        Where to store the result; may overlap an input. None: a new array.
+    backend : {"numba", "reference"}, optional
+        None: the automatic choice, as for `attention`.
+    threads : int, optional
+        At most this many threads. None: as for `attention`.
+
+    Returns
+    -------
+    scores : ndarray, (..., L, S)
+        float32 if both operands are, else float64. `out` itself where given.
+
+    Raises
+    ------
+    ValueError
+        If E differs, batch dims do not broadcast, the metric is unknown or the scale not finite.
+    TypeError
+        If an operand is complex, half or extended precision, object, masked, sparse or lazy.
+
+    Notes
+    -----
+    Norms neither overflow at 1e30 nor underflow at 1e-30. Beside the result, memory is a few
+    blocks per thread. The bits of an entry depend on its query, its key and the scale alone.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> fastattn.similarity([0.1, 0.2], [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]]).round(5)
+    array([0.84366, 0.9778 , 1.     ])
+    """
+    query, key = as_array("query", query), as_array("key", key)
+    check_similarity("metric", metric)
+    dtype = compute_dtype(("query", query.dtype, query.shape), ("key", key.dtype, key.shape))
+    shown = f"query {query.shape}, key {key.shape}"
+    if query.ndim < 1 or key.ndim < 2:
+        raise ValueError(f"too few dims: {shown}; query is (..., L, E) or (E,), key (..., S, E)")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query has E = {query.shape[-1]} features and key E = {key.shape[-1]}: {shown}; their "
+            "last axes must match"
+        )
+    if scale is None:
+        scale = default_scale(metric, query.shape[-1])
+    else:
+        scale = finite_number("scale", scale, "None means 1/sqrt(E) for scaled_dot, else 1")
+    one_row = query.ndim == 1
+    rows = query[None] if one_row else query
+    rows, keys = spread(shown, rows, key)
+    batch = rows.shape[:-2]
+    shape = (*batch, *(() if one_row else (rows.shape[-2],)), keys.shape[-2])
+    result = result_array(out, shape, dtype, (query, key))
+    target = result[..., None, :] if one_row else result
+    backends.pick(backend).similarity(rows, keys, target, metric, scale, resolve(threads))
+    return deliver(result, out)  # type: ignore[no-any-return]

@@ -1,0 +1,283 @@
+"""Attention over keys that come in parts: states that merge, and results that merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastattn._core import backends
+from fastattn._core import problem as problems
+from fastattn._core.arrays import as_array, check_dtype
+from fastattn._core.plan import SEGMENT_KEYS
+from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.threads import resolve
+from fastattn._core.visibility import LARGEST_POSITION
+from fastattn.fusion import fuse
+from fastattn.normalize import logsumexp, softmax
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastattn._core.execution import Backend
+
+__all__ = ["State", "attention_state", "merge_states"]
+
+
+class State:
+    """Attention of some queries over one stretch of the keys, unfinished.
+
+    Made by `attention_state`. Merging parts in order and finishing gives the very bits of one call
+    over all keys. A state is never changed: both operands of `merge` stay usable.
+
+    Attributes
+    ----------
+    key_start, key_stop : int
+        The stretch of the key axis it has seen, half open.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> rng = np.random.default_rng(0)
+    >>> query, key, value = (rng.standard_normal((n, 8)) for n in (3, 1000, 1000))
+    >>> first = fastattn.attention_state(query, key[:512], value[:512])
+    >>> rest = fastattn.attention_state(query, key[512:], value[512:], key_start=512)
+    >>> bool(np.all(first.merge(rest).finish() == fastattn.attention(query, key, value)))
+    True
+    """
+
+    __slots__ = ("_backend", "_recipe", "_state", "key_start", "key_stop")
+
+    def __init__(
+        self, backend: Backend, made: Recipe, state: Any, key_start: int, key_stop: int
+    ) -> None:
+        self._backend = backend
+        self._recipe = made
+        self._state = state
+        self.key_start = key_start
+        self.key_stop = key_stop
+
+    def __repr__(self) -> str:
+        return (
+            f"<State of keys {self.key_start}..{self.key_stop}, output "
+            f"{self._recipe.output_shape} {self._recipe.dtype}, {self._backend.name}>"
+        )
+
+    def merge(self, next_state: State) -> State:
+        """Join the part that begins where this one stops.
+
+        Parameters
+        ----------
+        next_state : State
+            The following part: same queries, same options.
+
+        Returns
+        -------
+        state : State
+            A new state of both stretches.
+
+        Raises
+        ------
+        ValueError
+            If the parts do not follow each other, or differ in shapes, dtype, options or backend.
+        TypeError
+            If `next_state` is no `State`.
+        """
+        if not isinstance(next_state, State):
+            raise TypeError(f"a State merges with a State, not {type(next_state).__qualname__}")
+        if next_state.key_start != self.key_stop:
+            raise ValueError(
+                f"keys {next_state.key_start}..{next_state.key_stop} do not follow keys "
+                f"{self.key_start}..{self.key_stop}: merge parts in order, each attention_state "
+                "with key_start= where the part before it stops"
+            )
+        for name in ("output_shape", "dtype", "similarity", "scale", "softcap"):
+            ours, theirs = getattr(self._recipe, name), getattr(next_state._recipe, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"states of one attention must agree, but {name} is {ours} on the left and "
+                    f"{theirs} on the right"
+                )
+        if next_state._backend is not self._backend:
+            raise ValueError(
+                f"states of the backends {self._backend.name!r} and {next_state._backend.name!r} "
+                "do not merge: pass the same backend= to each attention_state"
+            )
+        merged = self._backend.merge_states(self._state, next_state._state)
+        return State(self._backend, self._recipe, merged, self.key_start, next_state.key_stop)
+
+    def finish(self, *, return_lse: bool = False) -> Any:
+        """Divide by the sum of weights: the output, as `attention` gives it.
+
+        Parameters
+        ----------
+        return_lse : bool
+            Append the log-sum-exp of each row's scores.
+
+        Returns
+        -------
+        output : ndarray, (..., L, Ev)
+            Rows that saw no key are 0.
+        lse : ndarray, (..., L)
+            Only with `return_lse`; -inf for rows that saw no key.
+        """
+        made = self._recipe._replace(return_lse=bool(return_lse))
+        results = made.allocate(None, ())
+        output, lse, _ = made.canonical(results)
+        self._backend.finish_state(self._state, output, lse)
+        return results[:2] if return_lse else results[0]
+
+
+def attention_state(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    key_start: int = 0,
+    similarity: str = "scaled_dot",
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    key_lengths: ArrayLike | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> State:
+    """Attend to one part of the keys, to be merged with the parts that follow.
+
+    Parameters
+    ----------
+    query : array_like, (..., L, E) or (E,)
+        The same queries for every part.
+    key, value : array_like, (..., S, E) and (..., S, Ev)
+        Keys ``key_start .. key_start + S - 1`` of the whole key axis.
+    key_start : int
+        Position of this part's first key, a multiple of 512, the segment size.
+    similarity, scale, softcap, enable_gqa, backend, threads
+        As for `attention`, the same for every part.
+    mask : array_like, broadcasts to (..., L, S), optional
+        The columns of this part.
+    causal, query_offset, window, key_lengths
+        As for `attention`, in positions of the whole key axis. ``causal=True`` needs
+        `query_offset`, and "bottom_right" `key_lengths`, since S of the whole is not known here.
+
+    Returns
+    -------
+    state : State
+        With ``merge(next_state)`` and ``finish(return_lse=False)``.
+
+    Raises
+    ------
+    ValueError
+        As `attention`, and if `key_start` is negative or no multiple of 512.
+    TypeError
+        As `attention`.
+
+    Notes
+    -----
+    Parts merged in order give the very bits of one call over all keys. A part that does not start
+    at key 0 keeps its segments of 512 keys apart until it is merged, ``L * (Ev + 2)`` numbers each.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> state = fastattn.attention_state([1.0], [[0.0], [0.0]], [[2.0], [4.0]])
+    >>> state.finish()
+    array([3.])
+    """
+    if not isinstance(key_start, (int, np.integer)) or isinstance(key_start, bool):
+        raise TypeError(f"key_start must be an integer, not {key_start!r}")
+    if key_start % SEGMENT_KEYS or not 0 <= key_start <= LARGEST_POSITION:
+        raise ValueError(
+            f"key_start = {key_start} must be a multiple of {SEGMENT_KEYS}, the segment size, from "
+            f"0 on: cut the keys there, e.g. at {max(0, key_start) // SEGMENT_KEYS * SEGMENT_KEYS}"
+        )
+    key_start = int(key_start)
+    operands = problems.arrays(query, key, value, mask)
+    made = recipe(
+        signature(
+            *operands,
+            similarity,
+            scale,
+            causal,
+            window,
+            softcap,
+            enable_gqa,
+            lengths_given=key_lengths is not None,
+            offset_given=query_offset is not None,
+            is_part=True,
+        )
+    )
+    problem = problems.bind(made, *operands, key_lengths, query_offset, key_start)
+    chosen = backends.pick(backend)
+    state = chosen.attention_state(problem, key_start, resolve(threads))
+    return State(chosen, made, state, key_start, key_start + made.keys)
+
+
+def merge_states(
+    outputs: ArrayLike | Sequence[ArrayLike], lses: ArrayLike | Sequence[ArrayLike], axis: int = 0
+) -> tuple[np.ndarray, Any]:
+    r"""Merge finished results over parts of the keys: each weighs :math:`e^{\mathrm{lse}}`.
+
+    Parameters
+    ----------
+    outputs : array_like, the shape of `lses` + (Ev,)
+        Outputs of `attention` over the parts, stacked along `axis`.
+    lses : array_like
+        Their log-sum-exps (``return_lse=True``), stacked along `axis`.
+    axis : int
+        The axis of `lses` that counts the parts; the same axis of `outputs`.
+
+    Returns
+    -------
+    output : ndarray
+        `outputs` without `axis`.
+    lse : ndarray
+        `lses` without `axis`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not belong together or the axis does not exist.
+    TypeError
+        If an operand is complex, half or extended precision, object, masked, sparse or lazy.
+
+    Notes
+    -----
+    Equal to one call over all keys to rounding; `State.merge` is equal in bits. A part with lse
+    -inf counts for nothing, whatever its output holds.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> query, key, value = np.ones(2), np.eye(2), np.array([[1.0], [3.0]])
+    >>> parts = [fastattn.attention(query, key[i:i+1], value[i:i+1], return_lse=True)
+    ...          for i in range(2)]
+    >>> output, lse = fastattn.merge_states(*zip(*parts))
+    >>> output
+    array([2.])
+    """
+    outputs, lses = as_array("outputs", outputs), as_array("lses", lses)
+    for name, x in (("outputs", outputs), ("lses", lses)):
+        check_dtype(name, x.dtype, x.shape)
+    shown = f"outputs {outputs.shape}, lses {lses.shape}"
+    if outputs.ndim < 2 or outputs.shape[:-1] != lses.shape:
+        raise ValueError(
+            f"outputs must have the shape of lses and one axis more, Ev: {shown}; stack both along "
+            "the same axis, np.stack(..., axis=0)"
+        )
+    if not isinstance(axis, (int, np.integer)) or not -lses.ndim <= axis < lses.ndim:
+        raise ValueError(f"axis {axis!r} does not exist in lses: {shown}")
+    at = axis % lses.ndim
+    parts = np.moveaxis(lses, at, -1)
+    present = parts != -np.inf
+    weights = softmax(parts, mask=present)
+    values = np.moveaxis(outputs, at, -2)
+    if not present.all():
+        values = np.where(present[..., None], values, 0)
+    output = fuse(weights[..., None, :], values)[..., 0, :]
+    return output, logsumexp(parts, mask=present)
