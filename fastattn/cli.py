@@ -81,6 +81,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_options(parser.add_argument_group("attention"))
     job = parser.add_argument_group("job")
     job.add_argument("--max-memory", type=_size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP)
+    job.add_argument(
+        "--chunk-rows",
+        type=_count,
+        metavar="N",
+        help="at most so many output rows per chunk (default: some seconds of work)",
+    )
     job.add_argument("--resume", action="store_true", help="go on with a job that was killed")
     job.add_argument(
         "--overwrite",
@@ -142,7 +148,9 @@ def _add_digits(examples: Any) -> None:
     )
     digits.add_argument("--dir", metavar="FOLDER", help="keep the files here")
     digits.add_argument("--overwrite", action="store_true", help="replace files in FOLDER")
-    digits.add_argument("--max-memory", type=_size, default=None, metavar="SIZE", help=_MEMORY_HELP)
+    digits.add_argument(
+        "--max-memory", type=_size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP
+    )
     digits.add_argument("--json", action="store_true", help="print the figures as JSON")
     _add_machine(digits)
     digits.set_defaults(command=_digits)
@@ -186,6 +194,7 @@ def _job(arguments: argparse.Namespace) -> "Job":
         threads=arguments.threads,
         backend=arguments.backend,
         max_memory=arguments.max_memory,
+        chunk_rows=arguments.chunk_rows,
         overwrite=arguments.overwrite,
         resume=arguments.resume,
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from fastattn.batch.errors import UsageError
-from fastattn.batch.readers import Range
+from fastattn.batch.readers import SPAN_BYTES, Range
 from fastattn.batch.units import format_size
 
 # Streamed parts of the keys begin at multiples of this, which every segment size (512 or a power
@@ -22,7 +22,6 @@ _CHUNK_WORK = 1 << 38
 # ... unless that would leave too few rows to use the machine, or to be worth reading the keys for.
 _LEAST_ROWS = 1024
 _LEAST_ROWS_STREAMED = 4096
-_READ_BUFFER = 4 << 20
 
 
 class Operand(NamedTuple):
@@ -148,11 +147,13 @@ def memory_needed(layout: Layout, borders: Borders, scratch: Scratch) -> int:
     held += chunk.row_count * layout.row_bytes
     if streamed:  # the state so far, that of the next part, and their merger
         held += 3 * chunk.row_count * (layout.value_features + 2) * layout.compute_itemsize
-    return held + scratch(borders) + _READ_BUFFER
+    return held + scratch(borders) + SPAN_BYTES
 
 
-def choose_borders(layout: Layout, limit: int, scratch: Scratch) -> Borders:
-    """Cut a job into the largest chunks that `limit` bytes allow.
+def choose_borders(
+    layout: Layout, limit: int, scratch: Scratch, chunk_rows: int | None = None
+) -> Borders:
+    """Cut a job into the largest chunks that `limit` bytes and `chunk_rows` rows allow.
 
     The outermost axis that can be cut is, so that chunks are few. Keys are read whole where at
     least some hundred query rows fit beside them, and streamed in parts otherwise.
@@ -165,45 +166,54 @@ def choose_borders(layout: Layout, limit: int, scratch: Scratch) -> Borders:
     axes = range(len(layout.extents))
     if 0 in layout.extents:
         return Borders(0, 1, None)
+
+    def memory(borders: Borders) -> int:
+        return memory_needed(layout, borders, scratch)
+
     for streamed in (False, True):
         for axis in axes:
-            borders = _largest(layout, axis, streamed, limit, scratch)
+            part = _part_keys(layout, axis, limit, scratch) if streamed else None
+            if streamed and part is None:
+                continue
+            most = _most_by_work(layout, axis, streamed, chunk_rows)
+            borders = _largest(layout, axis, part, most, lambda b: memory(b) <= limit)
             if borders is not None:
                 return borders
     least = Borders(axes[-1], 1, min(PART_KEYS, layout.keys))
-    needed = memory_needed(layout, least, scratch)
+    needed = memory(least)
     raise UsageError(
         f"--max-memory is {format_size(limit)}, but one query row and {least.part_keys} keys take "
         f"{format_size(needed)}; give --max-memory {-(-needed // 2**20)}M or more"
     )
 
 
-def _largest(
-    layout: Layout, axis: int, streamed: bool, limit: int, scratch: Scratch
-) -> Borders | None:
-    by_rows = axis == len(layout.batch)
-    length = layout.extents[axis]
-    part = _part_keys(layout, axis, limit, scratch) if streamed else None
-    if streamed and part is None:
-        return None
+def _most_by_work(layout: Layout, axis: int, streamed: bool, chunk_rows: int | None) -> int:
+    """Find the size along an axis at which a chunk is enough work, or has enough rows."""
     behind = math.prod(layout.extents[axis + 1 :])
     work = behind * layout.keys * (layout.features + layout.value_features)
     most = _CHUNK_WORK // max(work, 1)
-    if by_rows:
+    if axis == len(layout.batch):
         most = max(most, _LEAST_ROWS_STREAMED if streamed else _LEAST_ROWS)
-    sizes = _allowed_sizes(layout, axis, min(most, length))
+    if chunk_rows is not None:
+        most = min(most, chunk_rows // behind)
+    return min(most, layout.extents[axis])
 
-    def fits(size: int) -> bool:
-        return memory_needed(layout, Borders(axis, size, part), scratch) <= limit
 
+def _largest(
+    layout: Layout, axis: int, part: int | None, most: int, fits: Callable[[Borders], bool]
+) -> Borders | None:
+    sizes = _allowed_sizes(layout, axis, most)
     low, high = 0, len(sizes)  # sizes[:low] fit, sizes[high:] do not
     while low < high:
         middle = (low + high) // 2
-        low, high = (middle + 1, high) if fits(sizes[middle]) else (low, middle)
+        if fits(Borders(axis, sizes[middle], part)):
+            low = middle + 1
+        else:
+            high = middle
     if low == 0:
         return None
     size = sizes[low - 1]
-    if by_rows and not streamed and size < min(length, _LEAST_ROWS // 4):
+    if axis == len(layout.batch) and part is None and size < min(most, _LEAST_ROWS // 4):
         return None  # so few rows are not worth whole keys
     return Borders(axis, size, part)
 

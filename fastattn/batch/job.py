@@ -30,6 +30,9 @@ class Job:
     max_memory : int
         Bytes that the arrays of the job may take at once; the interpreter and the libraries
         (some 150 MB) come on top.
+    chunk_rows : int, optional
+        At most so many rows of the output per chunk, for finer progress and less to repeat after
+        a kill; None: some seconds of work.
     overwrite : bool
         Replace `out` and `lse_out` where they exist, and discard an unfinished job on them.
     resume : bool
@@ -53,6 +56,7 @@ class Job:
     threads: int | None = None
     backend: str | None = None
     max_memory: int = 1 << 30
+    chunk_rows: int | None = None
     overwrite: bool = False
     resume: bool = False
 
@@ -80,9 +84,12 @@ class Summary:
         All chunks of the job, and those of them that an earlier run had finished.
     part_keys : int or None
         Keys per streamed part; None where keys were read whole.
-    seconds, rows_per_second : float
-        Time of the whole job, and the rows computed in this run per second of it.
+    seconds, compute_seconds : float
+        Time of the whole job, and of it that of reading and computing, without the writing.
+    rows_per_second : float
+        Rows computed in this run, per second of the whole job.
     threads : int
+        At most so many were used.
     backend : str
     numerics_version : int
     checksum, lse_checksum : str
@@ -98,8 +105,9 @@ class Summary:
     part_keys: int | None
     max_memory: int
     seconds: float
+    compute_seconds: float
     rows_per_second: float
-    threads: int | None
+    threads: int
     backend: str
     numerics_version: int
     checksum: str

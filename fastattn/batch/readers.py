@@ -24,7 +24,7 @@ _READ_BYTES = 1 << 30  # Linux moves less than 2 GiB per call
 # Runs that lie closer than this are fetched together and picked apart in memory: one call costs
 # about a microsecond, the time in which some tens of KiB come from the page cache.
 _GAP_BYTES = 1 << 16
-_SPAN_BYTES = 1 << 22
+SPAN_BYTES = 1 << 20
 
 
 class NpyFile:
@@ -181,7 +181,7 @@ class NpyFile:
         span = last + self.dtype.itemsize
         if span == target.nbytes:
             self._pread_into(target.reshape(-1).view(np.uint8), offset)
-        elif span <= _SPAN_BYTES and span <= _GAP_BYTES * _runs(target, strides):
+        elif span <= SPAN_BYTES and span <= _GAP_BYTES * _runs(target, strides):
             buffer = np.empty(span, np.uint8)
             self._pread_into(buffer, offset)
             target[...] = np.ndarray(target.shape, target.dtype, buffer, strides=strides)

@@ -92,6 +92,7 @@ class _Run:
         self.progress = progress
         self.start = time.monotonic()
         self.resumed = 0
+        self.compute_seconds = 0.0
 
     def result(self) -> Summary:
         job = self.job
@@ -158,7 +159,9 @@ class _Run:
             refuse_existing(file.path, job.overwrite)
         manifest.clear()
         sync_folder(manifest.path)
-        self.borders = choose_borders(self.inputs.layout, job.max_memory, self._scratch)
+        self.borders = choose_borders(
+            self.inputs.layout, job.max_memory, self._scratch, job.chunk_rows
+        )
         for file in self.outputs.values():
             file.create()
         manifest.start(self._description(self.borders))
@@ -245,7 +248,9 @@ class _Run:
             for index in chunks:
                 chunk = borders.chunk(layout.extents, index)
                 attend = attend_whole if borders.part_keys is None else attend_streamed
+                before = time.monotonic()
                 results = attend(self.inputs, borders, chunk, cache, "lse" in self.outputs)
+                self.compute_seconds += time.monotonic() - before
                 self._write(results)
                 self.progress.advance(chunk.row_count)
         finally:
@@ -319,15 +324,11 @@ class _Run:
             part_keys=self.borders.part_keys,
             max_memory=job.max_memory,
             seconds=seconds,
+            compute_seconds=self.compute_seconds,
             rows_per_second=computed / seconds,
-            threads=_threads(self.execution),
+            threads=int(getattr(self.execution.plan, "workers", 1)),
             backend=self.execution.backend,
             numerics_version=fastattn.numerics_version,
             checksum=self._digests["out"],
             lse_checksum=self._digests.get("lse"),
         )
-
-
-def _threads(execution: Any) -> int | None:
-    threads = getattr(execution, "threads", None)
-    return None if threads is None else int(threads)
