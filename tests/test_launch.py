@@ -118,11 +118,11 @@ def test_short_calls_are_one_slice(monkeypatch):
 @needs_two_threads
 def test_while_another_call_holds_the_layer_this_one_is_serial():
     toy.long_call(0.1).run(0.1 / 40, 2)
-    launch._layer.owner["call"] = object()
+    launch._layer.owner = held_by_another = [True]
     try:
         held = toy.long_call(0.1).run(0.1 / 40, 2)
     finally:
-        launch._layer.owner.clear()
+        held_by_another.clear()
     held.assert_done()
     assert held.workers() == [0]
     assert toy.long_call(0.1).run(0.1 / 40, 2).workers() == [0, 1]

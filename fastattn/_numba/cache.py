@@ -8,7 +8,7 @@ the sources, the versions, the processor and the compiler's settings. Trouble wi
 never an error: it costs the time to compile.
 
 The user's own Numba cache folder is not touched: the setting is changed for the microseconds in
-which the cache of one function is enabled, under a lock.
+which the cache of one function is enabled; `compile` lets in one thread at a time.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ import os
 import platform
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,17 +47,7 @@ _CODE_SETTINGS = (
     "LLVM_REFPRUNE_FLAGS",
 )
 
-_settings_lock = threading.Lock()
 _stores: dict[str, Store] = {}
-
-
-def _reset_after_fork() -> None:
-    global _settings_lock
-    _settings_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def _hash_sources() -> str | None:
@@ -123,16 +112,15 @@ def describe() -> dict[str, str | None]:
 def _enable(compiled: Any, workspace: str) -> str | None:
     """Let Numba cache one function under ``workspace``; return the folder it chose there."""
     config = numba.config
-    with _settings_lock:
-        settings = {"CACHE_DIR": workspace, "CACHE_LOCATOR_CLASSES": ""}
-        saved = {name: getattr(config, name) for name in settings if hasattr(config, name)}
-        try:
-            for name in saved:
-                setattr(config, name, settings[name])
-            compiled.enable_caching()
-        finally:
-            for name, value in saved.items():
-                setattr(config, name, value)
+    settings = {"CACHE_DIR": workspace, "CACHE_LOCATOR_CLASSES": ""}
+    saved = {name: getattr(config, name) for name in settings if hasattr(config, name)}
+    try:
+        for name in saved:
+            setattr(config, name, settings[name])
+        compiled.enable_caching()
+    finally:
+        for name, value in saved.items():
+            setattr(config, name, value)
     folders = os.listdir(workspace)
     return os.path.join(workspace, folders[0]) if len(folders) == 1 else None
 

@@ -25,16 +25,16 @@ OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy", "fastmat
 
 _ENTRY_SIGNATURE = sigutils.normalize_signature("void(int64, int64)")
 
+# Numba compiles in one thread at a time anyway. A fork waits for it: the child of a process that
+# was just compiling would wait for ever for Numba's own lock, whose holder it does not have.
 _compile_lock = threading.RLock()
 
-
-def _reset_after_fork() -> None:
-    global _compile_lock
-    _compile_lock = threading.RLock()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
+    os.register_at_fork(
+        before=_compile_lock.acquire,
+        after_in_parent=_compile_lock.release,
+        after_in_child=_compile_lock.release,
+    )
 
 
 def refusal() -> str | None:

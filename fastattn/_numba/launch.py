@@ -67,7 +67,8 @@ class _Layer:
     def __init__(self, refusal: str | None) -> None:
         self.refusal = refusal  # why this process runs everything on one thread
         self.name: str | None = None  # known once it has started
-        self.owner: dict[str, object] = {}  # the call that holds the layer
+        self.owner: list[bool] = []  # the token of the call that holds the layer; empty: free
+        self.lock = threading.RLock()
         self.masters: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def start(self) -> None:
@@ -81,8 +82,12 @@ class _Layer:
         except ValueError as error:
             self.refusal = f"Numba found no threading layer: {error}"
 
-    def admits(self, token: object) -> bool:
-        """Whether the call of ``token`` may start a parallel region now; if so it is the owner."""
+    def admits(self, token: list[bool]) -> bool:
+        """Whether the call of ``token`` may start a parallel region now; if so it is the owner.
+
+        It stays the owner until it empties its token. That is one step, where an interrupt could
+        come between the steps of any other way to let go, and keep everybody serial for ever.
+        """
         if self.refusal is None and self.name is None:
             self.start()
         if self.refusal is not None:
@@ -92,9 +97,10 @@ class _Layer:
             return False
         if not self._admits_thread():
             return False
-        # One atomic step, which an interrupt cannot cut in half as it can a lock: whoever
-        # finds its own token is the owner.
-        return self.owner.setdefault("call", token) is token
+        with self.lock:
+            if not self.owner:
+                self.owner = token
+            return self.owner is token
 
     def _admits_thread(self) -> bool:
         thread = threading.current_thread()
@@ -104,10 +110,6 @@ class _Layer:
             return False
         self.masters.add(thread)
         return True
-
-    def release(self, token: object) -> None:
-        if self.owner.get("call") is token:
-            del self.owner["call"]
 
 
 _layer = _Layer(None)
@@ -141,7 +143,7 @@ def serial_reason() -> str | None:
 
 def _run_slices(
     layer: _Layer,
-    token: object,
+    token: list[bool],
     address: int,
     call: np.ndarray,
     tasks: int,
@@ -203,11 +205,11 @@ def run(
         workers = 1
     workers = min(workers, tasks)
     layer = _layer
-    token = object()
+    token = [True]
     try:
         if seconds <= _UNSLICED_SECONDS and layer.admits(token):
             _parallel.run(entry.address, call, 0, tasks, workers)
         else:
             _run_slices(layer, token, entry.address, call, tasks, seconds_per_task, workers)
     finally:
-        layer.release(token)
+        token.clear()

@@ -1,0 +1,153 @@
+"""A forked child computes, whatever its parent and the other threads were doing.
+
+GNU OpenMP does not survive a fork: Numba ends a child that enters it again. Each test forks in a
+process of its own, so that the test run itself stays unforked.
+"""
+
+import os
+
+import children
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+_IN_CHILD = """
+import os, sys, threading, time, warnings
+import numba
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's word on forking with threads
+import toy_kernels as toy
+from fastattn._numba import compile, launch
+
+def in_child(work):
+    "Run work in a forked child and return its exit code; negative: killed by that signal."
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = int(work() or 0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return "hangs"
+
+def big():
+    call = toy.long_call(0.1).run(0.1 / 40, 2)
+    call.assert_done()
+    return call.workers()
+
+def expect_serial():
+    assert launch.serial_reason() is not None
+    assert big() == [0]
+    toy.long_call(0.3).run(0.3 / 40, 2).assert_done()  # in slices
+
+@numba.njit(parallel=True)
+def of_somebody_else(n):
+    total = 0
+    for i in numba.prange(n):
+        total += i
+    return total
+"""
+
+
+def run_forking(code, **variables):
+    return children.run(_IN_CHILD + code, **variables)
+
+
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_child_after_parallel_use(layer):
+    code = """
+big()
+assert in_child(expect_serial) == 0
+assert in_child(lambda: in_child(expect_serial)) == 0  # and its children
+assert big() == [0, 1] or launch.serial_reason()
+"""
+    run_forking(code, NUMBA_THREADING_LAYER=layer)
+
+
+def test_child_after_somebody_elses_parallel_use():
+    run_forking("of_somebody_else(100)\nassert in_child(expect_serial) == 0\n")
+
+
+def test_child_before_parallel_use_may_be_parallel():
+    code = """
+toy.Call(3).run(1e-9, 1)
+def work():
+    assert big() == [0, 1] or launch.serial_reason()
+assert in_child(work) == 0
+assert big() == [0, 1] or launch.serial_reason()
+"""
+    run_forking(code)
+
+
+def test_child_forked_while_another_thread_computes():
+    code = """
+call = toy.long_call(2.0)
+thread = threading.Thread(target=lambda: call.run(2.0 / 40, 2))
+thread.start()
+while not (launch._layer.owner or launch.serial_reason()):
+    time.sleep(0.01)
+time.sleep(0.2)
+assert in_child(expect_serial) == 0
+thread.join()
+call.assert_done()
+assert big() == [0, 1] or launch.serial_reason()
+"""
+    run_forking(code)
+
+
+def test_child_forked_while_another_thread_compiles():
+    code = """
+thread = threading.Thread(target=toy.arithmetic.warm)
+thread.start()
+while compile._compile_lock.acquire(blocking=False):
+    compile._compile_lock.release()
+def work():
+    toy.Call(3).run(1e-9, 1).assert_done()
+assert in_child(work) == 0
+thread.join()
+work()
+"""
+    run_forking(code, FASTATTN_CACHE=0)
+
+
+def test_child_forked_in_the_middle_of_a_call():
+    """A signal handler may fork; the child then returns into the call its parent was in."""
+    code = """
+import signal
+child = None
+def handler(signum, frame):
+    global child
+    child = os.fork()
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+call = toy.long_call(1.0).run(1.0 / 40, 2)
+assert child is not None
+call.assert_done()
+if child == 0:
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    run_forking(code)
+
+
+def test_multiprocessing_pool_of_forks():
+    code = """
+import multiprocessing
+def work(_):
+    return big()
+if __name__ == "__main__":
+    big()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(work, range(6)).get(timeout=30) == [[0]] * 6
+"""
+    run_forking(code)
