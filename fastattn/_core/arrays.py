@@ -110,6 +110,12 @@ def view(array: np.ndarray, layout: Layout, writeable: bool = False) -> np.ndarr
     Read-only always: numba types a writeable and a read-only array apart, and would compile twice.
     """
     shape, strides = layout
+    if array.flags.c_contiguous:
+        # 1 µs instead of the 4 µs of as_strided, which a small call makes up to six times.
+        seen = np.ndarray(shape, array.dtype, array, 0, strides)
+        if not writeable:
+            seen.flags.writeable = False
+        return seen
     return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=writeable)
 
 
