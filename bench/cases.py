@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 ALIGNMENT = 64  # bytes; what torch gives its own tensors, so that nobody pays for our allocation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One measured call: the operation, its input shapes, options, work and what bounds it."""
 

@@ -258,6 +258,9 @@ def _fastattn_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, V
 def _fastattn_stage(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     import fastattn
 
+    function = getattr(fastattn, case.operation, None)
+    if function is None:
+        raise Refused("no such operation")
     options: dict[str, Any] = {}
     if case.operation == "similarity":
         shape = (case.shapes["query"][0], case.shapes["key"][0])
@@ -266,7 +269,7 @@ def _fastattn_stage(case: Case, arrays: Arrays, threads: int) -> dict[str, Varia
         options = {"axis": case.options["axis"]}
         if case.options["out"]:
             options["out"] = np.empty_like(arrays["x"])
-    function, operands = getattr(fastattn, case.operation), tuple(arrays.values())
+    operands = tuple(arrays.values())
     return {"": Variant(lambda: function(*operands, **options))}
 
 

@@ -28,6 +28,8 @@ from bench.ceilings import fma_turn
 TURN_SECONDS = 0.005  # a turn repeats a short call for at least this long
 WARM_SECONDS = 0.005  # unmeasured calls before the measured ones of a turn
 WARM_BELOW_SECONDS = 0.05  # a longer call warms itself
+ESTIMATE_CALLS = 5
+ESTIMATE_SECONDS = 0.15
 HOPELESS = 10.0  # this many times slower than the fastest: out after MIN_ROUNDS
 MIN_ROUNDS = 3
 PROBE_STEPS = 200_000  # of the register loop, about 2 ms
@@ -108,8 +110,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def seconds_per_call(turn: Turn, calls: int) -> float:
-    """One turn: set up, unmeasured calls where they are short, then the measured ones."""
-    turn.before()
+    """Unmeasured calls where they are short, then the measured ones."""
     if calls > 1:
         warm_until = time.perf_counter() + WARM_SECONDS
         turn.run()
@@ -127,18 +128,16 @@ def seconds_per_call(turn: Turn, calls: int) -> float:
             gc.enable()
 
 
-def estimate(turn: Turn, tries: int = 3) -> float:
+def estimate(turn: Turn) -> float:
     """The fastest of a few warm calls, in seconds."""
     turn.before()
     turn.run()
-    best = math.inf
-    for _ in range(tries):
+    times: list[float] = []
+    while len(times) < ESTIMATE_CALLS and sum(times) < ESTIMATE_SECONDS:
         start = time.perf_counter()
         turn.run()
-        best = min(best, time.perf_counter() - start)
-        if best > 1:
-            break
-    return best
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def play(
@@ -169,6 +168,7 @@ def play(
             if number >= MIN_ROUNDS and estimates[name] > HOPELESS * fastest:
                 times[name].append(math.nan)
                 continue
+            turns[name].before()
             unsteady += not probe.settle()
             played += 1
             times[name].append(seconds_per_call(turns[name], calls[name]))

@@ -170,7 +170,7 @@ def logsumexp(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     """ReduceLogSumExp over the last axis."""
     axes = np.array([case.options["axis"]], np.int64)
     node = helper.make_node("ReduceLogSumExp", ["x", "axes"], ["output"], keepdims=0)
-    shape = tuple(np.delete(arrays["x"].shape, case.options["axis"]))
+    shape = tuple(np.delete(arrays["x"].shape, case.options["axis"]).tolist())
     return _single(node, arrays | {"axes": axes}, shape, threads)
 
 

@@ -48,7 +48,7 @@ def _variant(feeds: list[np.ndarray], build: Any, threads: int, read: Any) -> Va
     for index, feed in enumerate(feeds):
         request.set_input_tensor(index, openvino.Tensor(feed, shared_memory=True))
 
-    def run() -> Any:
+    def run(_alive: Any = feeds) -> Any:  # a shared tensor does not keep its array alive
         request.infer()
         return request
 

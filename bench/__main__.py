@@ -1,0 +1,101 @@
+"""``python -m bench``: race, print the sheet, keep the numbers, rewrite the README's tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bench import readme, report, sheet, startup
+from bench.cases import CASES, select
+from bench.contenders import CONTENDERS
+
+SCALING_CASES = ["prefill", "long-causal", "encoder-128", "decode-grouped", "softmax-out"]
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    add = parser.add_argument
+    add("--cases", nargs="+", metavar="PATTERN", help="shell patterns of case names")
+    add("--contenders", nargs="+", metavar="NAME", help=f"of: {', '.join(CONTENDERS)}")
+    add("--threads", type=int, default=usable_cpus(), help="for every contender (%(default)s)")
+    add("--rounds", type=int, default=15, help="per case, at most (%(default)s)")
+    add("--seconds", type=float, default=8.0, help="per case, about (%(default)s)")
+    add("--scaling", action="store_true", help="one thread against --threads, fastattn alone")
+    add("--startup", action="store_true", help="import, first call and scratch memory alone")
+    add("--list", action="store_true", help="name cases and contenders and stop")
+    add("--from-json", nargs="+", type=Path, metavar="FILE", help="print kept results, run nothing")
+    add("--no-save", action="store_true", help="keep no JSON")
+    add("--write-readme", action="store_true", help="rewrite the README's tables")
+    return parser
+
+
+def _list() -> None:
+    for case in CASES:
+        print(f"{case.name:20} {report.shape_text(sheet.describe_case(case))}")
+    for name, contender in CONTENDERS.items():
+        missing = contender.missing()
+        print(f"{name:20} {'skipped: ' + missing + ' is not installed' if missing else 'ready'}")
+
+
+def _race(options: argparse.Namespace) -> report.Record:
+    """Run what the options ask for and print each part as soon as it is there."""
+    names, skipped = sheet.available(options.contenders or list(CONTENDERS))
+    for name, reason in skipped.items():
+        print(f"{name} skipped: {reason}", file=sys.stderr)
+    result = sheet.header(names, skipped, options.threads)
+    limits = {"rounds": options.rounds, "seconds": options.seconds}
+    everything = not (options.scaling or options.startup)
+    if options.scaling:
+        for case in select(options.cases or SCALING_CASES):
+            record = sheet.run_scaling(
+                case, (options.contenders or [sheet.OWN])[0], most=options.threads, **limits
+            )
+            result["scaling"].append(record)
+            print(report.print_scaling(record), flush=True)
+    if everything:
+        for case in select(options.cases):
+            record = sheet.run_case(case, names, threads=options.threads, **limits)
+            result["cases"].append(record)
+            print(report.print_case(record), flush=True)
+        print(report.print_means(result))
+    if options.startup or (everything and not options.cases and sheet.OWN in names):
+        result["startup"] = startup.measure(options.threads)
+        print(report.print_startup(result["startup"]))
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line."""
+    options = _parser().parse_args(arguments)
+    if options.list:
+        _list()
+        return 0
+    if options.from_json:
+        result = report.load(options.from_json)
+        for case in result["cases"]:
+            print(report.print_case(case))
+        print(report.print_means(result))
+        for record in result["scaling"]:
+            print(report.print_scaling(record))
+        if result.get("startup"):
+            print(report.print_startup(result["startup"]))
+    else:
+        result = _race(options)
+        if not options.no_save:
+            print(f"kept in bench/results/{report.save(result).name}", file=sys.stderr)
+    if options.write_readme:
+        print(f"README: {', '.join(readme.write(result))}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Fixtures and options of ``pytest bench``; the timing flags are pytest-benchmark's own."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from bench import sheet
+from bench.__main__ import usable_cpus
+from bench.cases import Arrays, Case
+from bench.contenders import CONTENDERS, Refused
+from bench.truth import Truth
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bench-threads",
+        type=int,
+        default=usable_cpus(),
+        help="threads for every contender of the bench",
+    )
+
+
+@functools.lru_cache(maxsize=1)  # contenders of one case follow each other
+def _inputs(case: Case) -> tuple[Arrays, Truth]:
+    arrays = case.inputs()
+    return arrays, Truth(case, arrays)
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--bench-threads")
+
+
+@pytest.fixture
+def race(benchmark, threads):
+    """Check one contender on one case against float64 NumPy, then let pytest-benchmark time it."""
+
+    def run(case: Case, name: str) -> None:
+        missing = CONTENDERS[name].missing()
+        if missing is not None:
+            pytest.skip(f"{missing} is not installed")
+        arrays, truth = _inputs(case)
+        try:
+            label, variant = sheet.prepare(name, case, arrays, threads, truth)
+        except Refused as refusal:
+            pytest.skip(f"{name} refuses: {refusal}")
+        benchmark.group = case.name
+        benchmark.extra_info.update(
+            variant=label, threads=threads, flops=case.flops, bytes=case.bytes
+        )
+        benchmark(variant.run)
+
+    return run

@@ -1,0 +1,132 @@
+"""The README's tables, written between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import report
+from bench.report import Record
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _machine(result: Record) -> str:
+    machine, versions = result["machine"], result["versions"]
+    libraries = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, {8 * machine['vector_bytes']}-bit "
+        f"vectors, {machine.get('memory_gib', '?')} GiB, {machine['system']}, "
+        f"Python {machine['python']}; {libraries}; {result['date'][:10]}."
+    )
+
+
+def _cell(case: Record, name: str) -> str:
+    player = case["contenders"].get(name)
+    if player is None or player.get("refused") == report.NOT_OFFERED:
+        return "not offered"
+    if "refused" in player:
+        return "refuses"
+    ratios = report.peers(case)
+    return f"{ratios[name]}" if name in ratios else "not run"
+
+
+def _speed_table(cases: Sequence[Record]) -> str:
+    """One row per case, one column per peer that played any of them."""
+    played = [name for case in cases for name in report.peers(case)]
+    columns = list(dict.fromkeys(played))
+    rows = []
+    for case in cases:
+        own = case["contenders"].get(report.OWN, {})
+        if "seconds" not in own:
+            continue
+        median = report.spread(report.times(own)).median
+        portion = report.share(case, own)
+        best = report.best_peer(case)
+        rows.append(
+            [
+                f"{case['name']}: {report.shape_text(case)}",
+                report.duration(median),
+                report.rate(case, median),
+                f"{portion.median:.0%} {case['bound']}" if portion else "none applies",
+                f"{best[1].median:.2f} {best[0]}" if best else "no peer",
+                *(_cell(case, name) for name in columns),
+            ]
+        )
+    return _table(["case", "fastattn", "rate", "of ceiling", "best peer", *columns], rows)
+
+
+def _summary(result: Record) -> str:
+    groups = {
+        "attention": [case for case in result["cases"] if case["operation"] == "attention"],
+        "stages": [case for case in result["cases"] if case["operation"] != "attention"],
+        "whole sheet": result["cases"],
+    }
+    averages = {group: report.means(cases) for group, cases in groups.items()}
+    columns = list(averages["whole sheet"])
+    rows = []
+    for group, by_peer in averages.items():
+        cells = [
+            f"{by_peer[name][0]:.2f} ({by_peer[name][1]})"
+            if by_peer.get(name, (0, 0))[1]
+            else "none"
+            for name in columns
+        ]
+        rows.append([group, *cells])
+    return _table(["geometric mean (cases)", *columns], rows)
+
+
+def _scaling(result: Record) -> str:
+    rows = []
+    for record in result["scaling"]:
+        if "refused" not in record:
+            own, machine = report.scaling_numbers(record)
+            rows.append([record["name"], f"{own}", f"{machine}" if machine else "latency"])
+    threads = result["machine"]["threads"]
+    return _table(["case", f"{threads} threads against 1", "the machine's own ceiling"], rows)
+
+
+def blocks(result: Record) -> dict[str, str]:
+    """The text of every block that ``result`` has data for."""
+    attention = [case for case in result["cases"] if case["operation"] == "attention"]
+    stages = [case for case in result["cases"] if case["operation"] != "attention"]
+    texts = {"machine": _machine(result)}
+    if attention:
+        texts["attention"] = _speed_table(attention)
+    if stages:
+        texts["stages"] = _speed_table(stages)
+    if result["cases"]:
+        texts["summary"] = _summary(result)
+    if result["scaling"]:
+        texts["scaling"] = _scaling(result)
+    if result.get("startup"):
+        rows = report.startup_rows(result["startup"])
+        texts["startup"] = _table(["before the first number", "measured"], rows)
+    return texts
+
+
+def rewrite(text: str, texts: dict[str, str]) -> str:
+    """``text`` with every marked block replaced; blocks without data stay as they are."""
+    for name, block in texts.items():
+        pattern = rf"(<!-- bench:{name} -->\n).*?(<!-- /bench:{name} -->)"
+        text = re.sub(
+            pattern, lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text, flags=re.S
+        )
+    return text
+
+
+def write(result: Record, path: Path = README) -> list[str]:
+    """Rewrite the README's blocks and return the names of those it has markers for."""
+    text = path.read_text(encoding="utf-8")
+    texts = blocks(result)
+    present = [name for name in texts if f"<!-- bench:{name} -->" in text]
+    if not present:
+        raise SystemExit(f"{path.name} has no <!-- bench:NAME --> marker for {', '.join(texts)}")
+    path.write_text(rewrite(text, texts), encoding="utf-8")
+    return present

@@ -1,0 +1,158 @@
+"""The bench itself: its work counts, its judge, its tables, and every contender on small cases."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+
+import numpy as np
+import pytest
+
+from bench import cases, ceilings, interleave, readme, report, sheet
+from bench.contenders import CONTENDERS, Refused
+from bench.truth import Truth, WrongResult
+
+TWO_HEADS = (2, 4)
+SMALL = (
+    cases.attention("t-plain", batch=TWO_HEADS, queries=33, keys=47, features=16),
+    cases.attention("t-causal", batch=TWO_HEADS, queries=40, features=16, causal=True),
+    cases.attention(
+        "t-window", batch=TWO_HEADS, queries=40, features=16, causal=True, window=(5, None)
+    ),
+    cases.attention("t-mask", batch=TWO_HEADS, queries=33, keys=47, features=16, mask="bool"),
+    cases.attention("t-bias", batch=TWO_HEADS, queries=33, keys=47, features=16, mask="float"),
+    cases.attention("t-grouped", batch=TWO_HEADS, key_heads=2, queries=1, keys=50, features=16),
+    cases.attention("t-pooling", batch=(5, 1), queries=1, keys=50, features=16),
+    cases.attention(
+        "t-weights", batch=TWO_HEADS, queries=33, features=9, value_features=7, return_weights=True
+    ),
+    cases.attention("t-double", batch=TWO_HEADS, queries=33, features=16, dtype="float64"),
+    cases.rowwise("softmax", "t-softmax", shape=(30, 40), out=True),
+    cases.rowwise("softmax", "t-softmax-0", shape=(30, 40), axis=0),
+    cases.rowwise("logsumexp", "t-logsumexp", shape=(30, 40)),
+    cases.similarity("t-cosine", "cosine", queries=30, keys=40, features=16),
+    cases.similarity("t-dot", "dot", queries=30, keys=40, features=16),
+    cases.similarity("t-euclidean", "euclidean", queries=30, keys=40, features=16),
+    cases.fuse("t-fuse", batch=(1, 2), queries=30, keys=40, features=16),
+)
+LIGHT = ("fastattn", "numpy", "scipy", "scikit-learn")  # import fast enough for every run
+PAIRS = [
+    pytest.param(case, name, id=f"{case.name}-{name}")
+    for case in SMALL
+    for name in LIGHT
+    if case.operation in CONTENDERS[name].prepare
+]
+HEAVY = [
+    pytest.param(case, name, id=f"{case.name}-{name}", marks=pytest.mark.long)
+    for case in SMALL
+    for name in CONTENDERS
+    if name not in LIGHT and case.operation in CONTENDERS[name].prepare
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize(("case", "name"), PAIRS + HEAVY)
+def test_a_contender_agrees_with_the_judge(case: cases.Case, name: str) -> None:
+    missing = CONTENDERS[name].missing()
+    if missing is not None:
+        pytest.skip(f"{missing} is not installed")
+    arrays = case.inputs()
+    truth = Truth(case, arrays)
+    try:
+        variants = CONTENDERS[name].prepare[case.operation](case, arrays, 1)
+    except Refused as refusal:
+        pytest.skip(f"{name} refuses: {refusal}")
+    for variant in variants.values():
+        truth.error(variant.read(variant.run()))
+    label, fastest = sheet.prepare(name, case, arrays, 1, truth)
+    assert label in variants
+    assert truth.error(fastest.read(fastest.run())) < 1e-4
+
+
+def test_the_judge_agrees_with_the_reference() -> None:
+    from fastattn import reference
+
+    case = SMALL[1]
+    arrays = case.inputs()
+    assert Truth(case, arrays).error(reference.attention(**arrays, causal=True)) < 1e-12
+
+
+def test_the_judge_refuses_half_precision_and_wrong_shapes() -> None:
+    case = SMALL[0]
+    arrays = case.inputs()
+    variant = CONTENDERS["numpy"].prepare["attention"](case, arrays, 1)[""]
+    right = variant.run()
+    with pytest.raises(WrongResult, match="relative error"):
+        Truth(case, arrays).error(right.astype(np.float16))
+    with pytest.raises(WrongResult, match="relative error"):
+        Truth(case, arrays).error(np.where(right > 1e9, right, np.nan))
+    with pytest.raises(WrongResult, match="shape"):
+        Truth(case, arrays).error(right[..., :-1])
+
+
+def test_work_counts_visible_pairs_only() -> None:
+    by_name = {case.name: case for case in cases.CASES}
+    assert by_name["prefill"].flops == 4 * 8 * 2048**2 * 64
+    assert by_name["prefill-causal"].flops == by_name["prefill"].flops / 2
+    brute_force = sum(min(i, 255) + 1 for i in range(8192))
+    assert by_name["window"].flops == 4 * 8 * brute_force * 64
+    assert by_name["odd-33-17"].flops == 2 * 8 * 1000**2 * (33 + 17)
+    cached = 2 * 8 * 8 * 4096 * 128 * 4
+    assert by_name["decode-grouped"].bytes == cached + 2 * 8 * 32 * 128 * 4
+    assert by_name["softmax-out"].bytes == 2 * 8192 * 4096 * 4
+
+
+def test_case_names_are_unique_and_inputs_repeat() -> None:
+    names = [case.name for case in cases.CASES]
+    assert len(set(names)) == len(names)
+    first, second = SMALL[3].inputs(), SMALL[3].inputs()
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+        assert array.dtype == bool or array.ctypes.data % cases.ALIGNMENT == 0
+
+
+def test_ratios_are_formed_within_a_round() -> None:
+    slow_machine = [1.0, 10.0, 1.0, math.nan]
+    peer = [2.0, 20.0, 2.0, 2.0]
+    assert interleave.ratio(peer, slow_machine) == (2.0, 2.0, 2.0)
+    assert interleave.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+
+
+def test_the_register_loop_does_the_work_it_claims() -> None:
+    run, flops = ceilings.fma_turn("float32", 1, steps=100_000)
+    run()
+    seconds = interleave.estimate(interleave.Turn(run))
+    assert 1e9 < flops / seconds < 1e12  # a folded-away loop would be beyond any core
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_the_memory_loop_touches_every_byte(write: bool) -> None:
+    run, moved = ceilings.memory_turn(2**16, 1, write)
+    size = int(moved) // (2 if write else 1)
+    assert size == 2 ** (15 if write else 16)
+    if write:
+        target = ceilings._buffer("target", size)
+        target[...] = 0
+        run()
+        assert target.all()
+    ceilings.release_buffers()
+
+
+def test_a_run_becomes_a_sheet_a_file_and_tables(tmp_path) -> None:
+    names = [name for name in ("fastattn", "numpy") if importlib.util.find_spec(name)]
+    record = sheet.run_case(SMALL[0], names, threads=1, rounds=3, seconds=1)
+    result = sheet.header(names, {}, 1) | {"cases": [record]}
+    path = report.save(result, tmp_path)
+    assert "/" not in path.read_text().replace("bench/", "")
+    again = report.load([path])
+    assert json.loads(path.read_text())["cases"][0]["name"] == "t-plain"
+    assert "fastattn is" in report.print_case(again["cases"][0])
+    text = "a\n<!-- bench:attention -->\nold\n<!-- /bench:attention -->\nb\n"
+    rewritten = readme.rewrite(text, readme.blocks(again))
+    assert "old" not in rewritten
+    assert "t-plain" in rewritten
+    assert rewritten.startswith("a\n")
+    assert rewritten.endswith("\nb\n")
+    assert readme.rewrite(rewritten, readme.blocks(again)) == rewritten
