@@ -17,6 +17,7 @@ from fastattn.batch.units import format_size
 # Streamed parts of the keys begin at multiples of this, which every segment size (512 or a power
 # of two below it) divides: then they give the bits of one call.
 PART_KEYS = 512
+_PART_SEGMENTS = 16
 # A chunk takes some seconds at most, so that a killed job loses little: multiply-adds per chunk ...
 _CHUNK_WORK = 1 << 38
 # ... unless that would leave too few rows to use the machine, or to be worth reading the keys for.
@@ -145,8 +146,12 @@ def memory_needed(layout: Layout, borders: Borders, scratch: Scratch) -> int:
     keys = (0, min(borders.part_keys or layout.keys, layout.keys))
     held = sum(part.box_bytes(chunk, keys, layout.group) for part in layout.operands.values())
     held += chunk.row_count * layout.row_bytes
-    if streamed:  # the state so far, that of the next part, and their merger
-        held += 3 * chunk.row_count * (layout.value_features + 2) * layout.compute_itemsize
+    if streamed:
+        # The state so far, the merger that follows it, and that of a part, which keeps its segments
+        # apart: folding them among themselves first would give other bits than one call.
+        states = 2 + -(-keys[1] // PART_KEYS)
+        row = (layout.value_features + 2) * layout.compute_itemsize
+        held += states * chunk.row_count * row
     return held + scratch(borders) + SPAN_BYTES
 
 
@@ -228,13 +233,13 @@ def _allowed_sizes(layout: Layout, axis: int, most: int) -> "range | list[int]":
 
 
 def _part_keys(layout: Layout, axis: int, limit: int, scratch: Scratch) -> int | None:
-    """Keys per part such that a part takes about a third of the limit; None when none fits."""
-    chunk = Borders(axis, 1, None).chunk(layout.extents, 0)
-    one = sum(
-        layout.operands[role].box_bytes(chunk, (0, 1), layout.group) for role in ("key", "value")
-    )
-    part = min(limit // 3 // max(one, 1), layout.keys) // PART_KEYS * PART_KEYS
-    part = max(part, PART_KEYS)
-    while part > PART_KEYS and memory_needed(layout, Borders(axis, 1, part), scratch) > limit // 2:
-        part = max(part // 2 // PART_KEYS * PART_KEYS, PART_KEYS)
-    return part if memory_needed(layout, Borders(axis, 1, part), scratch) <= limit else None
+    """Find how many keys a streamed part takes; None when not even the smallest part fits.
+
+    Parts are small, since the state of a part grows with its segments times the chunk's rows: the
+    memory is better spent on rows, each of which saves a pass over all the keys.
+    """
+    for part in range(_PART_SEGMENTS * PART_KEYS, 0, -PART_KEYS):
+        needed = memory_needed(layout, Borders(axis, 1, part), scratch)
+        if needed <= limit // 2 or (part == PART_KEYS and needed <= limit):
+            return part
+    return None

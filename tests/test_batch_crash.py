@@ -1,0 +1,97 @@
+"""A job dies, fails or is interrupted at every single call that changes the disk; then the data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import children
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+OUTPUTS = ["lse.npy", "out.npy"]
+
+
+def deaths(mode, tmp_path):
+    """One report per n, the last of which is of a run that was left alone."""
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "crashes.py"), mode, str(tmp_path)],
+        env=children.environment(OPENBLAS_NUM_THREADS=1),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+MODES = ["kill", "overwrite kill", "ENOSPC", "EIO", "overwrite EIO", "interrupt"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dying_at_the_nth_change_of_the_disk(mode, tmp_path):
+    reports = deaths(mode, tmp_path)
+    # 2 files created, header recorded; 4 chunks of 2 writes, 2 syncs and 1 record; 2 names.
+    assert len(reports) > 30
+    before = "old" if mode.startswith("overwrite") else "absent"
+    for report in reports:
+        # Under the final names there is never anything but the old output or the new one.
+        assert set(report["after"]) <= {before, "complete"}, report
+        # The output proper is named last.
+        assert report["after"] != ["complete", before], report
+        if report["after"] == ["complete", "complete"] and report["left"] == OUTPUTS:
+            if before == "absent":
+                assert "is there already" in report["resumed"], report
+        else:
+            assert report["at_last"] == ["complete", "complete"], report
+            assert report["rest"] == OUTPUTS, report
+    resumed = [report["resumed"] for report in reports if isinstance(report["resumed"], int)]
+    assert set(resumed) == {0, 1, 2, 3, 4}  # finished chunks are never computed again
+    assert reports[-1]["outcome"] == "finished"
+
+
+@pytest.mark.parametrize("mode", ["ENOSPC", "interrupt"])
+def test_what_is_said_is_what_is_left(mode, tmp_path):
+    for report in deaths(mode, tmp_path):
+        if report["outcome"] == "finished":
+            continue
+        if "nothing was left behind" in report["outcome"]:
+            assert report["left"] == [], report
+        else:
+            assert "--resume" in report["outcome"], report
+            assert report["left"], report
+        if mode == "ENOSPC":
+            assert report["outcome"].startswith("error 1: "), report
+            assert "No space left on device; free some space" in report["outcome"], report
+            assert str(tmp_path) in report["outcome"], report
+
+
+def test_a_limit_on_file_sizes(tmp_path):
+    code = """
+        import resource, sys
+        import numpy as np
+        from fastattn.cli import main
+        folder = sys.argv[1]
+        for role in ("query", "key", "value"):
+            np.save(f"{folder}/{role}.npy", np.ones((2000, 4), np.float32))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        files = [f"--{role}={folder}/{role}.npy" for role in ("query", "key", "value", "out")]
+        sys.exit(main(["run", *files, "--backend=reference", "--json"]))
+    """
+    import textwrap
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        env=children.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert "File too large; raise the limit on file sizes (ulimit -f)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["key.npy", "query.npy", "value.npy"]
