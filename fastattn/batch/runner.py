@@ -112,7 +112,8 @@ class _Run:
                         file.check_unchanged()
                     self._publish()
                 self.manifest.remove()
-                sync_folder(self.manifest.path)
+                with suppress(JobError):  # the outputs have their names, durably
+                    sync_folder(self.manifest.path)
             return self._summary()
 
     def _open_outputs(self, stack: ExitStack) -> None:
@@ -296,6 +297,8 @@ class _Run:
             raise
 
     def _leave(self, before: dict[str, Any] | None) -> str:
+        if self.manifest.job is not None and not os.path.exists(self.manifest.path):
+            return "the output is complete"
         done = len(self.manifest.records)
         untouched = before is not None and self.manifest.job is before
         if done or untouched:
