@@ -33,9 +33,12 @@ def environment(**variables):
 
 
 def start(code, **variables):
-    """Start ``code`` in a child; its stdin, stdout and stderr are pipes of text."""
+    """Start ``code`` in a child; its stdin, stdout and stderr are pipes of text.
+
+    ``-P``: the folder it happens to start in must not hide the package under test.
+    """
     return subprocess.Popen(
-        [sys.executable, "-u", "-c", textwrap.dedent(code)],
+        [sys.executable, "-P", "-u", "-c", textwrap.dedent(code)],
         env=environment(**variables),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

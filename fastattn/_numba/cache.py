@@ -50,15 +50,19 @@ _CODE_SETTINGS = (
 _stores: dict[str, Store] = {}
 
 
-def _hash_sources() -> str | None:
-    """One digest of every file that kernels are made of, or None where they are no plain files."""
+def source_files() -> list[Path]:
+    """Return every file whose code or constants can be part of a compiled kernel."""
     package = Path(__file__).resolve().parent.parent
+    return [package / "_core" / "plan.py", *sorted((package / "_numba").glob("*.py"))]
+
+
+def _hash_sources() -> str | None:
+    """Digest all `source_files`, or None where they are no plain files."""
     digest = hashlib.sha256()
     try:
-        for room in ("_core", "_numba"):
-            for path in sorted((package / room).glob("*.py")):
-                content = path.read_bytes()
-                digest.update(f"{room}/{path.name} {len(content)}\n".encode() + content)
+        for path in source_files():
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
     except OSError:
         return None
     return digest.hexdigest()

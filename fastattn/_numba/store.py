@@ -27,7 +27,7 @@ except ImportError:  # no such locks on Windows: the rename alone keeps files wh
     fcntl = None  # type: ignore[assignment]
 
 _MAGIC = b"fastattn compiled 1\n"
-_DIGEST_BYTES = hashlib.sha256().digest_size
+_HEADER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 _SUFFIX = ".cell"
 _LOCK_SECONDS = 120.0  # a waiter gives up here and compiles for itself
 _POLL_SECONDS = 0.02
@@ -49,7 +49,7 @@ def root() -> Path | None:
     if os.path.isabs(user_cache):
         return Path(user_cache) / "fastattn"
     home = os.path.expanduser("~")
-    if not os.path.isabs(home):
+    if not os.path.isdir(home):  # as for users made for a service: a home is not ours to make
         return None
     if sys.platform == "darwin":
         return Path(home, "Library", "Caches", "fastattn")
@@ -111,9 +111,8 @@ class Store:
                 content = file.read() if fault is None else b""
         except OSError:
             return None
-        digest_end = len(_MAGIC) + _DIGEST_BYTES
-        archive = content[digest_end:]
-        if content[:digest_end] != _MAGIC + hashlib.sha256(archive).digest():
+        archive = content[_HEADER_BYTES:]
+        if content[:_HEADER_BYTES] != _header(name, archive):
             return None
         with zipfile.ZipFile(io.BytesIO(archive)) as cell:
             files = {member: cell.read(member) for member in cell.namelist()}
@@ -132,7 +131,7 @@ class Store:
         try:
             descriptor, temporary = tempfile.mkstemp(suffix=".tmp", dir=self.folder)
             with open(descriptor, "wb") as file:
-                file.write(_MAGIC + hashlib.sha256(archive).digest() + archive)
+                file.write(_header(name, archive) + archive)
             os.replace(temporary, self._path(name))
         except OSError as error:
             _logger.info("could not keep %s: %s", name, error)
@@ -167,6 +166,10 @@ class Store:
         readable = re.sub(r"[^A-Za-z0-9_.]+", "_", name)[-80:]
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         return self.folder / f"{readable}-{digest}{_SUFFIX}"
+
+
+def _header(name: str, archive: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(name.encode() + b"\0" + archive).digest()
 
 
 def _wait_for(descriptor: int) -> None:

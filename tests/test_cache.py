@@ -1,0 +1,544 @@
+"""The disk cache: hits across processes, sees every change, and is never the cause of an error."""
+
+import ast
+import json
+import os
+import shutil
+import textwrap
+from pathlib import Path
+
+import children
+import numba
+import pytest
+
+from fastattn._numba import cache, compile, launch, store
+
+# Runs the toy entry in a child and prints whether each compiled thing came from the disk.
+_REPORT = """
+import json, sys
+import toy_kernels as toy
+from fastattn._numba import cache, launch
+toy.Call(5).run(1e-9, 1).assert_done()
+print(json.dumps([toy.count.from_cache, launch._serial.from_cache]))
+"""
+MISS, HIT = [False, False], [True, True]
+
+
+def report(folder, before="", **variables):
+    variables = {"FASTATTN_CACHE_DIR": folder, **variables}
+    return json.loads(children.run(before + _REPORT, **variables))
+
+
+def cells(folder):
+    return sorted(Path(folder).rglob("*.cell"))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A place for a cache that does not exist yet."""
+    return tmp_path / "compiled"
+
+
+@pytest.fixture(scope="module")
+def filled_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("filled") / "compiled"
+    assert report(folder) == MISS
+    return folder
+
+
+@pytest.fixture
+def filled(filled_once, place):
+    """A place filled by another process."""
+    shutil.copytree(filled_once, place)
+    return place
+
+
+def test_a_second_process_compiles_nothing(filled):
+    before = {path: path.read_bytes() for path in cells(filled)}
+    assert len(before) == 2
+    assert report(filled) == HIT
+    assert {path: path.read_bytes() for path in cells(filled)} == before
+
+
+def test_folders_are_private(filled):
+    for folder in (filled, *(path.parent for path in cells(filled))):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    for cell in cells(filled):
+        assert cell.stat().st_mode & 0o777 == 0o600
+
+
+def test_it_can_be_switched_off(filled):
+    before = cells(filled)
+    assert report(filled, FASTATTN_CACHE="0") == MISS
+    assert cells(filled) == before
+
+
+@pytest.mark.parametrize("off", ["0", "off", "No", "FALSE"])
+def test_words_that_switch_it_off(monkeypatch, off):
+    monkeypatch.setenv("FASTATTN_CACHE_DIR", "/somewhere")
+    assert str(store.root()) == "/somewhere"
+    monkeypatch.setenv("FASTATTN_CACHE", off)
+    assert store.root() is None
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _another_version(path):
+    path.write_bytes(b"fastattn compiled 0\n" + path.read_bytes()[20:])
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "one bit flipped": _flip,
+    "of another version": _another_version,
+    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a dangling link": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cell_is_a_miss(place, damage):
+    kept = store.Store(place, "version")
+    kept.put("name", {"index": b"content" * 100, "data": b"more" * 1000})
+    assert kept.fetch("name") == {"index": b"content" * 100, "data": b"more" * 1000}
+    DAMAGES[damage](kept._path("name"))
+    assert kept.fetch("name") is None
+    kept.put("name", {"index": b"new"})
+    if damage != "a folder":  # nothing that we did not write is removed
+        assert kept.fetch("name") == {"index": b"new"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a folder"])
+def test_a_damaged_cell_is_compiled_anew(filled, damage):
+    for cell in cells(filled):
+        DAMAGES[damage](cell)
+    assert report(filled) == MISS
+    assert report(filled) == (HIT if damage == "truncated" else MISS)
+
+
+def test_a_swapped_cell_is_not_taken_for_another(filled):
+    first, second = cells(filled)
+    first.write_bytes(second.read_bytes())
+    assert report(filled) == [True, False]
+    assert report(filled) == HIT
+
+
+def test_a_whole_cell_with_nonsense_inside_is_compiled_anew(filled):
+    """It passes every check of the store, but Numba cannot make sense of it."""
+    code = """
+from fastattn._numba import store
+real_fetch = store.Store.fetch
+def fetch(self, name):
+    files = real_fetch(self, name)
+    return files and {member: b"no pickle" for member in files}
+store.Store.fetch = fetch
+"""
+    assert report(filled) == HIT
+    assert report(filled, code) == MISS
+
+
+needs_user = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+
+
+def test_an_unusable_place_is_no_error(tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("not a folder")
+    assert report(in_the_way / "below") == MISS
+    assert report(in_the_way) == MISS
+    assert in_the_way.read_text() == "not a folder"
+    assert report("/proc/none/fastattn") == MISS
+
+
+def test_a_missing_home_is_no_error(tmp_path):
+    code = 'import os\nos.environ.pop("FASTATTN_CACHE_DIR")\n'
+    homes = {"HOME": "/nonexistent/home", "XDG_CACHE_HOME": ""}
+    assert report("unused", code, **homes) == MISS
+    assert not Path("/nonexistent").exists()
+    homes = {"HOME": tmp_path, "XDG_CACHE_HOME": ""}
+    assert report("unused", code, **homes) == MISS
+    assert report("unused", code, **homes) == HIT
+    homes["XDG_CACHE_HOME"] = tmp_path / "elsewhere"
+    assert report("unused", code, **homes) == MISS
+    assert cells(tmp_path / "elsewhere" / "fastattn")
+
+
+# The file system says no, as a read-only or full disk would (modes do not stop root).
+_NO_WRITES = """
+import builtins, errno, os, tempfile
+def refuse(*arguments, **options):
+    raise OSError(errno.{error}, os.strerror(errno.{error}))
+real_open = os.open
+def open_to_read(path, flags, *arguments, **options):
+    if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "{place}" in str(path):
+        refuse()
+    return real_open(path, flags, *arguments, **options)
+os.open = open_to_read
+real_mkstemp = tempfile.mkstemp
+def mkstemp(*arguments, dir=None, **options):
+    return refuse() if "{place}" in str(dir) else real_mkstemp(*arguments, dir=dir, **options)
+tempfile.mkstemp = mkstemp
+os.utime = refuse
+"""
+
+
+@pytest.mark.parametrize("error", ["EROFS", "ENOSPC"])
+def test_a_disk_that_takes_nothing_is_still_read(filled, error):
+    no_writes = _NO_WRITES.format(error=error, place=filled)
+    assert report(filled, no_writes) == HIT
+    for cell in cells(filled):
+        cell.unlink()
+    assert report(filled, no_writes) == MISS
+    assert not cells(filled)
+
+
+@needs_user
+def test_a_read_only_folder_is_still_read(filled):
+    folder = cells(filled)[0].parent
+    folder.chmod(0o500)
+    try:
+        assert report(filled) == HIT
+    finally:
+        folder.chmod(0o700)
+
+
+def test_no_room_for_temporary_files_is_no_error(place):
+    code = """
+import errno, tempfile
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, "no space left")
+tempfile.mkdtemp = full
+"""
+    assert report(place, code) == MISS
+
+
+def test_a_disk_that_fills_while_numba_writes_is_no_error(place):
+    code = """
+import errno
+from numba.core.caching import IndexDataCacheFile
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, "no space left")
+IndexDataCacheFile.save = full
+"""
+    assert report(place, code) == MISS
+
+
+@pytest.mark.parametrize("which", ["place", "place/version"])
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o720, 0o777])
+def test_a_folder_others_can_write_is_refused(tmp_path, which, mode):
+    def opened():
+        return store.Store(tmp_path / "place", "version")
+
+    assert opened().refusal is None
+    (tmp_path / which).chmod(mode)
+    assert "can be written by others" in opened().refusal
+    (tmp_path / which).chmod(0o755)  # others may read
+    assert opened().refusal is None
+
+
+def test_a_refused_folder_is_not_used(filled):
+    filled.chmod(0o777)
+    assert report(filled) == MISS
+    filled.chmod(0o700)
+    assert report(filled) == HIT
+
+
+def test_a_cell_others_can_write_is_refused(filled):
+    for cell in cells(filled):
+        cell.chmod(0o666)
+    assert report(filled) == MISS
+
+
+def test_a_version_folder_that_is_a_link_is_refused(filled, tmp_path):
+    folder = cells(filled)[0].parent
+    folder.rename(tmp_path / "away")
+    folder.symlink_to(tmp_path / "away")
+    assert report(filled) == MISS
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away"
+)
+def test_what_others_own_is_refused(filled):
+    for path in (filled, cells(filled)[0].parent):
+        os.chown(path, 12345, -1)
+        assert report(filled) == MISS
+        os.chown(path, os.geteuid(), -1)
+    assert report(filled) == HIT
+    os.chown(cells(filled)[0], 12345, -1)
+    assert report(filled) == [True, False]
+
+
+def test_a_refused_folder_is_named(place, caplog):
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    opened = store.Store(place, "version")
+    assert str(place) in opened.refusal
+    assert "chmod 700" in opened.refusal
+    assert str(place) in caplog.text
+    assert not list(place.iterdir())
+
+
+def test_racing_processes_compile_once(place):
+    racers = [children.start(_REPORT, FASTATTN_CACHE_DIR=place) for _ in range(4)]
+    reports = [json.loads(children.finish(racer)) for racer in racers]
+    for one in range(2):
+        assert sorted(found[one] for found in reports) == [False, True, True, True]
+    assert report(place) == HIT
+
+
+def test_a_lock_held_for_ever_only_costs_time(place):
+    code = "from fastattn._numba import store\nstore._LOCK_SECONDS = 0.2\n"
+    assert report(place) == MISS
+    held = []
+    import fcntl
+
+    for lock in place.rglob("*.lock"):
+        held.append(lock.open("w"))
+        fcntl.flock(held[-1], fcntl.LOCK_EX)
+    assert len(held) == 2
+    assert report(place) == HIT  # reading needs no lock
+    for cell in cells(place):
+        cell.unlink()
+    assert report(place, code) == MISS
+    for lock in held:
+        lock.close()
+
+
+def test_threads_compile_once(place):
+    code = """
+import threading
+import toy_kernels as toy
+found = []
+threads = [threading.Thread(target=lambda: found.append(toy.count.address)) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(set(found)) == 1 and found[0] > 0
+"""
+    assert report(place, code) == MISS
+
+
+def test_the_users_numba_cache_is_left_alone(tmp_path, place):
+    theirs = tmp_path / "numba"
+    code = """
+import numba, os
+from fastattn._numba import compile
+before = numba.config.CACHE_DIR, numba.config.CACHE_LOCATOR_CLASSES
+"""
+    after = """
+assert (numba.config.CACHE_DIR, numba.config.CACHE_LOCATOR_CLASSES) == before, before
+assert os.environ["NUMBA_CACHE_DIR"] == before[0]
+"""
+    for expected in ("[false, false]", "[true, true]"):
+        output = children.run(
+            code + _REPORT + after, FASTATTN_CACHE_DIR=place, NUMBA_CACHE_DIR=theirs
+        )
+        assert output.strip() == expected
+    assert not theirs.exists()
+    assert not (children.TESTS / "__pycache__").joinpath("toy_kernels.nbi").exists()
+    assert not list(children.TESTS.rglob("*.nbi"))
+    assert not list(children.PACKAGES.joinpath("fastattn").rglob("*.nbi"))
+
+
+def test_a_users_choice_of_locators_is_no_matter(place):
+    variables = {"NUMBA_CACHE_LOCATOR_CLASSES": "InTreeCacheLocator"}
+    assert report(place, **variables) == MISS
+    assert report(place, **variables) == HIT
+    assert not list(children.TESTS.rglob("*.nbi"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OPT", 2), ("LOOP_VECTORIZE", 0), ("BOUNDSCHECK", 1), ("ENABLE_AVX", 7)]
+)
+def test_settings_of_the_compiler_are_kept_apart(monkeypatch, name, value):
+    before = cache.version_name()
+    monkeypatch.setattr(numba.config, name, value)
+    assert cache.version_name() != before
+
+
+def test_processors_are_kept_apart(filled):
+    other = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    assert report(filled, **other) == MISS
+    assert report(filled) == HIT
+
+
+@pytest.fixture
+def copied_package(tmp_path):
+    """A copy of the package, so that its sources can be changed."""
+    shutil.copytree(
+        children.PACKAGES / "fastattn",
+        tmp_path / "packages" / "fastattn",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    return tmp_path / "packages"
+
+
+def _report_of(packages, place, before=""):
+    paths = os.pathsep.join([str(packages), str(children.TESTS)])
+    return report(place, before, PYTHONPATH=paths)
+
+
+def test_a_change_in_any_kernel_source_is_seen(copied_package, place):
+    assert _report_of(copied_package, place) == MISS
+    assert _report_of(copied_package, place) == HIT
+    for changed in ("_numba/tile.py", "_numba/simd.py", "_core/plan.py"):
+        callee = copied_package / "fastattn" / changed
+        original = callee.read_text()
+        callee.write_text(original + "\n# changed\n")
+        assert _report_of(copied_package, place) == MISS
+        callee.write_text(original)
+    assert _report_of(copied_package, place) == HIT
+
+
+def test_moved_sources_still_hit(copied_package, tmp_path, place):
+    assert _report_of(copied_package, place) == MISS
+    copied_package.rename(tmp_path / "moved")
+    assert _report_of(tmp_path / "moved", place) == HIT
+
+
+def test_sources_changed_under_a_running_process_are_not_mixed(copied_package, place):
+    """Old code in memory must not be kept under the name of the new."""
+    tile = copied_package / "fastattn" / "_numba" / "tile.py"
+    original = tile.read_text()
+    change = f"""
+from fastattn._numba import compile
+from pathlib import Path
+Path({str(tile)!r}).write_text({original!r} + "# changed")
+"""
+    assert _report_of(copied_package, place, change) == MISS
+    assert not place.exists()
+
+
+def test_all_sources_of_kernels_are_hashed():
+    """Constants of other files are frozen into kernels: no kernel may take one from elsewhere."""
+    hashed = {path.resolve() for path in cache.source_files()}
+    package = Path(cache.__file__).resolve().parents[1]
+    checked = 0
+    for path in hashed:
+        if path.name == "backend.py":  # Python only: it prepares calls of compiled entries
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastattn"):
+                folder = package.joinpath(*node.module.split(".")[1:])
+                files = [folder.with_suffix(".py")]
+                if folder.is_dir():
+                    files = [folder / f"{alias.name}.py" for alias in node.names]
+                assert set(files) <= hashed, f"{path.name} imports {node.module}"
+                checked += 1
+    assert checked > 5
+
+
+def _fill(place, version, sizes, age):
+    folder = store.Store(place, version).folder
+    for number, size in enumerate(sizes):
+        path = folder / f"c{number}.cell"
+        path.write_bytes(b"x" * size)
+        os.utime(path, (age + number, age + number))
+    os.utime(folder, (age, age))
+    return folder
+
+
+def test_old_versions_are_dropped(place):
+    folders = [_fill(place, f"v{number}", [10], age=1000 + number) for number in range(6)]
+    stranger = place / "v0" / "notes.txt"
+    stranger.write_text("not ours")
+    os.utime(place / "v0", (1000, 1000))
+    store.prune(place, folders[1], most_folders=3)
+    assert sorted(path.name for path in place.iterdir()) == ["v0", "v1", "v4", "v5"]  # v1 is in use
+    assert [path.name for path in (place / "v0").iterdir()] == ["notes.txt"]
+
+
+def test_the_size_is_bounded(place):
+    old = _fill(place, "old", [400, 400], age=1000)
+    new = _fill(place, "new", [400, 400], age=2000)
+    store.prune(place, new, most_bytes=1300)
+    assert [path.name for path in cells(place)] == ["c0.cell", "c1.cell", "c1.cell"]
+    assert [path.name for path in old.iterdir()] == ["c1.cell"]
+    store.prune(place, new, most_bytes=500)
+    assert cells(place) == [new / "c1.cell"]
+
+
+def test_every_filling_prunes(place, monkeypatch):
+    pruned = []
+    monkeypatch.setattr(store, "prune", lambda *arguments: pruned.append(arguments))
+    kept = store.Store(place, "version")
+    kept.put("name", {"a": b"content"})
+    assert pruned == [(place, kept.folder)]
+    assert kept.fetch("name") == {"a": b"content"}
+    assert store.MOST_BYTES <= 2**30
+
+
+def test_use_keeps_a_cell_young(place):
+    kept = store.Store(place, "version")
+    kept.put("name", {"a": b"content"})
+    path = kept._path("name")
+    os.utime(path, (1000, 1000))
+    kept.fetch("name")
+    assert path.stat().st_mtime > 1000
+
+
+def test_what_a_killed_process_left_is_tidied(place):
+    kept = store.Store(place, "version")
+    old, young = kept.folder / "a.tmp", kept.folder / "b.tmp"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1000, 1000))
+    kept.put("name", {"a": b"content"})
+    assert not old.exists()
+    assert young.exists()  # somebody may be writing it
+
+
+def test_entries_of_a_shell_work_without_a_cache(tmp_path):
+    code = textwrap.dedent(
+        """
+        import numpy as np
+        from fastattn._numba import compile, native, launch
+        @compile.entry
+        def entry(call, worker):
+            native.store_int64(call, 3, 42)
+        record = np.zeros(8, np.int64)
+        launch.run(entry, record, 1, 1e-9, 1)
+        print(record[3], entry.from_cache)
+        """
+    )
+    assert children.run(code).split() == ["42", "False"]
+
+
+def test_warm_compiles_what_is_listed():
+    import toy_kernels as toy
+
+    compile.warm([toy.count, toy.arithmetic, launch._serial])
+    assert all(one.seconds is not None for one in (toy.count, toy.arithmetic, launch._serial))
+
+
+def test_describe_says_where_or_why_not(place, monkeypatch):
+    monkeypatch.setenv("FASTATTN_CACHE_DIR", str(place))
+    assert cache.describe()["folder"].startswith(str(place))
+    monkeypatch.setenv("FASTATTN_CACHE", "0")
+    assert cache.describe()["folder"] is None
+    assert "FASTATTN_CACHE" in cache.describe()["refusal"]
+
+
+def test_errors_of_a_kernel_are_told_at_once(tmp_path, monkeypatch):
+    from numba.core.errors import NumbaError
+
+    monkeypatch.setenv("FASTATTN_CACHE_DIR", str(tmp_path / "compiled"))
+    made = []
+
+    def wrong(call, worker):
+        return call.no_such_thing
+
+    entry = compile.entry(wrong)
+    make = entry._make
+    entry._make = lambda: made.append(1) or make()
+    with pytest.raises(NumbaError, match="no_such_thing"):
+        _ = entry.address
+    assert len(made) == 1  # compiled once, not once more without the cache
