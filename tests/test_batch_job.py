@@ -187,6 +187,19 @@ def test_fortran_order_and_byte_order_change_no_bit(exact_backend, tmp_path):
     assert jobs.same_bits(result, expected)
 
 
+@pytest.mark.parametrize("case", STREAMED)
+def test_the_reference_streams_too(case, tmp_path, monkeypatch):
+    inputs, options = STREAMED[case]
+    expected = at_once(inputs, options, "reference")
+    job = jobs.save(
+        tmp_path, inputs, **options, lse_out=str(tmp_path / "lse.npy"), backend="reference"
+    )
+    monkeypatch.setattr(runner, "choose_borders", lambda *_: Borders(0, 2, 512))
+    _, results = jobs.finished(job)
+    for result, one in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, one, rtol=1e-5, atol=1e-6)
+
+
 def test_the_reference_runs_as_a_job_too(tmp_path):
     inputs = jobs.arrays()
     job = jobs.save(tmp_path, inputs, backend="reference", chunk_rows=30)

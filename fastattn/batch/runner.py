@@ -253,6 +253,7 @@ class _Run:
                 results = attend(self.inputs, borders, chunk, cache, "lse" in self.outputs)
                 self.compute_seconds += time.monotonic() - before
                 self._write(results)
+                del results  # not to be held while the next chunk is computed
                 self.progress.advance(chunk.row_count)
         finally:
             self.progress.end()
