@@ -1,0 +1,174 @@
+"""Calls of the stages, of states and of the engine's settings that cannot work."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from refusals import Call, K, Q, V, call, check, zeros
+
+import fastattn
+from fastattn import attention, attention_state, fuse, logsumexp, merge_states, similarity, softmax
+
+NAN = float("nan")
+
+# name: (call, error, what its text must hold)
+CASES = {
+    # --- states
+    "part unaligned": (
+        call(function=attention_state, key_start=1000),
+        ValueError,
+        ["1000", "multiple of 512", "at 512"],
+    ),
+    "part negative": (call(function=attention_state, key_start=-512), ValueError, ["-512"]),
+    "part fraction": (
+        call(function=attention_state, key_start=0.0),
+        TypeError,
+        ["key_start", "0.0"],
+    ),
+    "part causal": (
+        call(zeros(5, 8), zeros(5, 8), zeros(5, 4), function=attention_state, causal=True),
+        ValueError,
+        ["L = 5", "S unknown", "query_offset="],
+    ),
+    "part bottom_right": (
+        call(function=attention_state, causal="bottom_right"),
+        ValueError,
+        ["total number of keys", "key_lengths="],
+    ),
+    "merge shapes": (
+        call(zeros(2, 5, 4), zeros(2, 4), function=merge_states),
+        ValueError,
+        ["(2, 5, 4)", "(2, 4)", "np.stack"],
+    ),
+    "merge axis": (
+        call(zeros(2, 5, 4), zeros(2, 5), function=merge_states, axis=2),
+        ValueError,
+        ["axis 2", "(2, 5)"],
+    ),
+    "merge complex": (
+        call(zeros(2, 5, 4, dtype=complex), zeros(2, 5), function=merge_states),
+        TypeError,
+        ["outputs", "complex128"],
+    ),
+    # --- the stages
+    "similarity metric": (
+        call(Q, K, function=similarity, metric="angle"),
+        ValueError,
+        ["metric 'angle'", "'cosine'"],
+    ),
+    "similarity E": (
+        call(Q, V, function=similarity),
+        ValueError,
+        ["E = 8", "E = 4", "(2, 3, 7, 4)"],
+    ),
+    "similarity rank": (
+        call(Q, zeros(8), function=similarity),
+        ValueError,
+        ["too few dims", "(8,)"],
+    ),
+    "similarity batch": (
+        call(Q, zeros(5, 7, 8), function=similarity),
+        ValueError,
+        ["(2, 3, 5, 8)", "(5, 7, 8)"],
+    ),
+    "similarity scale": (call(Q, K, function=similarity, scale=NAN), ValueError, ["scale", "nan"]),
+    "similarity out": (
+        call(Q, K, function=similarity, out=zeros(5, 7)),
+        ValueError,
+        ["(5, 7)", "(2, 3, 5, 7)"],
+    ),
+    "softmax axis": (
+        call(V, function=softmax, axis=4),
+        ValueError,
+        ["axis 4", "(2, 3, 7, 4)", "-4"],
+    ),
+    "softmax axis twice": (
+        call(V, function=softmax, axis=(0, -4)),
+        ValueError,
+        ["twice", "(0, -4)"],
+    ),
+    "softmax axis kind": (call(V, function=softmax, axis="last"), TypeError, ["'last'"]),
+    "softmax axis fraction": (call(V, function=softmax, axis=1.0), TypeError, ["1.0"]),
+    "softmax mask": (
+        call(V, function=softmax, mask=zeros(3)),
+        ValueError,
+        ["(3,)", "(2, 3, 7, 4)"],
+    ),
+    "softmax mask larger": (
+        call(zeros(4), function=softmax, mask=zeros(2, 4)),
+        ValueError,
+        ["(2, 4)", "(4,)"],
+    ),
+    "softmax scale": (call(V, function=softmax, scale=np.inf), ValueError, ["scale", "inf"]),
+    "softmax scale None": (call(V, function=softmax, scale=None), TypeError, ["scale", "None"]),
+    "softmax complex": (call(V.astype(complex), function=softmax), TypeError, ["x", "complex128"]),
+    "logsumexp out": (
+        call(V, function=logsumexp, out=zeros(2, 3, 7, 1)),
+        ValueError,
+        ["(2, 3, 7, 1)", "(2, 3, 7)"],
+    ),
+    "fuse S": (call(zeros(5, 6), V, function=fuse), ValueError, ["S = 6", "S = 7", "(5, 6)"]),
+    "fuse rank": (
+        call(zeros(7), zeros(7), function=fuse),
+        ValueError,
+        ["too few dims", "value[:, None]"],
+    ),
+    "fuse batch": (
+        call(zeros(5, 3, 9, 7), V, function=fuse),
+        ValueError,
+        ["(5, 3, 9, 7)", "(2, 3, 7, 4)"],
+    ),
+    "fuse out": (
+        call(zeros(5, 7), zeros(7, 4), function=fuse, reduce=False, out=zeros(5, 4)),
+        ValueError,
+        ["(5, 4)", "(5, 7, 4)"],
+    ),
+    # --- the machine
+    "use_backend": (
+        Call(lambda: fastattn.use_backend("opencl").__enter__(), (), {}),
+        ValueError,
+        ["use_backend", "'opencl'"],
+    ),
+    "set_threads": (Call(fastattn.set_threads, (0,), {}), ValueError, ["threads", "0"]),
+    "show_config": (Call(fastattn.show_config, ("xml",), {}), ValueError, ["'xml'", '"dicts"']),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error_says_what_and_the_way_out(name):
+    check(*CASES[name])
+
+
+def test_states_that_do_not_belong_together():
+    def state(stop, start=0, **options):
+        part = zeros(stop - start, 8), zeros(stop - start, options.pop("values", 4))
+        return attention_state(zeros(5, 8), *part, key_start=start, **options)
+
+    left = state(512)
+    for right, fragments in (
+        (state(1536, 1024), ["1024..1536", "0..512", "in order"]),
+        (left, ["0..512"]),
+        (state(1024, 512, values=3), ["output_shape", "(5, 4)", "(5, 3)"]),
+        (state(1024, 512, scale=2.0), ["scale", "2.0"]),
+        (state(1024, 512, softcap=2.0), ["softcap", "None"]),
+        (
+            state(1024, 512, similarity="dot", scale=left._recipe.scale),
+            ["similarity", "scaled_dot"],
+        ),
+        (state(1024, 512, backend="reference"), ["'numba'", "'reference'", "backend="]),
+    ):
+        with pytest.raises(ValueError, match=r"keys|states") as caught:
+            left.merge(right)
+        assert all(fragment in str(caught.value) for fragment in fragments), str(caught.value)
+    with pytest.raises(TypeError, match="State"):
+        left.merge(left.finish())
+
+
+def test_a_named_backend_that_cannot_is_an_error(monkeypatch):
+    backend = types.SimpleNamespace(name="numba", refusal=lambda problem: "the moon is full")
+    monkeypatch.setitem(sys.modules["fastattn._core.backends"]._loaded, "numba", backend)
+    for name in (None, "numba"):
+        with pytest.raises(ValueError, match=r"numba: the moon is full.*\(2, 3, 1, 5, 8\)"):
+            attention(Q, K, V, backend=name)
+    assert attention(Q, K, V, backend="reference").shape == (2, 3, 5, 4)

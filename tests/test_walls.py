@@ -1,0 +1,268 @@
+"""The walls between the rooms, read from the syntax trees, and what the face shows outside."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastattn
+
+PACKAGE = Path(fastattn.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FACE = {"attention", "state", "similarity", "normalize", "fusion"}
+# What each room may import of fastattn. The face hands over to a backend by name, at run time.
+MAY_IMPORT = {
+    "face": {"face", "_core"},
+    "_core": {"_core"},
+    "_numba": {"_numba", "_core"},
+    "reference": {"reference"},
+    "batch": {"batch", "public"},
+    "examples": {"examples", "batch", "public", "reference"},
+    "cli": {"cli", "batch", "examples", "public"},
+    "__main__": {"cli"},
+    "public": {"face", "_core"},
+}
+VECTORS = {"simd", "elementary", "tile", "native"}  # these write machine instructions
+
+
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module):
+    """Name the room of a module of fastattn; `public` is the package itself and its names."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "public"
+    return "face" if parts[1] in FACE else parts[1]
+
+
+def imports_of(path):
+    """Every module that a file imports anywhere in it, functions included, as absolute names."""
+    module = module_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            source = ".".join(above if node.level else []) + "." * bool(node.level and node.module)
+            source += node.module or ""
+            for alias in node.names:
+                deeper = f"{source}.{alias.name}"
+                yield deeper if is_module(deeper) else source
+
+
+def is_module(name):
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    # `from fastattn import attention` means the function, though a file has the same name.
+    shadowed = name.count(".") == 1 and name.split(".")[1] in fastattn.__all__
+    return not shadowed and (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file())
+
+
+def test_every_room_is_known():
+    rooms = {room_of(module_of(path)) for path in FILES}
+    assert rooms <= set(MAY_IMPORT), f"say in MAY_IMPORT and README: {rooms - set(MAY_IMPORT)}"
+    assert {"face", "_core", "_numba", "reference", "batch"} <= rooms, "the walls were not read"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_run_one_way(path):
+    room = room_of(module_of(path))
+    for name in imports_of(path):
+        top = name.split(".")[0]
+        if top == "fastattn":
+            assert room_of(name) in MAY_IMPORT[room], f"{module_of(path)} imports {name}"
+        if top == "numba":
+            assert room == "_numba", f"{module_of(path)} imports {name}"
+        if top == "llvmlite":
+            assert room == "_numba", f"{module_of(path)} imports {name}"
+            assert path.stem in VECTORS, f"{module_of(path)} imports {name}"
+        if room == "reference":
+            standard = top in sys.stdlib_module_names
+            assert standard or top in ("numpy", "fastattn"), f"{module_of(path)} imports {name}"
+
+
+def test_drivers_stand_on_tiles_and_vectors():
+    """elementary and tile import no driver, simd nothing of the engine but machine words."""
+    below = {"simd": set(), "elementary": {"simd"}, "tile": {"simd", "elementary"}}
+    for stem, allowed in below.items():
+        path = PACKAGE / "_numba" / f"{stem}.py"
+        rooms = {
+            name.split(".")[2] for name in imports_of(path) if name.startswith("fastattn._numba.")
+        }
+        assert rooms <= allowed | {"native", "compile"}, f"{stem} imports {rooms}"
+
+
+def test_the_reader_of_imports_sees_them(tmp_path):
+    """The walls hold nothing if imports go unseen: every spelling, in functions too."""
+    path = PACKAGE / "_numba" / "backend.py"
+    source = "\n".join(
+        (
+            "import numba.core, os",
+            "from fastattn import reference, attention",
+            "from fastattn.reference.backend import name",
+            "from . import simd",
+            "from .tile import x",
+            "from ..reference import tiled",
+            "def late():\n    import llvmlite",
+        )
+    )
+
+    class Fake:
+        name = "backend.py"
+
+        def read_text(self, encoding):
+            return source
+
+        def relative_to(self, other):
+            return path.relative_to(other)
+
+    assert sorted(imports_of(Fake())) == [
+        "fastattn",
+        "fastattn._numba.simd",
+        "fastattn._numba.tile",
+        "fastattn.reference",
+        "fastattn.reference.backend",
+        "fastattn.reference.tiled",
+        "llvmlite",
+        "numba.core",
+        "os",
+    ]
+
+
+HEAVY = "{'numba', 'llvmlite', 'scipy', 'sklearn', 'tqdm', 'fastattn.batch', 'fastattn.reference'}"
+
+
+def fresh(code):
+    """Run code in a new process and return what it prints."""
+    child = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=PACKAGE.parent,
+    )
+    assert child.returncode == 0, child.stderr
+    return child.stdout.strip()
+
+
+def test_import_loads_no_compiler():
+    code = f"import sys, fastattn; print(sorted({HEAVY} & set(sys.modules)))"
+    assert fresh(code) == "[]"
+
+
+def test_a_call_on_the_reference_loads_no_compiler():
+    code = (
+        "import sys, fastattn; fastattn.attention([1.0], [[1.0]], [[1.0]], backend='reference');"
+        "print('numba' in sys.modules)"
+    )
+    assert fresh(code) == "False"
+
+
+def test_submodules_do_not_hide_functions():
+    """The files attention.py and similarity.py have the names of the functions inside them."""
+    code = (
+        "import fastattn, fastattn.attention, fastattn.similarity, fastattn.cli, fastattn.batch;"
+        "print(callable(fastattn.attention), callable(fastattn.similarity))"
+    )
+    assert fresh(code) == "True True"
+
+
+PUBLIC = [name for name in fastattn.__all__ if callable(getattr(fastattn, name))]
+
+
+def test_public_names():
+    shown = {
+        name
+        for name, thing in vars(fastattn).items()
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    }
+    assert shown == set(fastattn.__all__) - {"__version__"}
+    assert fastattn.__all__ == sorted(fastattn.__all__)
+    assert set(fastattn.__all__) == {
+        "State",
+        "__version__",
+        "attention",
+        "attention_state",
+        "explain",
+        "fuse",
+        "log_softmax",
+        "logsumexp",
+        "merge_states",
+        "numerics_version",
+        "set_threads",
+        "show_config",
+        "similarity",
+        "softmax",
+        "use_backend",
+        "warmup",
+    }
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fastattn.__version__)
+    assert isinstance(fastattn.numerics_version, int)
+
+
+MEMBERS = [
+    *((name, getattr(fastattn, name)) for name in PUBLIC),
+    ("State.merge", fastattn.State.merge),
+    ("State.finish", fastattn.State.finish),
+]
+
+
+@pytest.mark.parametrize(("name", "thing"), MEMBERS)
+def test_docstrings_have_their_sections(name, thing):
+    text = inspect.getdoc(thing)
+    parameters = [
+        parameter
+        for parameter in inspect.signature(thing).parameters
+        if parameter != "self" and not inspect.isclass(thing)
+    ]
+    summary = text.splitlines()[0]
+    assert len(summary) <= 100
+    assert "numba" not in summary.lower()
+    sections = re.findall(r"^([A-Z][A-Za-z ]+)\n-{3,}$", text, re.M)
+    order = ["Parameters", "Attributes", "Returns", "Raises", "See Also", "Notes", "References"]
+    order.append("Examples")
+    assert [section for section in order if section in sections] == sections
+    if "." not in name:
+        assert "Examples" in sections
+    if parameters:
+        assert "Parameters" in sections
+        block = text.split("Parameters\n---")[1].split("\n\n")[0]
+        heads = re.findall(r"^(\w[\w, ]*?)(?: :|$)", block, re.M)
+        documented = [one for head in heads for one in re.split(r",\s*", head)]
+        assert documented, block
+        assert set(documented) == set(parameters), set(documented) ^ set(parameters)
+        assert "Raises" in sections or name == "State.finish"
+    returns = inspect.signature(thing).return_annotation if not inspect.isclass(thing) else None
+    assert ("Returns" in sections) == (returns not in (None, "None", "Iterator[None]"))
+
+
+@pytest.mark.parametrize(("name", "thing"), MEMBERS)
+def test_everything_public_is_typed(name, thing):
+    thing = thing.__init__ if inspect.isclass(thing) else thing
+    signature = inspect.signature(thing)
+    for parameter in signature.parameters.values():
+        assert parameter.name == "self" or parameter.annotation is not parameter.empty, name
+    assert signature.return_annotation is not signature.empty
+
+
+def test_types_are_shipped():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_attention_and_explain_take_the_same_arguments():
+    one, other = (inspect.signature(f).parameters for f in (fastattn.attention, fastattn.explain))
+    assert dict(one) == dict(other)
+
+
+def test_files_stay_small():
+    for path in FILES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 400, f"{path.name} has {len(lines)} lines"
