@@ -25,7 +25,6 @@ class KeyCache:
         keys = (0, layout.keys)
         box = layout.operands[role].box(chunk, keys, layout.group)
         if self._held.get(role, (None,))[0] != box:
-            self._held.pop(role, None)  # first, so that old and new are never held together
             self._held[role] = (box, self._inputs.read(role, chunk, keys))
         return self._held[role][1]
 

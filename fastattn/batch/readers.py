@@ -47,6 +47,7 @@ class NpyFile:
     def __init__(self, role: str, path: str) -> None:
         self.role = role
         self.path = path
+        self._buffer = np.empty(0, np.uint8)
         with named(self.name, "be opened"):
             # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -156,9 +157,11 @@ class NpyFile:
             )
 
     def read(self, box: Sequence[Range]) -> np.ndarray:
-        """Read the half-open ranges `box`, one per axis, into a fresh array.
+        """Read the half-open ranges `box`, one per axis.
 
         The array has the file's own dtype; a file in Fortran order gives a Fortran ordered array.
+        It lies in a buffer that the next `read` of this file uses again: fresh memory for every
+        chunk would cost as much in page faults as copying the data.
         """
         # A file in Fortran order is the C-ordered file of the reversed shape.
         turn = -1 if self.fortran_order else 1
@@ -168,7 +171,12 @@ class NpyFile:
             strides.append(stride)
             stride *= length
         strides.reverse()
-        target = np.empty([stop - start for start, stop in ranges], self.dtype)
+        shape = [stop - start for start, stop in ranges]
+        size = math.prod(shape) * self.dtype.itemsize
+        if self._buffer.size < size:
+            self._buffer = np.empty(0, np.uint8)  # first, so that old and new are never both held
+            self._buffer = np.empty(size, np.uint8)
+        target = self._buffer[:size].view(self.dtype).reshape(shape)
         first = sum(start * step for (start, _), step in zip(ranges, strides, strict=True))
         with named(self.name, "be read"):
             self._fill(target, tuple(strides), self.data_offset + first)
