@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import pytest
 
 from bench import sheet
 from bench.__main__ import usable_cpus
 from bench.cases import Arrays, Case
-from bench.contenders import CONTENDERS, Refused
+from bench.contenders import CONTENDERS, Refused, load
 from bench.truth import Truth
 
 
@@ -20,6 +21,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=usable_cpus(),
         help="threads for every contender of the bench",
     )
+
+
+@pytest.fixture(scope="session")
+def loaded(request: pytest.FixtureRequest) -> None:
+    """Import the contenders of the chosen tests in the order that harms nobody."""
+    callspecs = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = {spec.params["name"] for spec in callspecs if spec and "name" in spec.params}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load([name for name in CONTENDERS if name in chosen and not CONTENDERS[name].missing()])
 
 
 @functools.lru_cache(maxsize=1)  # contenders of one case follow each other
@@ -34,7 +45,7 @@ def threads(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def race(benchmark, threads):
+def race(benchmark, threads, loaded):
     """Check one contender on one case against float64 NumPy, then let pytest-benchmark time it."""
 
     def run(case: Case, name: str) -> None:

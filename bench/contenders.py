@@ -26,7 +26,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +62,17 @@ class Contender(NamedTuple):
         return next(
             (name for name in self.requires if importlib.util.find_spec(name) is None), None
         )
+
+
+def load(names: Sequence[str]) -> None:
+    """Import what the named contenders need, torch first and fastattn last.
+
+    numba's OpenMP layer switches nested parallelism on in the system's libgomp. A torch imported
+    after that shares the library and was seen to take 250 ms for what it does in 50.
+    """
+    for name in sorted(names, key=lambda name: (name == "fastattn", name != "torch")):
+        for module in CONTENDERS[name].requires:
+            importlib.import_module(module)
 
 
 def arrangements(case: Case, arrays: Arrays) -> dict[str, Arrays]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import ceilings
 from bench.cases import Arrays, Case
-from bench.contenders import CONTENDERS, Refused, Variant, version
+from bench.contenders import CONTENDERS, Refused, Variant, load, version
 from bench.interleave import Probe, Turn, estimate, play
 from bench.truth import Truth, WrongResult
 
@@ -27,7 +27,7 @@ def _probe(threads: int) -> Probe:
 
 
 def available(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Which contenders can play, and for the others the word why not."""
+    """Load the contenders that can play, and say for the others why they cannot."""
     present, skipped = [], {}
     for name in names:
         if name not in CONTENDERS:
@@ -37,6 +37,7 @@ def available(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             present.append(name)
         else:
             skipped[name] = f"{missing} is not installed"
+    load(present)
     return present, skipped
 
 
