@@ -291,3 +291,59 @@ def test_axes_agree_with_a_plain_formula(backend, axis, order):
     out = np.empty((5, 4, 3)).T
     assert fastattn.softmax(x, axis, out=out, **options) is out
     assert np.array_equal(out, fastattn.softmax(x, axis, **options))
+
+
+# --- parts of the keys ---------------------------------------------------------------------------
+
+POSITIONS = [
+    {},
+    {"causal": True, "query_offset": 700},
+    {"causal": True, "query_offset": np.array([[-3], [1020]])},
+    {"causal": "top_left", "window": (2, None)},
+    {"window": (600, 100), "query_offset": 900},
+    {"key_lengths": np.array([[512, 100, 1100]])},
+    {"key_lengths": np.array([[0], [1024]]), "causal": "bottom_right", "window": (300, 5)},
+]
+
+
+@pytest.mark.parametrize("options", POSITIONS, ids=str)
+def test_positions_of_parts_count_from_the_first_key_of_all(backend, options):
+    query, key, value = draw(2, 3, 5, 8), draw(2, 3, 1100, 8), draw(3, 1100, 4)
+    mask = draw(5, 1100, seed=6) < 1
+    wanted, wanted_lse = fastattn.attention(
+        query, key, value, mask=mask, return_lse=True, **options
+    )
+    parts = [
+        fastattn.attention_state(
+            query,
+            key[..., start:stop, :],
+            value[..., start:stop, :],
+            key_start=start,
+            mask=mask[:, start:stop],
+            **options,
+        )
+        for start, stop in ((0, 512), (512, 1024), (1024, 1100))
+    ]
+    for merged in (
+        parts[0].merge(parts[1]).merge(parts[2]),
+        parts[0].merge(parts[1].merge(parts[2])),
+    ):
+        assert (merged.key_start, merged.key_stop) == (0, 1100)
+        output, lse = merged.finish(return_lse=True)
+        np.testing.assert_allclose(output, wanted, rtol=1e-13, atol=1e-15)
+        np.testing.assert_allclose(lse, wanted_lse, rtol=1e-13, atol=1e-15)
+
+
+def test_an_unfinished_part_can_be_finished_and_merged_again(backend):
+    query, key, value = draw(5, 8), draw(700, 8), draw(700, 4)
+    first = fastattn.attention_state(query, key[:512], value[:512])
+    rest = fastattn.attention_state(query, key[512:], value[512:], key_start=512)
+    close = {"rtol": 1e-13, "atol": 1e-15}
+    for _ in range(2):
+        for state, part in (
+            (first, np.s_[:512]),
+            (rest, np.s_[512:]),
+            (first.merge(rest), np.s_[:]),
+        ):
+            wanted = fastattn.attention(query, key[part], value[part])
+            np.testing.assert_allclose(state.finish(), wanted, **close)

@@ -163,6 +163,11 @@ CASES = {
         ValueError,
         ["(1,)", "one integer"],
     ),
+    "lengths masked": (
+        call(key_lengths=np.ma.masked_array([[3], [4]])),
+        TypeError,
+        ["key_lengths is a masked array"],
+    ),
     # --- mask
     "mask sizes": (call(mask=zeros(5, 6)), ValueError, ["(5, 6)", "(2, 3, 5, 7)", "equal or 1"]),
     "mask per batch row": (

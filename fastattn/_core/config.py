@@ -6,6 +6,8 @@ import os
 import platform
 import sys
 
+from fastattn._core.threads import resolve
+
 __all__ = ["NUMERICS_VERSION", "VERSION", "configuration", "show_config"]
 
 VERSION = "0.1.0"
@@ -37,9 +39,21 @@ def configuration() -> dict[str, dict[str, object]]:
         cores = f"{len(os.sched_getaffinity(0))} of {cores} in the affinity mask"
     return {
         "versions": versions,
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": cores},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": cores,
+            "threads": _threads(),
+        },
         "backends": {name: backends.describe(name) for name in backends.KNOWN},
     }
+
+
+def _threads() -> object:
+    try:
+        return resolve()
+    except ValueError as error:  # a report on a wrong setting must not fail on it
+        return str(error)
 
 
 def show_config(mode: str = "stdout") -> dict[str, dict[str, object]] | None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastattn._core.arrays import as_array
+
 __all__ = [
     "LARGEST_POSITION",
     "Window",
@@ -98,7 +100,7 @@ def positions(
     A copy, though tiny: another thread that changed lengths after the check would make a kernel
     read outside its arrays.
     """
-    array = np.asarray(x)
+    array = as_array(name, x)
     shape = array.shape
     if array.ndim not in (0, len(batch)) or any(
         size not in (1, full) for size, full in zip(shape, batch, strict=False)
