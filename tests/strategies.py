@@ -73,7 +73,7 @@ class Case:
         return f"case({self.features_used}, seed={self.seed}): {arrays}; {options}"
 
 
-def case(features: Iterable[str] = (), *, seed: int = 0, **sizes: Any) -> Case:
+def case(features: Iterable[str] = (), /, *, seed: int = 0, **sizes: Any) -> Case:
     """Make the case that has these `FEATURES`, other choices drawn from the seed."""
     names = tuple(features)
     rng = np.random.default_rng([seed, *map(ord, " ".join(names))])
@@ -201,7 +201,8 @@ def _row_mask(c: Case) -> None:
 
 
 def _float_mask(c: Case) -> None:
-    c.options["mask"] = c.rng.normal(size=(c.rows, c.keys)).astype(c.dtypes[0])
+    dtype = np.result_type(c.dtypes[0], np.float32)
+    c.options["mask"] = c.rng.normal(size=(c.rows, c.keys)).astype(dtype)
 
 
 def _float_mask_hiding(c: Case) -> None:

@@ -19,7 +19,7 @@ import fastattn
 SHAPES = {
     "prefill": {"batch": (1, 2), "rows": 250, "keys": 700, "features": 33, "value_features": 40},
     "decode": {"batch": (2, 4), "rows": 1, "keys": 1100, "features": 64, "value_features": 64},
-    "few_rows": {"batch": (1, 1), "rows": 7, "keys": 2100, "features": 16, "value_features": 17},
+    "few_rows": {"batch": (1, 2), "rows": 7, "keys": 2100, "features": 16, "value_features": 17},
     "many_heads": {"batch": (3, 8), "rows": 25, "keys": 577, "features": 8, "value_features": 48},
 }
 FEATURES = {
@@ -40,14 +40,10 @@ def compare(relation, call, about, *, check_plans=False):
     for left, right in RELATIONS[relation](call, rng):
         pairs += 1
         plans += left.plan() != right.plan()
-        names = ("output", "lse", "weights")
-        for results in (zip(left.lean(), right.lean(), names, strict=False),) + (
-            (zip(left.run(), right.run(), names, strict=False),)
-        ):
-            for here, there, name in results:
-                oracle.assert_same_bits(
-                    here, there, about=f"{name}, pair {pairs} of {relation}: {about}"
-                )
+        for here, there in ((left.lean(), right.lean()), (left.run(), right.run())):
+            for name, *results in zip(("output", "lse", "weights"), here, there, strict=False):
+                about_pair = f"{name}, pair {pairs} of {relation}: {about}"
+                oracle.assert_same_bits(*results, about=about_pair)
     if check_plans and pairs:
         assert plans, f"all {pairs} pairs of {relation} ran the same plan: {about}"
     return pairs

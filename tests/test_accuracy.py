@@ -1,0 +1,35 @@
+"""Contract point 4: no less accurate than plain NumPy in the same dtype."""
+
+import accuracy
+import numpy as np
+import pytest
+import tolerances
+
+
+def check(figures, dtype):
+    text = accuracy.report(figures, dtype)
+    print(f"\n{text}")
+    assert max(figure.excess for figure in figures) <= 1, text
+    assert accuracy.mean_ratio(figures) <= tolerances.ACCURACY_MEAN_RATIO, text
+
+
+@pytest.mark.parametrize(("dtype", "cases"), [(np.float32, 250), (np.float64, 60)])
+def test_errors_of_a_sample(exact_backend, dtype, cases, seed):
+    check([accuracy.measure(seed + i, dtype) for i in range(cases)], dtype)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_errors_of_a_thousand_cases(exact_backend, dtype):
+    check([accuracy.measure(i, dtype) for i in range(1000)], dtype)
+
+
+def test_the_measure_sees_an_unsegmented_sum():
+    """The harness can fail: one float32 chain over thirty thousand keys is far beyond the bound."""
+    value = np.random.default_rng(1).random((30000, 4), np.float32) + np.float32(10)
+    weights = np.full(30000, 1 / 30000, np.float32)
+    chained = np.cumsum(weights[:, None] * value, axis=0, dtype=np.float32)[-1]
+    truth = weights.astype(float) @ value.astype(float)
+    ulp = np.finfo(np.float32).eps * float(value.max())
+    ours, plain = (np.abs(x - truth).max() / ulp for x in (chained, weights @ value))
+    assert accuracy.Figure(0, 30000, 1.0, ours, plain).excess > 1
