@@ -5,10 +5,14 @@ addresses. Addresses and strides are in bytes. The three words in front belong t
 """
 
 import numpy as np
-from numba import carray
+from numba import types
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.core.imputils import lower_getattr_generic
+from numba.extending import intrinsic, models, register_model
 
 from .compile import device
-from .simd import pointer_of
+from .native import load_int64
+from .simd import I64, load_ir
 
 # A visible range may reach this far beyond any position.
 UNBOUNDED = 1 << 60
@@ -48,7 +52,56 @@ OPERANDS = ("query", "key", "value", "mask", "lengths", "offsets", "output")
 QUERY, KEY, VALUE, MASK, LENGTHS, OFFSETS, OUTPUT = range(len(OPERANDS))
 
 
-@device
-def read_record(address):
+class CallType(types.Type):
+    """A record at an address; kernels read its fields as attributes.
+
+    A Numba record type would do the same, but spells all its fields out in the name of every
+    function that takes one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="Call")
+
+
+_CALL = CallType()
+
+
+@register_model(CallType)
+class _CallModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, I64)
+
+
+@infer_getattr
+class _CallAttributes(AttributeTemplate):
+    key = CallType
+
+    def generic_resolve(self, call, field):
+        if field not in WORD:
+            return None
+        return types.float64 if field in _FLOAT_FIELDS else types.int64
+
+
+@lower_getattr_generic(CallType)
+def _read_field(context, builder, kind, call, field):
+    address = builder.add(call, I64(8 * WORD[field]))
+    kind = context.get_value_type(types.float64 if field in _FLOAT_FIELDS else types.int64)
+    return load_ir(builder, address, kind)
+
+
+@intrinsic
+def read_record(typing_context, address):
     """The record at an address."""
-    return carray(pointer_of(address), (1,), RECORD)[0]
+    return _CALL(types.int64), lambda context, builder, signature, arguments: arguments[0]
+
+
+@device
+def operand_offset(call, operand, entry_index):
+    """Byte offset of one entry in an operand with any batch strides."""
+    offset = 0
+    rest = entry_index
+    for axis in range(call.entry_rank - 1, -1, -1):
+        size = load_int64(call.entry_shape, axis)
+        offset += rest % size * load_int64(call.entry_strides, operand * call.entry_rank + axis)
+        rest //= size
+    return offset

@@ -1,7 +1,4 @@
-"""Normalise, fuse and fold: the online softmax of a block of rows over one segment.
-
-Row state is kept in 8-byte slots: `low_of`/`end_of` are int64, the others are of the tag's type.
-"""
+"""Normalise, fuse and fold: the arithmetic of softmax over one segment, row by row."""
 
 import numpy as np
 
@@ -66,7 +63,7 @@ def normalise_row(tag, scores, low, high, row_max, factor):
 
 
 @device
-def clear_columns(tag, scores, low, high):
+def zero_columns(tag, scores, low, high):
     """Weights of a row that sees no key of the segment."""
     zero = splat(cast(tag, 0.0))
     item = item_size(tag)
@@ -75,14 +72,16 @@ def clear_columns(tag, scores, low, high):
 
 
 @device
-def fuse_block(tag, scores, rows, low, high, values, value_stride, columns, block, block_stride):
-    """Step fuse: weights times values, columns low to high, into the rows of `block`.
+def fuse_block(tag, call, rows, low, high, values, value_stride, scratch):
+    """Step fuse: weights times values, columns low to high, into the block's output rows.
 
-    `values` is the address of the segment's first value row, `columns` the padded value features.
+    `values` is the address of the segment's first value row.
     """
     item = item_size(tag)
+    scores, block = scratch + call.at_scores, scratch + call.at_block
     score_stride = SCORE_STRIDE * item
-    vectors = columns // LANES
+    vectors = (call.value_features + LANES - 1) // LANES
+    block_stride = vectors * LANES * item
     for first in range(low, high, FUSE_KEYS):
         keys = min(high - first, FUSE_KEYS)
         b = values + first * value_stride
@@ -105,7 +104,7 @@ def fuse_block(tag, scores, rows, low, high, values, value_stride, columns, bloc
 
 
 @device
-def fuse_visible(tag, scores, low, high, row_max, factor, values, value_stride, columns, target):
+def fuse_visible_row(tag, scores, low, high, row_max, factor, values, value_stride, width, target):
     """Step fuse for one row whose plain product met a NaN: only visible keys take part.
 
     `scores` holds scores, not weights. The chain is the one of `fuse_block` without the hidden
@@ -113,7 +112,7 @@ def fuse_visible(tag, scores, low, high, row_max, factor, values, value_stride, 
     """
     item = item_size(tag)
     wide, lowest = splat(factor), splat(exp2_lowest(factor))
-    for offset in range(0, columns * item, LANES * item):
+    for offset in range(0, width, LANES * item):
         total = splat(cast(tag, 0.0))
         for column in range(low, high):
             score = load_scalar(tag, scores + column * item)
@@ -124,13 +123,12 @@ def fuse_visible(tag, scores, low, high, row_max, factor, values, value_stride, 
 
 
 @device
-def row_has_nan(tag, row, columns):
-    """Whether a padded row holds a NaN."""
-    item = item_size(tag)
-    found = False
-    for place in range(row, row + columns * item, LANES * item):
-        found = found or any_nan(load(tag, place))
-    return found
+def any_nan_in_row(tag, row, width):
+    """Whether a padded row of `width` bytes holds a NaN."""
+    for place in range(row, row + width, LANES * item_size(tag)):
+        if any_nan(load(tag, place)):
+            return True
+    return False
 
 
 @device
@@ -141,7 +139,7 @@ def correction(tag, row_max, new_max, factor):
 
 
 @device
-def fold_row(tag, max_place, sum_place, running, segment_max, segment_sum, row, columns, factor):
+def fold_row(tag, max_place, sum_place, running, segment_max, segment_sum, row, width, factor):
     """Fold one segment's (maximum, sum, output) of a row into the running state, in order.
 
     An empty segment leaves the state as it is, bit for bit; the first one is copied.
@@ -149,7 +147,6 @@ def fold_row(tag, max_place, sum_place, running, segment_max, segment_sum, row, 
     if segment_max == -np.inf:
         return
     item = item_size(tag)
-    width = columns * item
     old_max = load_scalar(tag, max_place)
     if old_max == -np.inf:
         store_scalar(max_place, segment_max)

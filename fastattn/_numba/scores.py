@@ -77,17 +77,18 @@ def _distance_columns(tag, factor, a, a_stride, b, b_stride, c, c_stride, depth,
 
 
 @device
-def score_block(tag, call, key, segment, queries, rows, low, high, panels, packed, scores):
+def score_block(tag, call, key, segment, queries, rows, low, high, scratch):
     """Steps pack and score: similarities of a block, columns low to high, before any scale.
 
-    Packs the panels it needs that no block of this task has packed before (`packed` holds a flag a
-    panel). Requires scratch for whole groups of six rows.
+    Packs the panels it needs that no block of this task has packed before (a flag a panel tells).
+    Requires scratch for whole groups of six rows.
     """
     item = item_size(tag)
+    scores, packed = scratch + call.at_scores, scratch + call.at_packed
     query_stride = (call.features + LANES - 1) // LANES * LANES * item
     panel_bytes = PANEL_KEYS * call.features * item
     for panel in range(low // PANEL_KEYS, (high + PANEL_KEYS - 1) // PANEL_KEYS):
-        place = panels + panel * panel_bytes
+        place = scratch + call.at_panels + panel * panel_bytes
         if load_int64(packed, panel) == 0:
             pack_panel(tag, call, key, segment * SEGMENT_KEYS + panel * PANEL_KEYS, place)
             store_int64(packed, panel, 1)

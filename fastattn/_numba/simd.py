@@ -53,7 +53,7 @@ FLOAT64_VECTOR = VectorType(types.float64)
 VECTOR_OF = {types.float32: FLOAT32_VECTOR, types.float64: FLOAT64_VECTOR}
 
 _INTEGER_BITS = {types.float32: 32, types.float64: 64}
-_I64 = ir.IntType(64)
+I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
 
 
@@ -130,6 +130,27 @@ def shuffle_ir(builder, a, b, order):
     return builder.shuffle_vector(a, b, mask)
 
 
+def outlined(context, builder, name, kinds, result, emit, args):
+    """Call an LLVM function of its own, defined once a module by `emit(builder, args) -> value`.
+
+    Never inlined: a long body then is optimised once, not again in every function that uses it,
+    which is most of what compiling costs.
+    """
+    module = builder.module
+    function = module.globals.get(name)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(result, kinds), name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        value = emit(inner, list(function.args))
+        if isinstance(result, ir.VoidType):
+            inner.ret_void()
+        else:
+            inner.ret(value)
+    return builder.call(function, args)
+
+
 # --- loads and stores -----------------------------------------------------------------------
 
 
@@ -203,7 +224,7 @@ def item_size(typing_context, tag):
     size = tag.bitwidth // 8
 
     def codegen(context, builder, sig, args):
-        return ir.Constant(_I64, size)
+        return ir.Constant(I64, size)
 
     return sig, codegen
 
@@ -254,7 +275,7 @@ def native_code(typing_context, tag):
     code = STORAGE_CODES[tag.name]
 
     def codegen(context, builder, sig, args):
-        return ir.Constant(_I64, code)
+        return ir.Constant(I64, code)
 
     return sig, codegen
 
@@ -284,9 +305,9 @@ def load_as(typing_context, tag, code, address):
     """One stored element of any real type and byte order, converted to the tag's type."""
     sig = tag(tag, types.int64, types.int64)
 
-    def codegen(context, builder, sig, args):
-        _, code, address = args
-        target = context.get_value_type(tag)
+    def emit(builder, args):
+        code, address = args
+        target = element_ir(tag)
         done = builder.append_basic_block("load_as.done")
         other = builder.append_basic_block("load_as.other")
         choice = builder.switch(code, other)
@@ -294,7 +315,7 @@ def load_as(typing_context, tag, code, address):
         for name, number in STORAGE_CODES.items():
             for swapped in (False, True):
                 arm = builder.append_basic_block(f"load_as.{name}")
-                choice.add_case(ir.Constant(_I64, number + SWAPPED * swapped), arm)
+                choice.add_case(ir.Constant(I64, number + SWAPPED * swapped), arm)
                 builder.position_at_end(arm)
                 arms.append((_convert_storage(builder, address, name, swapped, target), arm))
                 builder.branch(done)
@@ -307,6 +328,10 @@ def load_as(typing_context, tag, code, address):
             result.add_incoming(value, arm)
         return result
 
+    def codegen(context, builder, sig, args):
+        name = f"fastattn.load_as.{tag}"
+        return outlined(context, builder, name, [I64, I64], element_ir(tag), emit, args[1:])
+
     return sig, codegen
 
 
@@ -317,18 +342,7 @@ def tile_width(typing_context, tag):
     width = TILE_VECTORS[tag.name]
 
     def codegen(context, builder, sig, args):
-        return ir.Constant(_I64, width)
-
-    return sig, codegen
-
-
-@intrinsic
-def pointer_of(typing_context, address):
-    """An address as an untyped pointer, for `numba.carray`."""
-    sig = types.voidptr(types.int64)
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        return ir.Constant(I64, width)
 
     return sig, codegen
 
@@ -435,7 +449,7 @@ def keep_lanes(typing_context, vector, begin, end, other):
     def codegen(context, builder, sig, args):
         value, begin, end, other = args
         bits = ir.IntType(_INTEGER_BITS[vector.element])
-        low, high = ir.Constant(_I64, 0), ir.Constant(_I64, LANES)
+        low, high = ir.Constant(I64, 0), ir.Constant(I64, LANES)
         numbers = _lane_numbers(vector.element)
 
         def border(edge):
@@ -579,7 +593,7 @@ def transpose_four(typing_context, tag, whole, source, row_stride, last_row, tar
         quad = vector_ir(element, 4)
         rows = []
         for r in range(LANES):
-            row = ir.Constant(_I64, r)
+            row = ir.Constant(I64, r)
             if clamped:
                 row = builder.select(builder.icmp_signed("<", row, last_row), row, last_row)
             offset = builder.mul(row_stride, row)
@@ -605,7 +619,7 @@ def transpose_four(typing_context, tag, whole, source, row_stride, last_row, tar
             shuffle_ir(builder, ab1, cd1, high),
         ]
         for i, column in enumerate(columns):
-            offset = builder.mul(target_stride, ir.Constant(_I64, i))
+            offset = builder.mul(target_stride, ir.Constant(I64, i))
             store_ir(builder, builder.add(target, offset), column)
         return context.get_dummy_value()
 

@@ -9,9 +9,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import LANES, element_ir, fma_ir, item_bytes, load_ir, splat_ir, store_ir, vector_ir
-
-_I64 = ir.IntType(64)
+from .simd import (
+    I64,
+    LANES,
+    element_ir,
+    fma_ir,
+    item_bytes,
+    load_ir,
+    outlined,
+    splat_ir,
+    store_ir,
+    vector_ir,
+)
 
 
 def _emit_tile(builder, element, rows, vectors, step, args):
@@ -27,17 +36,17 @@ def _emit_tile(builder, element, rows, vectors, step, args):
     zero = ir.Constant(kind, [0.0] * LANES)
 
     def at(address, stride, row, vector=0):
-        offset = builder.mul(stride, ir.Constant(_I64, row))
-        offset = builder.add(offset, ir.Constant(_I64, vector * LANES * item))
+        offset = builder.mul(stride, ir.Constant(I64, row))
+        offset = builder.add(offset, ir.Constant(I64, vector * LANES * item))
         return builder.add(address, offset)
 
     cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
     a_rows = [at(a, a_stride, row) for row in range(rows)]
     entry = builder.block
-    resume = builder.append_basic_block("tile.resume")
-    head = builder.append_basic_block("tile.head")
-    body = builder.append_basic_block("tile.body")
-    done = builder.append_basic_block("tile.done")
+    resume, head, body, done = (
+        builder.function.append_basic_block(f"tile.{part}")
+        for part in ("resume", "head", "body", "done")
+    )
     builder.cbranch(accumulate, resume, head)
 
     builder.position_at_end(resume)
@@ -45,50 +54,47 @@ def _emit_tile(builder, element, rows, vectors, step, args):
     builder.branch(head)
 
     builder.position_at_end(head)
-    started = []
-    for old in resumed:
-        phi = builder.phi(kind)
-        phi.add_incoming(zero, entry)
-        phi.add_incoming(old, resume)
-        started.append(phi)
-    nothing = builder.icmp_signed("<=", depth, ir.Constant(_I64, 0))
+    started = [_phi(builder, (zero, entry), (old, resume)) for old in resumed]
+    nothing = builder.icmp_signed("<=", depth, I64(0))
     builder.cbranch(nothing, done, body)
 
     builder.position_at_end(body)
-    index = builder.phi(_I64)
-    b_row = builder.phi(_I64)
+    index, b_row = builder.phi(I64), builder.phi(I64)
     sums = [builder.phi(kind) for _ in cells]
     columns = [
-        load_ir(builder, builder.add(b_row, ir.Constant(_I64, vector * LANES * item)), kind)
+        load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), kind)
         for vector in range(vectors)
     ]
-    offset = builder.mul(index, ir.Constant(_I64, item))
-    advanced = []
+    offset = builder.mul(index, I64(item))
+    linked = []
     for row in range(rows):
         scalar = load_ir(builder, builder.add(a_rows[row], offset), element_ir(element))
         wide = splat_ir(builder, scalar)
         for vector in range(vectors):
             old = sums[row * vectors + vector]
-            advanced.append(step(builder, wide, columns[vector], old))
-    next_index = builder.add(index, ir.Constant(_I64, 1))
-    next_b_row = builder.add(b_row, b_stride)
-    index.add_incoming(ir.Constant(_I64, 0), head)
-    index.add_incoming(next_index, body)
-    b_row.add_incoming(b, head)
-    b_row.add_incoming(next_b_row, body)
-    for phi, first, new in zip(sums, started, advanced, strict=True):
-        phi.add_incoming(first, head)
+            linked.append(step(builder, wide, columns[vector], old))
+    moving = [index, b_row, *sums]
+    first = [I64(0), b, *started]
+    after = [builder.add(index, I64(1)), builder.add(b_row, b_stride), *linked]
+    for phi, start, new in zip(moving, first, after, strict=True):
+        phi.add_incoming(start, head)
         phi.add_incoming(new, body)
-    builder.cbranch(builder.icmp_signed("<", next_index, depth), body, done)
+    builder.cbranch(builder.icmp_signed("<", after[0], depth), body, done)
 
     builder.position_at_end(done)
-    for (row, vector), first, new in zip(cells, started, advanced, strict=True):
-        result = builder.phi(kind)
-        result.add_incoming(first, head)
-        result.add_incoming(new, body)
-        advanced[row * vectors + vector] = result
-    for (row, vector), result in zip(cells, advanced, strict=True):
+    results = [
+        _phi(builder, (start, head), (new, body))
+        for start, new in zip(started, linked, strict=True)
+    ]
+    for (row, vector), result in zip(cells, results, strict=True):
         store_ir(builder, at(c, c_stride, row, vector), result)
+
+
+def _phi(builder, *incoming):
+    phi = builder.phi(incoming[0][0].type)
+    for value, block in incoming:
+        phi.add_incoming(value, block)
+    return phi
 
 
 def _product_step(builder, wide, column, total):
@@ -107,8 +113,13 @@ def product_tile(
     sig = types.void(tag, rows, vectors, *[types.int64] * 7, types.boolean)
     shape = rows.literal_value, vectors.literal_value
 
+    def emit(builder, args):
+        _emit_tile(builder, tag, *shape, _product_step, args)
+
     def codegen(context, builder, sig, args):
-        _emit_tile(builder, tag, *shape, _product_step, args[3:])
+        name = f"fastattn.product_tile.{tag}.{shape[0]}.{shape[1]}"
+        kinds = [I64] * 7 + [ir.IntType(1)]
+        outlined(context, builder, name, kinds, ir.VoidType(), emit, args[3:])
         return context.get_dummy_value()
 
     return sig, codegen
@@ -122,15 +133,20 @@ def distance_tile(
     sig = types.void(tag, rows, vectors, tag, *[types.int64] * 7)
     shape = rows.literal_value, vectors.literal_value
 
-    def codegen(context, builder, sig, args):
-        factor = splat_ir(builder, args[3])
+    def emit(builder, args):
+        factor = splat_ir(builder, args[0])
 
         def step(builder, wide, column, total):
             difference = builder.fmul(builder.fsub(wide, column), factor)
             return fma_ir(builder, difference, difference, total)
 
         from_zero = ir.Constant(ir.IntType(1), 0)
-        _emit_tile(builder, tag, *shape, step, [*args[4:], from_zero])
+        _emit_tile(builder, tag, *shape, step, [*args[1:], from_zero])
+
+    def codegen(context, builder, sig, args):
+        name = f"fastattn.distance_tile.{tag}.{shape[0]}.{shape[1]}"
+        kinds = [element_ir(tag)] + [I64] * 7
+        outlined(context, builder, name, kinds, ir.VoidType(), emit, args[3:])
         return context.get_dummy_value()
 
     return sig, codegen

@@ -1,0 +1,185 @@
+"""What happens to one block of rows over one segment, in the words of the pipeline.
+
+A block holds at most 24 rows. Its scores stand in scratch rows `SCORE_STRIDE` apart and become
+weights in place. `low` (a multiple of sixteen) to `high` are the columns that some row sees.
+"""
+
+import numpy as np
+
+from fastattn._core.plan import SCORE_STRIDE, SEGMENT_KEYS
+
+from .compile import device
+from .native import load_int64
+from .record import NO_MASK
+from .rows import (
+    any_nan_in_row,
+    fold_row,
+    fuse_visible_row,
+    normalise_row,
+    row_maximum,
+    zero_columns,
+)
+from .scores import mask_row, reveal_row, shape_row
+from .simd import LANES, cast, item_size, load, load_scalar, store, store_scalar
+
+LOG2_E = 1.4426950408889634
+
+# Words of eight bytes, one array a name over the rows of a task.
+BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM = range(5)
+
+
+@device
+def padded(length):
+    """The next multiple of sixteen."""
+    return (length + LANES - 1) // LANES * LANES
+
+
+@device
+def slot(call, scratch, name, row):
+    """Address of a row's word in the scratch of one worker."""
+    return scratch + call.at_rows + 8 * (name * call.task_rows + row)
+
+
+@device
+def row_factor(tag, call, exact):
+    """What turns score differences into exponents of two."""
+    if call.shaped or not exact:
+        return cast(tag, LOG2_E)
+    return cast(tag, LOG2_E * call.rest)
+
+
+@device
+def partial_row(call, entry_index, row, segment):
+    """Index of a row's partial state of one segment."""
+    rows = call.groups_of_heads * call.queries
+    return ((entry_index - call.first_entry) * rows + row) * call.segment_tasks + (
+        segment - call.first_segment
+    )
+
+
+@device
+def visible_span(call, scratch, first, stop):
+    """Smallest begin and largest end over rows that see any key; (0, 0) when none does."""
+    low, high = call.keys, 0
+    for r in range(first, stop):
+        begin = load_int64(slot(call, scratch, BEGIN, r), 0)
+        end = load_int64(slot(call, scratch, END, r), 0)
+        if begin < end:
+            low = min(low, begin)
+            high = max(high, end)
+    return min(low, high), high
+
+
+@device
+def reveal_block(tag, call, mask, segment, first_row, block, rows, low, high, scratch):
+    """Steps shape and reveal."""
+    item = item_size(tag)
+    start = segment * SEGMENT_KEYS
+    high_padded = padded(high)
+    for r in range(rows):
+        row = scratch + call.at_scores + r * SCORE_STRIDE * item
+        exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+        if call.rescaled or not exact:
+            shape_row(tag, call, row, low, high_padded, exact)
+        begin = load_int64(slot(call, scratch, BEGIN, block + r), 0) - start
+        end = load_int64(slot(call, scratch, END, block + r), 0) - start
+        if call.mask_kind != NO_MASK:
+            head, i = divmod(first_row + block + r, call.queries)
+            place = mask + head * call.mask_head + i * call.mask_row + start * call.mask_key
+            mask_row(tag, call, place, row, low, high)
+        if begin > low or end < high_padded:
+            reveal_row(tag, row, low, high_padded, begin, end)
+
+
+@device
+def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low, high, scratch):
+    """Step normalise: scores become weights; the segment's maxima and sums go to the state words."""
+    item = item_size(tag)
+    high_padded = padded(high)
+    for r in range(rows):
+        row = scratch + call.at_scores + r * SCORE_STRIDE * item
+        exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+        row_max = row_maximum(tag, row, low, high_padded)
+        row_sum = cast(tag, 0.0)
+        if row_max == -np.inf:
+            zero_columns(tag, row, low, high_padded)
+        else:
+            row_sum = normalise_row(
+                tag, row, low, high_padded, row_max, row_factor(tag, call, exact)
+            )
+        state = scratch + call.at_state + 16 * r
+        store_scalar(state, row_max)
+        store_scalar(state + 8, row_sum)
+        if call.weights:
+            # Unnormalised, until `finish_weights` knows the maximum of the whole row.
+            segments = (call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS
+            maxima = scratch + call.at_segment_max + 8 * (block + r) * segments
+            store_scalar(maxima + 8 * segment, row_max)
+            index = entry_index * call.groups_of_heads * call.queries + first_row + block + r
+            target = call.weights + (index * call.keys + segment * SEGMENT_KEYS) * item
+            for column in range(low, high):
+                store_scalar(target + column * item, load_scalar(tag, row + column * item))
+
+
+@device
+def block_has_nan(tag, call, rows, scratch):
+    """Whether the fused output of a block holds a NaN."""
+    width = padded(call.value_features) * item_size(tag)
+    for r in range(rows):
+        if any_nan_in_row(tag, scratch + call.at_block + r * width, width):
+            return True
+    return False
+
+
+@device
+def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, scratch):
+    """Fuse again, from scores, the rows whose output holds a NaN: only visible keys take part."""
+    item = item_size(tag)
+    width = padded(call.value_features) * item
+    for r in range(rows):
+        target = scratch + call.at_block + r * width
+        row_max = load_scalar(tag, scratch + call.at_state + 16 * r)
+        if row_max != -np.inf and any_nan_in_row(tag, target, width):
+            exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+            fuse_visible_row(
+                tag,
+                scratch + call.at_scores + r * SCORE_STRIDE * item,
+                low,
+                high,
+                row_max,
+                row_factor(tag, call, exact),
+                values,
+                value_stride,
+                width,
+                target,
+            )
+
+
+@device
+def settle_block(tag, call, entry_index, segment, first_row, block, rows, scratch):
+    """Fold the segment's state of each row into the running state, or store it as a partial one."""
+    item = item_size(tag)
+    width = padded(call.value_features) * item
+    for r in range(rows):
+        segment_max = load_scalar(tag, scratch + call.at_state + 16 * r)
+        segment_sum = load_scalar(tag, scratch + call.at_state + 16 * r + 8)
+        result = scratch + call.at_block + r * width
+        if call.split:
+            place = partial_row(call, entry_index, first_row + block + r, segment)
+            store_scalar(call.partial_max + place * item, segment_max)
+            store_scalar(call.partial_sum + place * item, segment_sum)
+            for offset in range(0, width, LANES * item):
+                store(call.partial_output + place * width + offset, load(tag, result + offset))
+        else:
+            exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+            fold_row(
+                tag,
+                slot(call, scratch, RUNNING_MAX, block + r),
+                slot(call, scratch, RUNNING_SUM, block + r),
+                scratch + call.at_running + (block + r) * width,
+                segment_max,
+                segment_sum,
+                result,
+                width,
+                row_factor(tag, call, exact),
+            )
