@@ -158,11 +158,11 @@ class _Run:
             self.progress.note("no unfinished job was found; starting from the beginning")
         for file in self.outputs.values():
             refuse_existing(file.path, job.overwrite)
-        manifest.clear()
-        sync_folder(manifest.path)
         self.borders = choose_borders(
             self.inputs.layout, job.max_memory, self._scratch, job.chunk_rows
         )
+        manifest.clear()
+        sync_folder(manifest.path)
         for file in self.outputs.values():
             file.create()
         manifest.start(self._description(self.borders))
