@@ -9,10 +9,14 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-import fastattn._numba
+from fastattn._numba import store
 
 TESTS = Path(__file__).resolve().parent
-PACKAGES = Path(fastattn._numba.__file__).resolve().parents[2]
+PACKAGES = Path(store.__file__).resolve().parents[2]
+
+# Attention takes seconds to compile: children that call it use what this process has compiled.
+_place = store.root()
+WITH_KERNELS = {"FASTATTN_CACHE_DIR": _place} if _place else {"FASTATTN_CACHE": "0"}
 
 # The children of one test run compile each entry once, away from the user's own cache.
 CACHE = tempfile.mkdtemp(prefix="fastattn-tests-")

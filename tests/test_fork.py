@@ -129,6 +129,7 @@ def handler(signum, frame):
     global child
     child = os.fork()
 signal.signal(signal.SIGALRM, handler)
+big()
 signal.setitimer(signal.ITIMER_REAL, 0.3)
 call = toy.long_call(1.0).run(1.0 / 40, 2)
 assert child is not None
@@ -151,3 +152,19 @@ if __name__ == "__main__":
         assert pool.map_async(work, range(6)).get(timeout=30) == [[0]] * 6
 """
     run_forking(code)
+
+
+def test_attention_gives_the_same_bits_in_a_child():
+    code = """
+import numpy as np
+import fastattn
+rng = np.random.default_rng(0)
+inputs = rng.standard_normal((3, 2, 4, 700, 40), dtype=np.float32)
+expected = fastattn.attention(*inputs, threads=2).tobytes()
+def work():
+    for threads in (1, 2, None):
+        assert fastattn.attention(*inputs, threads=threads).tobytes() == expected
+assert in_child(work) == 0
+work()
+"""
+    run_forking(code, **children.WITH_KERNELS)

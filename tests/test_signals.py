@@ -32,20 +32,51 @@ _LONG_CALL = """
 """
 
 
+def _interrupt(child):
+    """Send SIGINT to a child that has started its call; return how long the answer took."""
+    if child.stdout.readline() == "started\n":
+        time.sleep(0.7)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        if child.stdout.readline() == "interrupted\n":
+            return time.monotonic() - sent
+    child.kill()
+    pytest.fail("not started or not interrupted\n" + "\n".join(child.communicate()))
+    return None
+
+
 @pytest.mark.parametrize("wrong", [0.5, 1.0])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_is_answered_in_time(workers, wrong):
     child = children.start(_LONG_CALL.format(workers=workers, wrong=wrong))
+    seconds = _interrupt(child)
+    assert children.finish(child).strip() == "works again"
+    assert seconds <= ANSWER_SECONDS, seconds
+
+
+_LONG_ATTENTION = """
+    import numpy as np
+    import fastattn
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((3, 1, 12, 16384, 64), dtype=np.float32)
+    few = inputs[..., :1000, :]
+    expected = fastattn.attention(*few)
+    print("started", flush=True)
     try:
-        assert child.stdout.readline() == "started\n"
-        time.sleep(0.7)
-        sent = time.monotonic()
-        child.send_signal(signal.SIGINT)
-        assert child.stdout.readline() == "interrupted\n"
-        seconds = time.monotonic() - sent
-    finally:
-        if child.poll() is None and child.stdout.closed:
-            child.kill()
+        fastattn.attention(*inputs, threads={threads})
+        print("never interrupted")
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    assert fastattn.attention(*few).tobytes() == expected.tobytes()
+    print("works again")
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_answers_ctrl_c(threads):
+    code = _LONG_ATTENTION.format(threads=threads)
+    child = children.start(code, **children.WITH_KERNELS)
+    seconds = _interrupt(child)
     assert children.finish(child).strip() == "works again"
     assert seconds <= ANSWER_SECONDS, seconds
 

@@ -122,9 +122,10 @@ def _after_fork_in_child() -> None:
         name = numba.threading_layer()
     except ValueError:
         name = None
-    if name is not None and name != "tbb":
+    if name is not None and (name != "tbb" or _layer.owner):
         # Numba ends a child that enters GNU OpenMP after its parent did (whoever asked for it),
-        # and the threads of workqueue exist in the parent only.
+        # and the threads of workqueue exist in the parent only. TBB starts anew, unless its
+        # threads were at work.
         refusal = f"this process was forked after the {name} threads had started"
     _layer.refusal = refusal  # for a call that a signal handler forked in the middle of
     _layer = _Layer(refusal)
