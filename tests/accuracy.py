@@ -1,6 +1,7 @@
 """Accuracy against plain NumPy in the same dtype over a stated distribution: contract point 4.
 
-``PYTHONPATH=. python tests/accuracy.py --cases 1000`` prints the figures; `test_accuracy.py` holds the bounds.
+``PYTHONPATH=. python tests/accuracy.py --cases 1000`` prints the figures;
+`test_accuracy.py` holds the bounds.
 
 The distribution: S log-uniform in 1..32768, E and Ev in 1..128, L in 1..64 (float64, whose truth is
 computed in long doubles: E and Ev in 1..32, L in 1..4); normal queries, keys and values; the scale

@@ -46,7 +46,7 @@ def attention(query, key, value, **options) -> Truth:
     options = {name: options[name] for name in options if name not in IGNORED_OPTIONS}
     mask = options.get("mask")
     if mask is not None and np.asarray(mask).dtype != bool:
-        options["mask"] = as_float64(np.asarray(mask).astype(dtype))
+        options["mask"] = rounded_mask(np.asarray(mask), dtype)
     arrays = as_float64(query), as_float64(key), as_float64(value)
     output, lse, weights = reference.attention(
         *arrays, **options, return_lse=True, return_weights=True
@@ -61,6 +61,15 @@ def attention(query, key, value, **options) -> Truth:
         tolerances.output_error(dtype, features, size, finite_max(arrays[2])),
         tolerances.lse_error(dtype, features, size, finite_max(lse)),
         tolerances.weight_error(dtype, features, size),
+    )
+
+
+def rounded_mask(mask: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A float mask as the call's dtype holds it; what is finite stays finite."""
+    largest = np.finfo(dtype).max
+    wide = as_float64(mask)
+    return as_float64(
+        np.where(np.isfinite(wide), np.clip(wide, -largest, largest), wide).astype(dtype)
     )
 
 

@@ -250,6 +250,16 @@ def test_finite_mask_of_the_smallest_number_survives(backend, dtype, options):
     np.testing.assert_allclose(output[:, 0], mean[:, 0], atol=tolerance)
 
 
+def test_finite_float64_mask_stays_finite_in_float32(backend):
+    """Beyond float32's range it becomes the smallest float32, not −inf: it does not hide."""
+    query, key, value = arrays("float32", 26, 600)
+    for masked in (np.full((26, 600), np.finfo(np.float64).min), np.full((600, 1), -1e300).T):
+        output, lse = fastattn.attention(query, key, value, mask=masked, return_lse=True)
+        mean = np.broadcast_to(value.mean(axis=1, keepdims=True), output.shape)
+        np.testing.assert_allclose(output, mean, atol=1e-5)
+        assert np.isfinite(lse).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("power", [-100, -60, 60, 100])
 def test_scale_keeps_products_in_range(backend, dtype, power):

@@ -1,0 +1,282 @@
+"""Faults to seed: what the suite must notice. Run by `test_faults.py`, or by hand one at a time.
+
+``python tests/faults.py`` lists them; ``python tests/faults.py NAME`` seeds one and runs its tests.
+
+A fault names a file of the package, a piece of it that occurs once, what to put there, and the
+tests that must go red. The package is copied first: the working tree is never touched.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST_RUN = 300
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong line, and the tests that must notice it."""
+
+    name: str
+    file: str
+    original: str
+    broken: str
+    tests: str
+
+    def source(self) -> str:
+        return (ROOT / "fastattn" / self.file).read_text(encoding="utf-8")
+
+    def seeded(self) -> str:
+        """The file with the fault in it."""
+        return self.source().replace(self.original, self.broken, 1)
+
+
+def run_tests(fault: Fault | None, tests: str) -> subprocess.CompletedProcess:
+    """Run tests on a copy of the package, with a fault in it or none."""
+    with tempfile.TemporaryDirectory(prefix="fastattn-fault-") as folder:
+        home = Path(folder)
+        ignored = shutil.ignore_patterns("__pycache__")
+        for room in ("fastattn", "tests"):
+            shutil.copytree(ROOT / room, home / room, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", home)
+        if fault is not None:
+            (home / "fastattn" / fault.file).write_text(fault.seeded(), encoding="utf-8")
+        # Kernels of a broken package belong into no cache that anybody else reads.
+        environment = {**os.environ, "PYTHONPATH": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+        options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-m", "not long"]
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *tests.split()],
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_RUN,
+            check=False,
+        )
+
+
+# Selections of tests, narrow because each run compiles the broken kernels.
+OPTIONS = "tests/test_conformance.py::test_single_option -k numba"
+BITS = "tests/test_bits.py::test_relation -k numba"
+EDGES = "tests/test_edges.py -k numba"
+STATES = "tests/test_conformance.py::test_states_and_merged_results -k numba"
+GUARDS = "tests/test_guard_pages.py -k float32"
+ACCURACY = "tests/test_accuracy.py -k sample"
+LAYOUTS = "tests/test_conformance.py::test_layout_of_each_operand -k numba"
+REFUSALS = "tests/test_face_errors.py"
+REFERENCE = "tests/test_reference.py"
+
+_FAULTS = {
+    # Kernel arithmetic.
+    "exp2_coefficient": (
+        "_numba/elementary.py",
+        "        0.24022650718688965,",
+        "        0.24020650718688965,",
+        OPTIONS,
+    ),
+    "maximum_not_subtracted": (
+        "_numba/rows.py",
+        "weight = exp2_product(load(tag, place) - maximum, wide, lowest)",
+        "weight = exp2_product(load(tag, place), wide, lowest)",
+        OPTIONS,
+    ),
+    "segment_not_corrected_to_new_maximum": (
+        "_numba/rows.py",
+        "    gain = correction(tag, segment_max, new_max, factor)",
+        "    gain = correction(tag, new_max, new_max, factor)",
+        OPTIONS,
+    ),
+    "old_segments_not_corrected": (
+        "_numba/rows.py",
+        "    keep = correction(tag, old_max, new_max, factor)",
+        "    keep = correction(tag, new_max, new_max, factor)",
+        OPTIONS,
+    ),
+    "lse_without_scale": (
+        "_numba/finish.py",
+        "+ np.float64(row_max) * scale",
+        "+ np.float64(row_max)",
+        OPTIONS,
+    ),
+    "weights_of_segments_at_their_own_maximum": (
+        "_numba/finish.py",
+        "weight * power / row_sum",
+        "weight / row_sum",
+        OPTIONS,
+    ),
+    "softcap_slope": (
+        "_numba/scores.py",
+        "2.8853900817779268 / call.softcap",
+        "1.4426950408889634 / call.softcap",
+        OPTIONS,
+    ),
+    "key_norm_without_exponent": (
+        "_numba/pack.py",
+        "value = load(tag, place + e * stride) * exponent",
+        "value = load(tag, place + e * stride)",
+        EDGES,
+    ),
+    "power_of_scale_doubled": (
+        "_numba/backend.py",
+        "rest, exponent = 2.0 * mantissa, exponent - 1",
+        "rest, exponent = 2.0 * mantissa, exponent",
+        OPTIONS,
+    ),
+    # Borders.
+    "window_right_exclusive": (
+        "_numba/attention.py",
+        "position + call.right + 1",
+        "position + call.right",
+        OPTIONS,
+    ),
+    "window_left_exclusive": (
+        "_numba/attention.py",
+        "max(0, position - call.left)",
+        "max(0, position - call.left + 1)",
+        OPTIONS,
+    ),
+    "last_lanes_not_hidden": (
+        "_numba/scores.py",
+        "    if end < high:\n",
+        "    if end + LANES <= high:\n",
+        OPTIONS,
+    ),
+    "row_copied_in_whole_vectors": (
+        "_numba/pack.py",
+        "    whole = length // LANES * LANES\n",
+        "    whole = (length + LANES - 1) // LANES * LANES\n",
+        GUARDS,
+    ),
+    "transposed_tail_overruns": (
+        "_numba/pack.py",
+        "outer = min(outer, outers - 4)",
+        "outer = min(outer, outers)",
+        LAYOUTS,
+    ),
+    "lanes_start_at_first_visible_key": (
+        "_numba/attention.py",
+        "low = max(low - start, 0) // LANES * LANES",
+        "low = max(low - start, 0)",
+        BITS,
+    ),
+    # Masks and what is hidden.
+    "bool_mask_inverted_off_the_fast_path": (
+        "_numba/scores.py",
+        "            if bias == 0.0:",
+        "            if bias != 0.0:",
+        LAYOUTS,
+    ),
+    "float_mask_cannot_hide_nan": (
+        "_numba/scores.py",
+        "select_equal(bias, hidden, bias, score)",
+        "score",
+        EDGES,
+    ),
+    "hidden_values_take_part": (
+        "_numba/rows.py",
+        "            if score != -np.inf:",
+        "            if score == score:",
+        EDGES,
+    ),
+    "nan_never_looked_for": (
+        "_numba/blocks.py",
+        "        if any_nan_in_row(tag, scratch + call.at_block + r * width, width):",
+        "        if width < 0:",
+        EDGES,
+    ),
+    "empty_row_divided": (
+        "_numba/finish.py",
+        "empty = row_max == -np.inf",
+        "empty = row_max == np.inf",
+        EDGES,
+    ),
+    # Merge.
+    "merged_parts_weigh_the_same": (
+        "state.py",
+        "weights = softmax(parts, mask=present)",
+        "weights = softmax(parts * 0, mask=present)",
+        STATES,
+    ),
+    "reference_merge_forgets_empty_parts": (
+        "reference/fusion.py",
+        "parts = np.where((lses == -np.inf)[..., None], 0.0, outputs * shares[..., None])",
+        "parts = outputs * shares[..., None]",
+        REFERENCE,
+    ),
+    "reference_segments_folded_twice": (
+        "reference/tiled.py",
+        "row_sum = left.row_sum * correction + right.row_sum * share",
+        "row_sum = left.row_sum + right.row_sum * share",
+        REFERENCE,
+    ),
+    # Plan and launch.
+    "last_rows_have_no_task": (
+        "_core/plan.py",
+        "    row_tasks = -(-rows // task_rows)",
+        "    row_tasks = max(1, rows // task_rows)",
+        BITS,
+    ),
+    "last_segment_has_no_task": (
+        "_core/plan.py",
+        "    segments = max(1, -(-keys // SEGMENT_KEYS))",
+        "    segments = max(1, keys // SEGMENT_KEYS)",
+        OPTIONS,
+    ),
+    "slices_skip_a_task": (
+        "_numba/launch.py",
+        "        first = stop\n",
+        "        first = stop + 1\n",
+        "tests/test_launch.py",
+    ),
+    # Problem and validation.
+    "bottom_right_off_by_one": (
+        "_core/problem.py",
+        "offset = (keys if lengths is None else lengths) - rows",
+        "offset = (keys if lengths is None else lengths) - rows + 1",
+        OPTIONS,
+    ),
+    "grouped_heads_interleaved": (
+        "_core/recipe.py",
+        "(*outer_strides, step * groups, step, *strides[dims:])",
+        "(*outer_strides, step, step * groups, *strides[dims:])",
+        OPTIONS,
+    ),
+    "overlapping_out_written_in_place": (
+        "_core/arrays.py",
+        "and not any(np.may_share_memory(out, x) for x in inputs if x is not None)",
+        "and True",
+        "tests/test_bits.py::test_out_may_overlap_an_input -k numba",
+    ),
+    "feature_mismatch_let_through": (
+        "_core/recipe.py",
+        "    if query[-1] != key[-1]:",
+        "    if query[-1] > key[-1]:",
+        REFUSALS,
+    ),
+    "lengths_beyond_the_keys_let_through": (
+        "_core/visibility.py",
+        "int(array.max()) > largest",
+        "int(array.max()) > largest + 1",
+        REFUSALS,
+    ),
+}
+
+FAULTS = tuple(Fault(name, *fault) for name, fault in _FAULTS.items())
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        for fault in FAULTS:
+            print(f"{fault.name}: {fault.file}, seen by {fault.tests}")
+        return
+    fault = next(fault for fault in FAULTS if fault.name == sys.argv[1])
+    print(run_tests(fault, fault.tests).stdout)
+
+
+if __name__ == "__main__":
+    main()

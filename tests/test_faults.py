@@ -1,0 +1,49 @@
+"""The suite can fail: wrong lines seeded into the package turn the named tests red."""
+
+import re
+
+import pytest
+from faults import FAULTS, run_tests
+
+by_name = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+
+# Exit codes of pytest: 1 is "tests failed". A fault that kills the child by a signal is seen, too;
+# 2 to 5 (interrupted, internal error, usage, nothing collected) prove nothing.
+SEEN = "tests failed, or the child was killed"
+
+
+def is_seen(child) -> bool:
+    return child.returncode == 1 or child.returncode < 0
+
+
+def test_there_are_enough_faults_and_all_have_names():
+    assert len(FAULTS) >= 20
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+
+
+@by_name
+def test_fault_still_applies(fault):
+    """Its piece of source is there, once, and the broken file is Python."""
+    assert fault.source().count(fault.original) == 1, (
+        f"{fault.file} was changed: find the new form of this line for tests/faults.py:\n"
+        f"{fault.original}"
+    )
+    compile(fault.seeded(), fault.file, "exec")
+    assert fault.seeded() != fault.source()
+
+
+@pytest.mark.long
+@by_name
+def test_fault_is_seen(fault):
+    child = run_tests(fault, fault.tests)
+    assert is_seen(child), f"{SEEN}: no; exit code {child.returncode}\n{child.stdout[-3000:]}"
+    print(re.findall(r"FAILED (\S+)", child.stdout)[:1])
+
+
+@pytest.mark.long
+def test_without_a_fault_the_same_tests_pass():
+    """Otherwise their going red would mean nothing."""
+    tests = sorted({fault.tests for fault in FAULTS})
+    for selection in tests:
+        child = run_tests(None, selection)
+        assert child.returncode == 0, f"{selection}\n{child.stdout[-3000:]}"
