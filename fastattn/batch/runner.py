@@ -252,17 +252,20 @@ class _Run:
                 before = time.monotonic()
                 results = attend(self.inputs, borders, chunk, cache, "lse" in self.outputs)
                 self.compute_seconds += time.monotonic() - before
-                self._write(results)
+                self._write(results, chunk.row_count)
                 del results  # not to be held while the next chunk is computed
                 self.progress.advance(chunk.row_count)
         finally:
             self.progress.end()
         self._digests = {name: file.digest for name, file in self.outputs.items()}
 
-    def _write(self, results: list[np.ndarray]) -> None:
-        for file, result in zip(self.outputs.values(), results, strict=True):
-            if result.dtype != file.dtype:
-                raise JobError(f"the backend gave {result.dtype} where {file.dtype} was expected")
+    def _write(self, results: list[np.ndarray], rows: int) -> None:
+        for (name, file), result in zip(self.outputs.items(), results, strict=True):
+            if result.dtype != file.dtype or result.nbytes != rows * self._row_bytes(name):
+                raise JobError(
+                    f"the backend gave {result.dtype} {result.shape} for {rows} rows of {file.role} "
+                    f"{file.dtype} {file.shape}; this is a fault of fastattn, please report it"
+                )
             file.append(np.ascontiguousarray(result).reshape(-1).view(np.uint8))
         for file in self.outputs.values():
             file.sync()

@@ -140,8 +140,9 @@ class PartialFile:
 
     def rewind(self, data_bytes: int) -> None:
         """Go back to `data_bytes` bytes after the header; what follows will be written anew."""
-        self._written = 0
-        self._hash = hashlib.sha256()
+        if self._written > len(self.header) + data_bytes:
+            self._written = 0
+            self._hash = hashlib.sha256()
         self.advance(data_bytes)
 
     def append(self, data: Any) -> None:
