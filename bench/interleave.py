@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,8 @@ ESTIMATE_SECONDS = 0.15
 HOPELESS = 10.0  # this many times slower than the fastest: out after MIN_ROUNDS
 MIN_ROUNDS = 3
 PROBE_STEPS = 200_000  # of the register loop, about 2 ms
-PROBE_TRIES = 60  # before one turn; after that it is played and marked
+PROBE_CALIBRATION = 300  # about a second
+PROBE_TRIES = 100  # before one turn; after that it is played and marked
 STEADY_SHARE = 0.88  # of the probe's usual rate; one core for two threads gives 0.55
 STEADY_PROBES = 3  # in a row, about as long as an onnxruntime or OpenMP worker spins
 
@@ -62,15 +64,19 @@ class Probe:
 
     def __init__(self, threads: int) -> None:
         self._turn, self._work = fma_turn("float32", threads, PROBE_STEPS)
-        self._rates: deque[float] = deque(maxlen=400)
-        for _ in range(100):
+        self._latest: deque[float] = deque(maxlen=5)
+        self._usual = 0.0
+        for _ in range(PROBE_CALIBRATION):
             self._is_steady()
 
     def _is_steady(self) -> bool:
         start = time.perf_counter()
         self._turn()
-        self._rates.append(self._work / (time.perf_counter() - start))
-        return self._rates[-1] >= STEADY_SHARE * float(np.percentile(self._rates, 90))
+        rate = self._work / (time.perf_counter() - start)
+        self._latest.append(rate)
+        # The best median of a few in a row: no outlier makes it, no long slow phase lowers it.
+        self._usual = max(self._usual, statistics.median(self._latest))
+        return rate >= STEADY_SHARE * self._usual
 
     def settle(self) -> bool:
         """Loop until a few probes in a row reach the usual rate; False when they never do."""

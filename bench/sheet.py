@@ -97,6 +97,7 @@ def run_case(
     arrays = case.inputs()
     truth = Truth(case, arrays)
     turns: dict[str, Turn] = {}
+    variants: dict[str, Variant] = {}
     players: dict[str, Record] = {}
     for name in names:
         try:
@@ -105,6 +106,7 @@ def run_case(
             players[name] = {"refused": str(refusal)}
             continue
         players[name] = {"variant": label}
+        variants[name] = variant
         turns[name] = Turn(variant.run, functools.partial(CONTENDERS[name].set_threads, threads))
     ceiling = ceiling_turns(case, threads)
     turns |= {name: turn for name, (turn, _) in ceiling.items()}
@@ -114,6 +116,7 @@ def run_case(
     for name, record in players.items():
         if name in times:
             record["seconds"] = times[name]
+            truth.error(variants[name].read(variants[name].run()))  # still right at the end
     record = describe_case(case) | {
         "threads": threads,
         "contenders": players,
