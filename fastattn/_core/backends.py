@@ -133,8 +133,8 @@ def describe(name: str) -> str:
         backend = load(name)
     except ImportError as error:
         return f"cannot be imported: {error}"
-    details = getattr(backend, "describe", None)
-    return str(details()) if details is not None else "available"
+    about = getattr(backend, "about", dict)
+    return ", ".join(["available", *(f"{key} {text}" for key, text in about().items() if text)])
 
 
 def warmup() -> None:

@@ -44,7 +44,11 @@ class Execution(Protocol):
 
 
 class Backend(Protocol):
-    """The functions of a backend module."""
+    """The functions of a backend module.
+
+    Optional: ``about() -> dict[str, str | None]``, what `show_config` says of it (kernel cache,
+    vector width, ...); entries of None are left out.
+    """
 
     name: str
 

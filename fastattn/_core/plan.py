@@ -128,9 +128,13 @@ def plan_attention(
     workers: int,
     value_in_place: bool,
     weights: bool,
+    split_always: bool = False,
     keep_partials: bool = False,
 ) -> AttentionPlan:
-    """Cut `entries` (batch x key heads) of `rows` (query heads of a key head x queries) into tasks."""
+    """Cut `entries` (batch x key heads) of `rows` (query heads of a key head x queries) into tasks.
+
+    `split_always` makes segments tasks of their own; `keep_partials` runs them in one wave.
+    """
     segments = max(1, -(-keys // SEGMENT_KEYS))
     flops_per_row = 2.0 * keys * (features + value_features)
 
@@ -151,7 +155,7 @@ def plan_attention(
     tasks = entries * row_tasks
     starved = tasks < 2 * workers and workers > 1
     too_long = seconds(task_rows, segments) > _LONGEST_TASK
-    split = keep_partials or (segments > 1 and not weights and (starved or too_long))
+    split = split_always or (segments > 1 and not weights and (starved or too_long))
     wave_entries, wave_segments = entries, segments
     scratch = scratch_layout(
         task_rows, keys, features, value_features, item, value_in_place, weights
