@@ -11,6 +11,8 @@ from fastattn.batch.inputs import Inputs, Integers
 from fastattn.batch.job import OPTIONS, Job
 from fastattn.batch.readers import NpyFile, Range
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 class KeyCache:
     """The keys and values of the last chunk, which the next one often shares."""
@@ -52,8 +54,9 @@ def attend_streamed(
     """One chunk against its keys part by part, which gives the very bits of one call."""
     options = inputs.options(chunk)
     query = inputs.read("query", chunk, (0, 0))
-    state: Any = None
-    for keys in borders.parts(inputs.visible_keys(chunk)):
+    visible = inputs.visible_keys(chunk)
+    state = _before_the_first(inputs, borders, chunk, visible, query)
+    for keys in borders.parts(visible):
         mask = inputs.read("mask", chunk, keys) if "mask" in inputs.files else None
         part = fastattn.attention_state(
             query,
@@ -64,9 +67,30 @@ def attend_streamed(
             **options,
         )
         state = part if state is None else state.merge(part)
-        del part, mask
+        del part
+    assert state is not None
     results = state.finish(return_lse=with_lse)
     return list(results) if with_lse else [results]
+
+
+def _before_the_first(
+    inputs: Inputs, borders: Borders, chunk: Chunk, visible: Range, query: np.ndarray
+) -> fastattn.State | None:
+    """Make the state of the keys before the first that is seen, without reading them.
+
+    Only a state that begins at key 0 folds what is merged into it; others keep their segments
+    apart, and would grow with every part. None where there are no such keys, or where the backend
+    (the reference) would spend memory on them.
+    """
+    hidden = (0, next(borders.parts(visible))[0])
+    shapes = _shapes(inputs, chunk, hidden)
+    options = inputs.options(chunk)
+    if hidden[1] == 0:
+        return None
+    if _scratch(inputs, shapes, options, hidden[1]) > inputs.job.max_memory // 4:
+        return None
+    key, value = (_weightless(inputs.files[role], shapes[role]) for role in ("key", "value"))
+    return fastattn.attention_state(query, key, value, **options)
 
 
 def check_call(job: Job, files: dict[str, NpyFile], integers: Integers) -> Any:
@@ -85,22 +109,31 @@ def scratch_bytes(inputs: Inputs, borders: Borders) -> int:
     layout = inputs.layout
     chunk = borders.chunk(layout.extents, 0)
     keys = (0, min(borders.part_keys or layout.keys, layout.keys))
-    shapes = {
-        role: tuple(stop - start for start, stop in operand.box(chunk, keys, layout.group))
-        for role, operand in layout.operands.items()
-    }
-    options = inputs.options(chunk)
+    return _scratch(inputs, _shapes(inputs, chunk, keys), inputs.options(chunk), keys[1])
+
+
+def _scratch(inputs: Inputs, shapes: Shapes, options: dict[str, Any], keys: int) -> int:
     if options["key_lengths"] is not None:
-        options["key_lengths"] = np.minimum(options["key_lengths"], keys[1])
+        options = options | {"key_lengths": np.minimum(options["key_lengths"], keys)}
     return int(_explain(inputs.files, shapes, inputs.job, options).scratch_bytes)
 
 
-def _explain(
-    files: dict[str, NpyFile], shapes: dict[str, tuple[int, ...]], job: Job, options: dict[str, Any]
-) -> Any:
-    """Ask the face about a call on arrays of these shapes, which take no memory."""
+def _shapes(inputs: Inputs, chunk: Chunk, keys: Range) -> Shapes:
+    return {
+        role: tuple(stop - start for start, stop in operand.box(chunk, keys, inputs.layout.group))
+        for role, operand in inputs.layout.operands.items()
+    }
+
+
+def _weightless(file: NpyFile, shape: tuple[int, ...]) -> np.ndarray:
+    """Make an array of this shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), file.dtype), shape)
+
+
+def _explain(files: dict[str, NpyFile], shapes: Shapes, job: Job, options: dict[str, Any]) -> Any:
+    """Ask the face about a call on arrays of these shapes."""
     arrays: dict[str, Any] = {
-        role: np.broadcast_to(np.zeros((), files[role].dtype), shapes[role])
+        role: _weightless(files[role], shapes[role])
         for role in ("query", "key", "value", "mask")
         if role in files
     }

@@ -263,8 +263,8 @@ class _Run:
         for (name, file), result in zip(self.outputs.items(), results, strict=True):
             if result.dtype != file.dtype or result.nbytes != rows * self._row_bytes(name):
                 raise JobError(
-                    f"the backend gave {result.dtype} {result.shape} for {rows} rows of {file.role} "
-                    f"{file.dtype} {file.shape}; this is a fault of fastattn, please report it"
+                    f"the backend gave {result.dtype} {result.shape} for {rows} rows of "
+                    f"{file.role} {file.dtype} {file.shape}: a fault of fastattn, please report it"
                 )
             file.append(np.ascontiguousarray(result).reshape(-1).view(np.uint8))
         for file in self.outputs.values():
