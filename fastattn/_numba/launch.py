@@ -20,8 +20,6 @@ import numpy as np
 
 from fastattn._numba import compile, native
 
-FIRST_WORDS = 3  # next task, stop task, workers: the launcher's part of a call record
-
 # A parallel region costs some microseconds, more when the other threads sleep.
 _PARALLEL_SECONDS = 20e-6
 # Ctrl-C must be answered within a quarter of a second, and estimates may be wrong by a factor of
@@ -59,6 +57,9 @@ def _parallel(entry_address, call, first, stop, workers):
     call_address = call.ctypes.data
     for worker in numba.prange(workers):
         _enter(entry_address, call_address, worker)
+
+
+DRIVERS = (_serial, _parallel)
 
 
 class _Layer:
