@@ -39,6 +39,7 @@ from .record import (
     LENGTHS,
     MASK,
     OFFSETS,
+    OUTPUT,
     QUERY,
     VALUE,
     operand_offset,
@@ -57,8 +58,8 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
     query = call.query + operand_offset(call, QUERY, entry_index)
     lengths = call.lengths + operand_offset(call, LENGTHS, entry_index)
     offsets = call.offsets + operand_offset(call, OFFSETS, entry_index)
+    head, i = divmod(first_row, call.queries)
     for r in range(rows):
-        head, i = divmod(first_row + r, call.queries)
         source = query + head * call.query_head + i * call.query_row
         target = scratch + call.at_query + r * width * item
         pack_matrix(
@@ -79,6 +80,9 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
         store_int64(slot(call, scratch, EXACT, r), 0, exact)
         store_scalar(slot(call, scratch, RUNNING_MAX, r), cast(tag, -np.inf))
         store_scalar(slot(call, scratch, RUNNING_SUM, r), cast(tag, 0.0))
+        i += 1
+        if i == call.queries:
+            head, i = head + 1, 0
     # The tile reads whole groups of six rows.
     whole = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     clear_row(tag, scratch + call.at_query, rows * width, whole * width)
@@ -166,6 +170,8 @@ def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_seg
 def finish_rows(tag, call, entry_index, first_row, rows, scratch):
     """Step finish for all rows of a task."""
     width = padded(call.value_features) * item_size(tag)
+    output = call.output + operand_offset(call, OUTPUT, entry_index)
+    head, i = divmod(first_row, call.queries)
     for r in range(rows):
         row_max = load_scalar(tag, slot(call, scratch, RUNNING_MAX, r))
         row_sum = load_scalar(tag, slot(call, scratch, RUNNING_SUM, r))
@@ -176,7 +182,12 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
             maxima = scratch + call.at_segment_max + 8 * r * segments
             factor = row_factor(tag, call, exact)
             finish_weights(tag, call, entry_index, first_row + r, maxima, row_max, row_sum, factor)
-        finish_row(tag, call, entry_index, first_row + r, row_max, row_sum, running, exact)
+        index = entry_index * call.groups_of_heads * call.queries + first_row + r
+        target = output + head * call.output_head + i * call.output_row
+        finish_row(tag, call, index, row_max, row_sum, running, exact, target)
+        i += 1
+        if i == call.queries:
+            head, i = head + 1, 0
 
 
 @device(inlined=True)
@@ -232,9 +243,13 @@ def fold(tag, call_address, worker):
             if not call.suspend:
                 for offset in range(0, width, LANES * item):
                     store(running + offset, load(tag, state + offset))
+                entry_index, row = divmod(call.first_entry * rows + index, rows)
+                head, i = divmod(row, call.queries)
+                target = call.output + operand_offset(call, OUTPUT, entry_index)
+                target += head * call.output_head + i * call.output_row
                 finish_row(
-                    tag, call, call.first_entry + index // rows, index % rows,
-                    load_scalar(tag, row_max), load_scalar(tag, row_sum), running, exact,
+                    tag, call, call.first_entry * rows + index, load_scalar(tag, row_max),
+                    load_scalar(tag, row_sum), running, exact, target,
                 )  # fmt: skip
 
 

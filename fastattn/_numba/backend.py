@@ -1,186 +1,82 @@
-"""The Numba backend: from a problem to call records, scratch and launches."""
+"""The Numba backend: plans a problem, finds scratch, and launches the kernels."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastattn._core.plan import (
     BLOCK_ROWS,
     AttentionPlan,
+    Scratch,
     padded,
     plan_attention,
     scratch_layout,
 )
 from fastattn._core.problem import Problem
 
-from . import attention, launch
-from .record import (
-    BOOL_MASK,
-    COSINE,
-    DOT,
-    EUCLIDEAN,
-    FLOAT_MASK,
-    NO_MASK,
-    OPERANDS,
-    RECORD,
-    UNBOUNDED,
-    WORD,
-)
-from .simd import storage_code
+from . import attention, compile, launch
+from .calls import TABLES, Record, address, describe, value_in_place
+from .record import WORD
+from .stages import ENTRIES as STAGES
+from .stages import log_softmax, logsumexp, softmax
+
+__all__ = [
+    "Execution",
+    "attention_state",
+    "finish_state",
+    "log_softmax",
+    "logsumexp",
+    "merge_states",
+    "name",
+    "prepare_attention",
+    "refusal",
+    "softmax",
+    "warmup",
+]
 
 name = "numba"
-_METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
+
 _ENTRIES = {
     np.dtype(np.float32): (attention.attend_float32, attention.fold_float32),
     np.dtype(np.float64): (attention.attend_float64, attention.fold_float64),
 }
 
+# Words of a record that hold an address which changes from call to call.
+_QUERY, _KEY, _VALUE, _MASK, _OUTPUT, _LSE, _SCRATCH = (
+    WORD[field] for field in ("query", "key", "value", "mask", "output", "lse", "scratch")
+)
 
-def address(array: np.ndarray) -> int:
-    """Where an array's first element lies."""
-    return int(array.__array_interface__["data"][0])
-
-
-def _split_scale(problem: Problem) -> dict[str, Any]:
-    """Divide scale into a power of two, exact on the operands, and a rest in [1, 4).
-
-    The sign goes onto the query too, so that scores rise with the product; a negative factor of
-    distances, and 0, are applied to the scores.
-    """
-    scale = problem.scale
-    metric = _METRICS[problem.similarity]
-    shaped = problem.softcap is not None or (
-        problem.mask is not None and problem.mask.dtype != np.bool_
-    )
-    words: dict[str, Any] = dict(
-        metric=metric,
-        query_factor=1.0,
-        key_factor=1.0,
-        difference_factor=1.0,
-        power_first=1.0,
-        power_second=1.0,
-        softcap=problem.softcap or 0.0,
-    )
-    if scale == 0.0:
-        return words | dict(rest=0.0, shaped=1, rescaled=1)
-    mantissa, exponent = math.frexp(abs(scale))
-    rest, exponent = 2.0 * mantissa, exponent - 1
-    if metric == EUCLIDEAN:
-        half, odd = divmod(exponent, 2)
-        rest *= 2.0**odd
-        if half > 0:
-            # On the operands it might overflow where their differences do not.
-            words["difference_factor"] = math.ldexp(1.0, half)
-        else:
-            words["query_factor"] = words["key_factor"] = math.ldexp(1.0, half)
-        if scale < 0.0:
-            rest, shaped = -rest, True
-    else:
-        words["query_factor"] = math.copysign(math.ldexp(1.0, exponent), scale)
-        words["power_first"] = math.copysign(math.ldexp(1.0, exponent // 2), scale)
-        words["power_second"] = math.ldexp(1.0, exponent - exponent // 2)
-    rescaled = problem.softcap is not None or (shaped and rest != 1.0)
-    return words | dict(rest=rest, shaped=int(shaped), rescaled=int(rescaled))
+# Scratch is kept for the next call: fresh pages cost more than a small call. What is kept at most.
+_KEPT_BUFFERS = 8
+_KEPT_BYTES = 16 << 20
+_buffers: list[np.ndarray] = []
 
 
-def _merge_dims(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[list, list]:
-    """Join neighbouring batch dims that every operand walks as one."""
-    kept = [axis for axis, size in enumerate(shape) if size != 1]
-    sizes = [shape[axis] for axis in kept]
-    steps = [[one[axis] for axis in kept] for one in strides]
-    axis = len(sizes) - 1
-    while axis > 0:
-        if all(one[axis - 1] == one[axis] * sizes[axis] for one in steps):
-            sizes[axis - 1 : axis + 1] = [sizes[axis - 1] * sizes[axis]]
-            for one in steps:
-                del one[axis - 1]
-        axis -= 1
-    return sizes, steps
+def _take_scratch(size: int) -> np.ndarray:
+    try:
+        buffer = _buffers.pop()
+    except IndexError:
+        return np.empty(size, np.uint8)
+    return buffer if buffer.size >= size else np.empty(size, np.uint8)
 
 
-class Record:
-    """A call record under construction; keeps what its addresses point to."""
-
-    def __init__(self) -> None:
-        self.words = np.zeros(len(RECORD), np.int64)
-        self._floats = self.words.view(np.float64)
-        self.kept: list[np.ndarray] = []
-
-    def set(self, **words: float) -> None:
-        for field, value in words.items():
-            target = self._floats if RECORD[field].kind == "f" else self.words
-            target[WORD[field]] = value
-
-    def point(self, **arrays: np.ndarray) -> None:
-        for field, array in arrays.items():
-            self.kept.append(array)
-            self.words[WORD[field]] = address(array)
+def _give_scratch(buffer: np.ndarray) -> None:
+    if buffer.size <= _KEPT_BYTES and len(_buffers) < _KEPT_BUFFERS:
+        _buffers.append(buffer)
 
 
-def _describe(problem: Problem, output: np.ndarray) -> Record:
-    """Everything of a record that does not depend on the plan."""
-    query, key, value, mask = problem.query, problem.key, problem.value, problem.mask
-    groups, rows = query.shape[-3:-1]
-    lengths = problem.key_lengths
-    if lengths is None:
-        lengths = np.broadcast_to(np.int64(key.shape[-2]), query.shape[:-2])
-    offsets = np.broadcast_to(np.asarray(problem.query_offset, np.int64), query.shape[:-2])
-    record = Record()
-    left, right = problem.window
-    right = UNBOUNDED if right is None else right
-    item = problem.dtype.itemsize
-    record.set(
-        groups_of_heads=groups,
-        queries=rows,
-        keys=key.shape[-2],
-        features=query.shape[-1],
-        value_features=value.shape[-1],
-        left=UNBOUNDED if left is None else left,
-        right=min(right, 0) if problem.causal else right,
-        query_code=storage_code(query.dtype),
-        key_code=storage_code(key.dtype),
-        value_code=storage_code(value.dtype),
-        value_in_place=int(value_in_place(problem)),
-        mask_kind=NO_MASK,
-        **_split_scale(problem),
-    )
-    for field, array in (("query", query), ("output", output)):
-        head, row, feature = array.strides[-3:]
-        record.set(**{f"{field}_head": head, f"{field}_row": row, f"{field}_feature": feature})
-    for field, array in (("key", key), ("value", value)):
-        record.set(**{f"{field}_row": array.strides[-2], f"{field}_feature": array.strides[-1]})
-    record.set(lengths_head=lengths.strides[-1], offsets_head=offsets.strides[-1])
-    record.point(query=query, key=key, value=value, output=output, lengths=lengths, offsets=offsets)
-    operands = [query, key, value, key, lengths, offsets, output]
-    if mask is not None:
-        kind = BOOL_MASK if mask.dtype == np.bool_ else FLOAT_MASK
-        head, row, column = mask.strides[-3:]
-        record.set(mask_head=head, mask_row=row, mask_key=column, mask_kind=kind)
-        record.set(mask_code=storage_code(mask.dtype))
-        record.point(mask=mask)
-        operands[OPERANDS.index("mask")] = mask
-    batch = query.shape[:-3]
-    shape, steps = _merge_dims(batch, [one.strides[: len(batch)] for one in operands])
-    record.set(entries=math.prod(batch), entry_rank=len(shape))
-    record.point(
-        entry_shape=np.array([*shape, 1], np.int64),
-        entry_strides=np.array([*np.ravel(steps), 0], np.int64),
-    )
-    return record
-
-
-def value_in_place(problem: Problem) -> bool:
-    """Whether the tile can read value rows where they lie."""
-    value = problem.value
-    return (
-        value.dtype == problem.dtype
-        and value.dtype.isnative
-        and value.shape[-1] % 16 == 0
-        and (value.strides[-1] == value.itemsize or value.shape[-1] == 0)
-    )
+def _run(entry: compile.Entry, record: Record, tasks: int, seconds: float, workers: int) -> None:
+    """Launch with scratch of the record's size."""
+    words = record.words
+    buffer = _take_scratch(workers * int(words[WORD["scratch_stride"]]) + 64)
+    start = address(buffer)
+    words[_SCRATCH] = start + -start % 64
+    launch.run(entry, words, tasks, seconds, workers)
+    _give_scratch(buffer)
 
 
 class Execution:
@@ -194,102 +90,285 @@ class Execution:
         self.scratch_bytes = plan.scratch_bytes
         self.refusals: dict[str, str] = {}
 
-    def run(
-        self, output: np.ndarray, lse: np.ndarray | None = None, weights: np.ndarray | None = None
-    ) -> None:
-        problem, plan = self.problem, self.plan
-        record = _describe(problem, output)
-        entries = int(record.words[WORD["entries"]])
-        if entries == 0 or output.size == 0 and lse is None and weights is None:
-            return
-        rows = problem.query.shape[-3] * problem.query.shape[-2]
-        if rows == 0:
-            return
-        layout = scratch_layout(
-            plan.task_rows,
-            problem.key.shape[-2],
-            problem.query.shape[-1],
-            problem.value.shape[-1],
-            problem.dtype.itemsize,
-            value_in_place(problem),
-            weights is not None,
-        )
-        scratch = np.empty(plan.workers * layout.size + 64, np.uint8)
-        record.point(scratch=scratch)
-        record.words[WORD["scratch"]] += -address(scratch) % 64
-        fields = layout._asdict()
-        record.set(scratch_stride=fields.pop("size"), **fields)
-        record.set(
-            task_rows=plan.task_rows,
-            row_tasks=plan.row_tasks,
-            stop_segment=plan.segments,
-            segment_tasks=1,
-        )
-        if lse is not None:
-            record.point(lse=lse)
-        if weights is not None:
-            record.point(weights=weights)
-        attend, fold = _ENTRIES[problem.dtype]
-        if not plan.split_keys:
-            launch.run(attend, record.words, plan.tasks, plan.seconds_per_task, plan.workers)
-            return
-        self._run_waves(record, entries, rows)
+    def __repr__(self) -> str:
+        return f"<Execution on {self.backend}: {self.plan}, refusals {self.refusals}>"
 
-    def _run_waves(self, record: Record, entries: int, rows: int) -> None:
+    def run(self, output: np.ndarray, lse: np.ndarray | None, weights: np.ndarray | None) -> None:
+        """Fill (*batch, Hkv, G, L, Ev), (*batch, Hkv, G, L) and (*batch, Hkv, G, L, S)."""
+        if math.prod(self.problem.query.shape[:-1]) == 0:
+            return
+        if weights is not None:
+            weights[...] = 0.0  # what no task visits is hidden
+        record = _record(self.problem, self.plan, output)
+        for field, array in (("lse", lse), ("weights", weights)):
+            if array is not None:
+                record.point(**{field: array})
+        self._launch(record)
+
+    def repeat(self) -> Callable[..., None] | None:
+        """Return `run` for other arrays of the same strides, as cheap as it gets; None if it cannot."""
         problem, plan = self.problem, self.plan
-        attend, fold = _ENTRIES[problem.dtype]
-        width = padded(problem.value.shape[-1])
-        many = plan.wave_entries * rows
-        dtype = problem.dtype
-        record.point(
-            state_output=np.empty((many, width), dtype),
-            state_max=np.empty(many, dtype),
-            state_sum=np.empty(many, dtype),
-            state_exact=np.empty(many, np.int64),
-            partial_output=np.empty((many * plan.wave_segments, width), dtype),
-            partial_max=np.empty(many * plan.wave_segments, dtype),
-            partial_sum=np.empty(many * plan.wave_segments, dtype),
-        )
+        rows = problem.query.shape[:-1]
+        if plan.split_keys or problem.return_weights or math.prod(rows) == 0:
+            return None
+        output = np.empty((*rows, problem.value.shape[-1]), problem.dtype)
+        template = _record(problem, plan, output)
+        words, kept = template.words, template.kept[-TABLES:]
+        entry = _ENTRIES[problem.dtype][0]
+        tasks, seconds, workers = plan.tasks, plan.seconds_per_task, plan.workers
+        size = workers * int(words[WORD["scratch_stride"]]) + 64
+
+        def repeat(
+            query: np.ndarray,
+            key: np.ndarray,
+            value: np.ndarray,
+            mask: np.ndarray | None,
+            output: np.ndarray,
+            lse: np.ndarray | None,
+            weights: np.ndarray | None,
+            kept: list[np.ndarray] = kept,  # their addresses stand in the words
+        ) -> None:
+            call = words.copy()
+            call[_QUERY] = address(query)
+            call[_KEY] = address(key)
+            call[_VALUE] = address(value)
+            call[_OUTPUT] = address(output)
+            if mask is not None:
+                call[_MASK] = address(mask)
+            if lse is not None:
+                call[_LSE] = address(lse)
+            buffer = _take_scratch(size)
+            start = address(buffer)
+            call[_SCRATCH] = start + -start % 64
+            launch.run(entry, call, tasks, seconds, workers)
+            _give_scratch(buffer)
+
+        return repeat
+
+    def _launch(self, record: Record) -> None:
+        problem, plan = self.problem, self.plan
+        if not plan.split_keys:
+            entry = _ENTRIES[problem.dtype][0]
+            _run(entry, record, plan.tasks, plan.seconds_per_task, plan.workers)
+            return
+        entries = math.prod(problem.query.shape[:-3])
+        rows = _rows(problem)
+        partial = _Partials.empty(plan.wave_entries * rows, plan.wave_segments, problem)
+        state = _Partials.empty(plan.wave_entries * rows, 1, problem)
         for entry in range(0, entries, plan.wave_entries):
             here = min(plan.wave_entries, entries - entry)
-            for segment in range(0, plan.segments, plan.wave_segments):
-                stop = min(segment + plan.wave_segments, plan.segments)
-                record.set(
-                    first_entry=entry,
-                    entries=here,
-                    first_segment=segment,
-                    stop_segment=stop,
-                    segment_tasks=stop - segment,
-                    split=1,
-                    resume=int(segment > 0),
-                    suspend=int(stop < plan.segments),
-                )
-                tasks = here * plan.row_tasks * (stop - segment)
-                launch.run(attend, record.words, tasks, plan.seconds_per_task, plan.workers)
-                folds = -(-here * rows // BLOCK_ROWS)
-                seconds = BLOCK_ROWS * (stop - segment) * (width + 16) * 1e-9
-                launch.run(fold, record.words, folds, seconds, plan.workers)
+            _attend_waves(record, problem, plan, entry, here, partial, state, suspend=False)
+
+
+def _rows(problem: Problem) -> int:
+    return problem.query.shape[-3] * problem.query.shape[-2]
+
+
+def _layout(problem: Problem, plan: AttentionPlan) -> Scratch:
+    return scratch_layout(
+        plan.task_rows,
+        problem.key.shape[-2],
+        problem.query.shape[-1],
+        problem.value.shape[-1],
+        problem.dtype.itemsize,
+        value_in_place(problem),
+        problem.return_weights,
+    )
+
+
+def _record(problem: Problem, plan: AttentionPlan, output: np.ndarray) -> Record:
+    """Everything a kernel needs to know, but scratch, lse and weights."""
+    record = describe(problem, output)
+    places = _layout(problem, plan)._asdict()
+    record.set(
+        scratch_stride=places.pop("size"),
+        task_rows=plan.task_rows,
+        row_tasks=plan.row_tasks,
+        stop_segment=plan.segments,
+        segment_tasks=1,
+        **places,
+    )
+    return record
+
+
+class _Partials(NamedTuple):
+    """Unfinished rows: maximum, sum and output of one or more segments (or of a fold of many)."""
+
+    row_max: np.ndarray  # (rows, segments)
+    row_sum: np.ndarray  # (rows, segments)
+    output: np.ndarray  # (rows, segments, Ev rounded up to lanes)
+    exact: np.ndarray  # (rows,), whether the power-of-two part of scale went onto the query
+
+    @classmethod
+    def empty(cls, rows: int, segments: int, problem: Problem) -> _Partials:
+        width = padded(problem.value.shape[-1])
+        return cls(
+            np.empty((rows, segments), problem.dtype),
+            np.empty((rows, segments), problem.dtype),
+            np.empty((rows, segments, width), problem.dtype),
+            np.empty(rows, np.int64),
+        )
+
+
+def _attend_waves(
+    record: Record,
+    problem: Problem,
+    plan: AttentionPlan,
+    entry: int,
+    entries: int,
+    partial: _Partials,
+    state: _Partials,
+    suspend: bool,
+) -> None:
+    """Attend some entries, segments as tasks, and fold each wave of segments into `state`."""
+    record.set(first_entry=entry, entries=entries, split=1)
+    _point_partials(record, partial, state)
+    for segment in range(0, plan.segments, plan.wave_segments):
+        stop = min(segment + plan.wave_segments, plan.segments)
+        record.set(first_segment=segment, stop_segment=stop, segment_tasks=stop - segment)
+        tasks = entries * plan.row_tasks * (stop - segment)
+        _run(_ENTRIES[problem.dtype][0], record, tasks, plan.seconds_per_task, plan.workers)
+        _fold(
+            record,
+            problem,
+            entries * _rows(problem),
+            plan.workers,
+            resume=segment > 0,
+            suspend=suspend or stop < plan.segments,
+        )
+
+
+def _point_partials(record: Record, partial: _Partials, state: _Partials) -> None:
+    record.point(
+        partial_max=partial.row_max,
+        partial_sum=partial.row_sum,
+        partial_output=partial.output,
+        state_max=state.row_max,
+        state_sum=state.row_sum,
+        state_output=state.output,
+        state_exact=state.exact,
+    )
+
+
+def _fold(
+    record: Record, problem: Problem, rows: int, workers: int, resume: bool, suspend: bool
+) -> None:
+    """Fold partial states into running ones; write the results unless suspended."""
+    record.set(resume=int(resume), suspend=int(suspend))
+    width = padded(problem.value.shape[-1])
+    segments = int(record.words[WORD["segment_tasks"]])
+    seconds = BLOCK_ROWS * (segments + 1) * (width + 32) * 1e-9
+    _run(_ENTRIES[problem.dtype][1], record, -(-rows // BLOCK_ROWS), seconds, workers)
+
+
+class _State(NamedTuple):
+    """One part of the keys: folded, if it begins at key 0, else a partial state a segment.
+
+    Folding is a left fold from the first segment on, so a later part can only be folded into the
+    one before it.
+    """
+
+    problem: Problem
+    threads: int
+    folded: bool
+    parts: _Partials
 
 
 def refusal(problem: Problem) -> str | None:
-    """Why this backend cannot do a call, or None."""
-    from .compile import refusal
-
-    return refusal()
+    """Say why this backend cannot do a call, or None."""
+    return compile.refusal()
 
 
-def prepare_attention(problem: Problem, threads: int) -> Execution:
-    """Plan one attention call; runs nothing."""
-    query, key, value = problem.query, problem.key, problem.value
-    plan = plan_attention(
-        entries=math.prod(query.shape[:-3]),
-        rows=query.shape[-3] * query.shape[-2],
-        keys=key.shape[-2],
-        features=query.shape[-1],
-        value_features=value.shape[-1],
+def _plan(problem: Problem, threads: int, **options: Any) -> AttentionPlan:
+    return plan_attention(
+        entries=math.prod(problem.query.shape[:-3]),
+        rows=_rows(problem),
+        keys=problem.key.shape[-2],
+        features=problem.query.shape[-1],
+        value_features=problem.value.shape[-1],
         item=problem.dtype.itemsize,
         workers=threads,
         value_in_place=value_in_place(problem),
         weights=problem.return_weights,
+        **options,
     )
-    return Execution(problem, plan)
+
+
+def prepare_attention(problem: Problem, threads: int) -> Execution:
+    """Plan one attention call; runs nothing."""
+    return Execution(problem, _plan(problem, threads))
+
+
+def _any_output(problem: Problem) -> np.ndarray:
+    """Stand in for the output of a call that writes none."""
+    shape = (*problem.query.shape[:-1], problem.value.shape[-1])
+    return np.broadcast_to(np.empty(1, problem.dtype), shape)
+
+
+def attention_state(problem: Problem, key_start: int, threads: int) -> _State:
+    """Attend over one part of the keys."""
+    folded = key_start == 0
+    plan = _plan(problem, threads, keep_partials=not folded, split_always=True)
+    entries = math.prod(problem.query.shape[:-3])
+    rows = entries * _rows(problem)
+    state = _Partials.empty(rows, 1 if folded else plan.segments, problem)
+    if rows == 0:
+        return _State(problem, threads, folded, state)
+    record = _record(problem, plan, _any_output(problem))
+    if not folded:
+        record.set(entries=entries, split=1, segment_tasks=plan.segments)
+        _point_partials(record, state, state)
+        tasks = entries * plan.row_tasks * plan.segments
+        _run(_ENTRIES[problem.dtype][0], record, tasks, plan.seconds_per_task, plan.workers)
+        return _State(problem, threads, folded, state)
+    partial = _Partials.empty(plan.wave_entries * _rows(problem), plan.wave_segments, problem)
+    for entry in range(0, entries, plan.wave_entries):
+        here = min(plan.wave_entries, entries - entry)
+        chosen = slice(entry * _rows(problem), (entry + here) * _rows(problem))
+        into = _Partials(*(array[chosen] for array in state))
+        _attend_waves(record, problem, plan, entry, here, partial, into, suspend=True)
+    return _State(problem, threads, folded, state)
+
+
+def merge_states(state: _State, following: _State) -> _State:
+    """Fold two states, the left one's keys first; neither is changed."""
+    left, right = state.parts, following.parts
+    if not state.folded:
+        joined = (np.concatenate(pair, 1) for pair in zip(left[:3], right[:3], strict=True))
+        return state._replace(parts=_Partials(*joined, left.exact))
+    merged = _Partials(*(array.copy() for array in left))
+    if len(left.exact):
+        _fold_parts(following, merged, _any_output(state.problem), None, resume=True, suspend=True)
+    return state._replace(parts=merged)
+
+
+def finish_state(state: _State, output: np.ndarray, lse: np.ndarray | None) -> None:
+    """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
+    rows = len(state.parts.exact)
+    if rows:
+        scratch = _Partials.empty(rows, 1, state.problem)
+        scratch.exact[...] = state.parts.exact
+        _fold_parts(state, scratch, output, lse, resume=False, suspend=False)
+
+
+def _fold_parts(
+    state: _State,
+    into: _Partials,
+    output: np.ndarray,
+    lse: np.ndarray | None,
+    resume: bool,
+    suspend: bool,
+) -> None:
+    problem = state.problem
+    record = _record(problem, _plan(problem, state.threads), output)
+    if lse is not None:
+        record.point(lse=lse)
+    _point_partials(record, state.parts, into)
+    segments = state.parts.row_max.shape[1]
+    record.set(entries=math.prod(problem.query.shape[:-3]), segment_tasks=segments)
+    _fold(record, problem, len(into.exact), state.threads, resume, suspend)
+
+
+def warmup() -> None:
+    """Compile every kernel, or load it from the disk cache."""
+    compile.warm([*(entry for entries in _ENTRIES.values() for entry in entries), *STAGES])

@@ -7,24 +7,23 @@ from fastattn._core.plan import SEGMENT_KEYS
 from .blocks import padded
 from .compile import device
 from .elementary import natural_log
-from .record import OUTPUT, operand_offset
 from .rows import correction
 from .simd import LANES, cast, item_size, load, load_scalar, splat, store, store_scalar
 
 
 @device
-def finish_row(tag, call, entry_index, row, row_max, row_sum, running, exact):
-    """Write one row of output and its lse; an empty row gives 0 and -inf. Overwrites `running`."""
+def finish_row(tag, call, index, row_max, row_sum, running, exact, target):
+    """Write row `index` of all rows and its lse; an empty one gives 0 and -inf.
+
+    `target` is the address of its output. Overwrites `running`.
+    """
     item = item_size(tag)
-    head, i = divmod(row, call.queries)
     empty = row_max == -np.inf
     for offset in range(0, padded(call.value_features) * item, LANES * item):
         result = splat(cast(tag, 0.0))
         if not empty:
             result = load(tag, running + offset) / splat(row_sum)
         store(running + offset, result)
-    target = call.output + operand_offset(call, OUTPUT, entry_index)
-    target += head * call.output_head + i * call.output_row
     whole = 0
     if call.output_feature == item:
         whole = call.value_features // LANES * LANES
@@ -39,8 +38,7 @@ def finish_row(tag, call, entry_index, row, row_max, row_sum, running, exact):
             # What turns the maximum, as scored, into a final score.
             scale = 1.0 if call.shaped or not exact else call.rest
             lse = natural_log(np.float64(row_sum)) + np.float64(row_max) * scale
-        rows = call.groups_of_heads * call.queries
-        store_scalar(call.lse + (entry_index * rows + row) * item, cast(tag, lse))
+        store_scalar(call.lse + index * item, cast(tag, lse))
 
 
 @device

@@ -1,10 +1,11 @@
-"""The call record: everything one attention call tells its kernel, as one row of named words.
+"""The call record: everything one call tells its kernel, as one row of named words.
 
 A record is one array of 8-byte words, so that a call costs one small copy of a template and a few
 addresses. Addresses and strides are in bytes. The three words in front belong to the launcher.
 """
 
-import numpy as np
+from collections.abc import Sequence
+
 from numba import types
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.core.imputils import lower_getattr_generic
@@ -42,57 +43,62 @@ _FLOAT_FIELDS = (
     "query_factor key_factor difference_factor rest power_first power_second softcap".split()
 )
 
-RECORD = np.dtype(
-    [(name, np.int64) for name in _INTEGER_FIELDS] + [(name, np.float64) for name in _FLOAT_FIELDS]
-)
-WORD = {name: i for i, name in enumerate(RECORD.names)}
-
 # Rows of the stride table `entry_strides`, one stride a batch dim each.
 OPERANDS = ("query", "key", "value", "mask", "lengths", "offsets", "output")
 QUERY, KEY, VALUE, MASK, LENGTHS, OFFSETS, OUTPUT = range(len(OPERANDS))
 
 
-class CallType(types.Type):
-    """A record at an address; kernels read its fields as attributes.
+class Layout(types.Type):
+    """The named words of one operation's record; kernels read them as attributes of an address.
 
     A Numba record type would do the same, but spells all its fields out in the name of every
     function that takes one.
     """
 
-    def __init__(self) -> None:
-        super().__init__(name="Call")
+    def __init__(self, name: str, integers: Sequence[str], floats: Sequence[str] = ()) -> None:
+        self.word = {field: i for i, field in enumerate((*integers, *floats))}
+        self.floats = frozenset(floats)
+        super().__init__(name=name)
+
+    def field_type(self, field: str) -> types.Type:
+        return types.float64 if field in self.floats else types.int64
 
 
-_CALL = CallType()
-
-
-@register_model(CallType)
-class _CallModel(models.PrimitiveModel):
+@register_model(Layout)
+class _LayoutModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, I64)
 
 
 @infer_getattr
-class _CallAttributes(AttributeTemplate):
-    key = CallType
+class _LayoutAttributes(AttributeTemplate):
+    key = Layout
 
-    def generic_resolve(self, call, field):
-        if field not in WORD:
-            return None
-        return types.float64 if field in _FLOAT_FIELDS else types.int64
+    def generic_resolve(self, layout, field):
+        return layout.field_type(field) if field in layout.word else None
 
 
-@lower_getattr_generic(CallType)
-def _read_field(context, builder, kind, call, field):
-    address = builder.add(call, I64(8 * WORD[field]))
-    kind = context.get_value_type(types.float64 if field in _FLOAT_FIELDS else types.int64)
-    return load_ir(builder, address, kind)
+@lower_getattr_generic(Layout)
+def _read_field(context, builder, layout, call, field):
+    address = builder.add(call, I64(8 * layout.word[field]))
+    return load_ir(builder, address, context.get_value_type(layout.field_type(field)))
 
 
-@intrinsic
-def read_record(typing_context, address):
-    """The record at an address."""
-    return _CALL(types.int64), lambda context, builder, signature, arguments: arguments[0]
+def reader(layout: Layout):
+    """Make the function with which a kernel sees the record at an address."""
+
+    @intrinsic
+    def read_record(typing_context, address):
+        """The record at an address."""
+        return layout(types.int64), lambda context, builder, signature, arguments: arguments[0]
+
+    return read_record
+
+
+# The record of attention.
+RECORD = Layout("Call", _INTEGER_FIELDS, _FLOAT_FIELDS)
+WORD = RECORD.word
+read_record = reader(RECORD)
 
 
 @device

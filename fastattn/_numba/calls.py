@@ -1,0 +1,207 @@
+"""From a problem to the record its kernel reads: pure bookkeeping, nothing runs here."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+from fastattn._core.problem import Problem
+
+from .record import (
+    BOOL_MASK,
+    COSINE,
+    DOT,
+    EUCLIDEAN,
+    FLOAT_MASK,
+    NO_MASK,
+    OPERANDS,
+    RECORD,
+    UNBOUNDED,
+    Layout,
+)
+from .simd import storage_code
+
+TABLES = 4
+
+METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
+
+
+def _slow_address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _fast_address(array: np.ndarray) -> int:
+    return _word_at(id(array) + _DATA_OFFSET).value or 0
+
+
+# NumPy's public ways to an array's address cost 1.3 microseconds each, five of them a fifth of a
+# small call. In CPython the address stands in the array object itself, right after the object's
+# head (`PyArrayObject_fields.data`, part of NumPy's ABI). Used only where a look confirms it.
+_word_at = ctypes.c_void_p.from_address
+_DATA_OFFSET = object.__basicsize__
+_SAMPLES = (np.zeros(3), np.zeros((2, 3))[::-1, 1:], np.zeros(0))
+_confirmed = sys.implementation.name == "cpython" and all(
+    _fast_address(sample) == _slow_address(sample) for sample in _SAMPLES
+)
+address = _fast_address if _confirmed else _slow_address
+
+
+def split_scale(
+    similarity: str, scale: float, softcap: float | None, shaped: bool
+) -> dict[str, Any]:
+    """Divide scale into a power of two, exact on the operands, and a rest in [1, 4).
+
+    The sign goes onto the query too, so that scores rise with the product; a negative factor of
+    distances, and 0, are applied to the scores. `shaped` says that final scores are needed as such,
+    not only as exponents.
+    """
+    metric = METRICS[similarity]
+    shaped = shaped or softcap is not None
+    words: dict[str, Any] = dict(
+        metric=metric,
+        query_factor=1.0,
+        key_factor=1.0,
+        difference_factor=1.0,
+        power_first=1.0,
+        power_second=1.0,
+        softcap=softcap or 0.0,
+    )
+    if scale == 0.0:
+        return words | dict(rest=0.0, shaped=1, rescaled=1)
+    mantissa, exponent = math.frexp(abs(scale))
+    rest, exponent = 2.0 * mantissa, exponent - 1
+    if metric == EUCLIDEAN:
+        half, odd = divmod(exponent, 2)
+        rest *= 2.0**odd
+        if half > 0:
+            # On the operands it might overflow where their differences do not.
+            words["difference_factor"] = math.ldexp(1.0, half)
+        else:
+            words["query_factor"] = words["key_factor"] = math.ldexp(1.0, half)
+        if scale < 0.0:
+            rest, shaped = -rest, True
+    else:
+        words["query_factor"] = math.copysign(math.ldexp(1.0, exponent), scale)
+        words["power_first"] = math.copysign(math.ldexp(1.0, exponent // 2), scale)
+        words["power_second"] = math.ldexp(1.0, exponent - exponent // 2)
+    rescaled = softcap is not None or (shaped and rest != 1.0)
+    return words | dict(rest=rest, shaped=int(shaped), rescaled=int(rescaled))
+
+
+def merge_dims(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[list, list]:
+    """Join neighbouring batch dims that every operand walks as one."""
+    kept = [axis for axis, size in enumerate(shape) if size != 1]
+    sizes = [shape[axis] for axis in kept]
+    steps = [[one[axis] for axis in kept] for one in strides]
+    axis = len(sizes) - 1
+    while axis > 0:
+        if all(one[axis - 1] == one[axis] * sizes[axis] for one in steps):
+            sizes[axis - 1 : axis + 1] = [sizes[axis - 1] * sizes[axis]]
+            for one in steps:
+                del one[axis - 1]
+        axis -= 1
+    return sizes, steps
+
+
+class Record:
+    """A call record under construction; keeps what its addresses point to."""
+
+    def __init__(self, layout: Layout = RECORD) -> None:
+        self.layout = layout
+        self.words = np.zeros(len(layout.word), np.int64)
+        self._floats = self.words.view(np.float64)
+        self.kept: list[np.ndarray] = []
+
+    def copy(self) -> Record:
+        """Return a record of the same words, and of the same arrays kept."""
+        other = Record.__new__(Record)
+        other.layout = self.layout
+        other.words = self.words.copy()
+        other._floats = other.words.view(np.float64)
+        other.kept = self.kept
+        return other
+
+    def set(self, **words: float) -> None:
+        for field, value in words.items():
+            target = self._floats if field in self.layout.floats else self.words
+            target[self.layout.word[field]] = value
+
+    def point(self, **arrays: np.ndarray) -> None:
+        for field, array in arrays.items():
+            self.kept.append(array)
+            self.words[self.layout.word[field]] = address(array)
+
+
+def describe(problem: Problem, output: np.ndarray) -> Record:
+    """Everything of a record that does not depend on the plan."""
+    query, key, value, mask = problem.query, problem.key, problem.value, problem.mask
+    groups, rows = query.shape[-3:-1]
+    lengths = problem.key_lengths
+    if lengths is None:
+        lengths = np.broadcast_to(np.int64(key.shape[-2]), query.shape[:-2])
+    offsets = np.broadcast_to(np.asarray(problem.query_offset, np.int64), query.shape[:-2])
+    record = Record()
+    left, right = problem.window
+    right = UNBOUNDED if right is None else right
+    item = problem.dtype.itemsize
+    record.set(
+        groups_of_heads=groups,
+        queries=rows,
+        keys=key.shape[-2],
+        features=query.shape[-1],
+        value_features=value.shape[-1],
+        left=UNBOUNDED if left is None else left,
+        right=min(right, 0) if problem.causal else right,
+        query_code=storage_code(query.dtype),
+        key_code=storage_code(key.dtype),
+        value_code=storage_code(value.dtype),
+        value_in_place=int(value_in_place(problem)),
+        mask_kind=NO_MASK,
+        **split_scale(
+            problem.similarity,
+            problem.scale,
+            problem.softcap,
+            mask is not None and mask.dtype != np.bool_,
+        ),
+    )
+    for field, array in (("query", query), ("output", output)):
+        head, row, feature = array.strides[-3:]
+        record.set(**{f"{field}_head": head, f"{field}_row": row, f"{field}_feature": feature})
+    for field, array in (("key", key), ("value", value)):
+        record.set(**{f"{field}_row": array.strides[-2], f"{field}_feature": array.strides[-1]})
+    record.set(lengths_head=lengths.strides[-1], offsets_head=offsets.strides[-1])
+    record.point(query=query, key=key, value=value, output=output)
+    operands = [query, key, value, key, lengths, offsets, output]
+    if mask is not None:
+        kind = BOOL_MASK if mask.dtype == np.bool_ else FLOAT_MASK
+        head, row, column = mask.strides[-3:]
+        record.set(mask_head=head, mask_row=row, mask_key=column, mask_kind=kind)
+        record.set(mask_code=storage_code(mask.dtype))
+        record.point(mask=mask)
+        operands[OPERANDS.index("mask")] = mask
+    batch = query.shape[:-3]
+    shape, steps = merge_dims(batch, [one.strides[: len(batch)] for one in operands])
+    record.set(entries=math.prod(batch), entry_rank=len(shape))
+    # The tables stand last in `kept`: `TABLES` arrays that belong to the signature.
+    record.point(
+        lengths=lengths,
+        offsets=offsets,
+        entry_shape=np.array([*shape, 1], np.int64),
+        entry_strides=np.array([*np.ravel(steps), 0], np.int64),
+    )
+    return record
+
+
+def value_in_place(problem: Problem) -> bool:
+    """Whether the tile can read value rows where they lie."""
+    value = problem.value
+    return (
+        value.dtype == problem.dtype
+        and value.dtype.isnative
+        and value.shape[-1] % 16 == 0
+        and (value.strides[-1] == value.itemsize or value.shape[-1] == 0)
+    )
