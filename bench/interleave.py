@@ -31,7 +31,8 @@ WARM_SECONDS = 0.005  # unmeasured calls before the measured ones of a turn
 WARM_BELOW_SECONDS = 0.05  # a longer call warms itself
 ESTIMATE_CALLS = 5
 ESTIMATE_SECONDS = 0.15
-HOPELESS = 10.0  # this many times slower than the fastest: out after MIN_ROUNDS
+HOPELESS = 8.0  # this many times slower than the fastest, and a long call: one round is enough
+HOPELESS_SECONDS = 0.2
 MIN_ROUNDS = 3
 PROBE_STEPS = 200_000  # of the register loop, about 2 ms
 PROBE_CALIBRATION = 300  # about a second
@@ -171,7 +172,7 @@ def play(
         shift = number % len(names)
         order = names[shift:] + names[:shift]
         for name in order if number % 2 == 0 else reversed(order):
-            if number >= MIN_ROUNDS and estimates[name] > HOPELESS * fastest:
+            if number and estimates[name] > max(HOPELESS_SECONDS, HOPELESS * fastest):
                 times[name].append(math.nan)
                 continue
             turns[name].before()
