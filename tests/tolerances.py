@@ -10,11 +10,11 @@ import math
 import numpy as np
 
 # Roundings that every result may take, whatever its scores: exp2, row sum, division, mask, fold.
-WEIGHT_ROUNDINGS = 12.0
+WEIGHT_ROUNDINGS = 8.0
 # Roundings per unit of score size: scale, chain of products, distance to the maximum, mask.
-SCORE_ROUNDINGS = 3.0
+SCORE_ROUNDINGS = 1.0
 # A chain of E products errs like a walk of E steps.
-CHAIN_ROUNDINGS = 0.5
+CHAIN_ROUNDINGS = 0.25
 # Single operations against SciPy's or NumPy's formula in float64.
 SOFTMAX_ROUNDINGS = 8.0
 FUSE_ROUNDINGS = 2.0
@@ -38,7 +38,7 @@ def score_error(dtype, features: int, score_size: float) -> float:
 
 def weight_error(dtype, features: int, score_size: float) -> float:
     """Relative error of a weight."""
-    return WEIGHT_ROUNDINGS * epsilon(dtype) + 2 * score_error(dtype, features, score_size)
+    return WEIGHT_ROUNDINGS * epsilon(dtype) + score_error(dtype, features, score_size)
 
 
 def output_error(dtype, features: int, score_size: float, value_size: float) -> float:
