@@ -22,18 +22,20 @@ from . import attention, compile, launch
 from .calls import TABLES, Record, address, describe, value_in_place
 from .record import WORD
 from .stages import ENTRIES as STAGES
-from .stages import log_softmax, logsumexp, softmax
+from .stages import fuse, log_softmax, logsumexp, similarity, softmax
 
 __all__ = [
     "Execution",
     "attention_state",
     "finish_state",
+    "fuse",
     "log_softmax",
     "logsumexp",
     "merge_states",
     "name",
     "prepare_attention",
     "refusal",
+    "similarity",
     "softmax",
     "warmup",
 ]

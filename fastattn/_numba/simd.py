@@ -178,6 +178,72 @@ def store(typing_context, address, vector):
     return sig, codegen
 
 
+def _first_lanes(builder, element, count):
+    """A mask of the lanes below `count`."""
+    bits = ir.IntType(_INTEGER_BITS[element])
+    if bits.width == 32:
+        count = builder.trunc(count, bits)
+    return builder.icmp_signed("<", _lane_numbers(element), splat_ir(builder, count))
+
+
+def _masked(builder, name, kind, result, kinds):
+    bits = "f32" if isinstance(kind.element, ir.FloatType) else "f64"
+    signature = ir.FunctionType(result, kinds)
+    return cgutils.get_or_insert_function(
+        builder.module, signature, f"llvm.masked.{name}.v{kind.count}{bits}.p0"
+    )
+
+
+@intrinsic
+def load_first(typing_context, address, count, other):
+    """Elements 0 to count, `other` in the lanes from there; reads nothing beyond."""
+    sig = VECTOR_OF[other](types.int64, types.int64, other)
+
+    def codegen(context, builder, sig, args):
+        kind = vector_ir(other)
+        lanes = _first_lanes(builder, other, args[1])
+        pointer = pointer_ir(builder, args[0], kind)
+        kinds = [pointer.type, _I32, lanes.type, kind]
+        function = _masked(builder, "load", kind, kind, kinds)
+        return builder.call(function, [pointer, _I32(1), lanes, splat_ir(builder, args[2])])
+
+    return sig, codegen
+
+
+@intrinsic
+def store_first(typing_context, address, vector, count):
+    """Write lanes 0 to count, and nothing beyond."""
+    sig = types.void(types.int64, vector, types.int64)
+
+    def codegen(context, builder, sig, args):
+        kind = args[1].type
+        lanes = _first_lanes(builder, vector.element, args[2])
+        pointer = pointer_ir(builder, args[0], kind)
+        kinds = [kind, pointer.type, _I32, lanes.type]
+        function = _masked(builder, "store", kind, ir.VoidType(), kinds)
+        builder.call(function, [args[1], pointer, _I32(1), lanes])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def stream(typing_context, address, vector):
+    """Write sixteen elements past the caches; the address is a multiple of 64.
+
+    Such stores are ordered by the next atomic step, which every worker takes before it ends.
+    """
+    sig = types.void(types.int64, vector)
+
+    def codegen(context, builder, sig, args):
+        pointer = pointer_ir(builder, args[0], args[1].type)
+        written = builder.store(args[1], pointer, align=64)
+        written.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
 @intrinsic
 def load_scalar(typing_context, tag, address):
     """One element of the tag's type."""

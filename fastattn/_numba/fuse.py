@@ -1,0 +1,201 @@
+"""Weights times values, added up or kept apart, as a kernel of its own.
+
+An element of the sum is one chain of fused multiply-adds over each segment of 512 keys, from zero;
+segments are added from left to right. A task is a block of rows and a block of value features.
+"""
+
+import numpy as np
+
+from fastattn._core.plan import SEGMENT_KEYS, TILE_ROWS
+
+from .compile import device, entry
+from .native import atomic_next
+from .pack import clear_row, pack_matrix
+from .record import Layout, operand_offset, reader
+from .rows import FUSE_KEYS
+from .scores import product_columns
+from .simd import (
+    LANES,
+    item_size,
+    load,
+    load_scalar,
+    splat,
+    store,
+    store_first,
+    store_scalar,
+)
+
+LAYOUT = Layout(
+    "FuseCall",
+    """
+    next_task stop_task workers
+    rows keys features reduced
+    entry_rank entry_shape entry_strides
+    task_rows row_tasks task_columns column_tasks
+    weights weights_row weights_key weights_code weights_in_place
+    value value_row value_feature value_code value_in_place
+    output output_row output_key output_feature
+    scratch scratch_stride at_weights at_values at_block at_running
+    """.split(),
+)
+read_call = reader(LAYOUT)
+WEIGHTS, VALUE, OUTPUT = range(3)
+
+
+@device
+def put_row(tag, source, columns, target, feature):
+    """Store a padded row of scratch into a result of any stride."""
+    item = item_size(tag)
+    if feature == item:
+        for e in range(0, columns, LANES):
+            store_first(target + e * item, load(tag, source + e * item), min(columns - e, LANES))
+    else:
+        for e in range(columns):
+            store_scalar(target + e * feature, load_scalar(tag, source + e * item))
+
+
+@device
+def put_products(
+    tag, call, weights, stride, values, value_stride, rows, keys, columns, strip, output
+):
+    """Step fuse without a sum: each weight times its value row, straight into the result."""
+    item = item_size(tag)
+    plain = call.output_feature == item
+    for r in range(rows):
+        for k in range(keys):
+            weight = splat(load_scalar(tag, weights + r * stride + k * item))
+            value = values + k * value_stride
+            target = output + r * call.output_row + k * call.output_key
+            place = target if plain else strip
+            for e in range(0, columns, LANES):
+                product = weight * load(tag, value + e * item)
+                store_first(place + e * item, product, min(columns - e, LANES))
+            if not plain:
+                put_row(tag, strip, columns, target, call.output_feature)
+
+
+@device
+def fuse_segment(tag, call, weights, value, output, segment, rows, first_column, columns, scratch):
+    """Step fuse for all rows of a task over one segment."""
+    item = item_size(tag)
+    width = (columns + LANES - 1) // LANES * LANES * item
+    start = segment * SEGMENT_KEYS
+    keys = min(SEGMENT_KEYS, call.keys - start)
+    values = value + start * call.value_row + first_column * call.value_feature
+    value_stride = call.value_row
+    if not (call.value_in_place and columns % LANES == 0):
+        source, values, value_stride = values, scratch + call.at_values, width
+        pack_matrix(
+            tag,
+            call.value_code,
+            source,
+            call.value_row,
+            call.value_feature,
+            keys,
+            columns,
+            values,
+            width,
+        )
+    block = scratch + call.at_block
+    for first in range(0, keys, FUSE_KEYS):
+        many = min(keys - first, FUSE_KEYS)
+        for row in range(0, rows, TILE_ROWS):
+            group = min(rows - row, TILE_ROWS)
+            a = weights + row * call.weights_row + (start + first) * call.weights_key
+            a_stride = call.weights_row
+            if not (call.weights_in_place and group == TILE_ROWS):
+                source, a, a_stride = a, scratch + call.at_weights, FUSE_KEYS * item
+                pack_matrix(
+                    tag,
+                    call.weights_code,
+                    source,
+                    call.weights_row,
+                    call.weights_key,
+                    group,
+                    many,
+                    a,
+                    a_stride,
+                )
+            if call.reduced:
+                clear_row(tag, a + group * a_stride, 0, (TILE_ROWS - group) * FUSE_KEYS)
+                product_columns(
+                    tag,
+                    a,
+                    a_stride,
+                    values + first * value_stride,
+                    value_stride,
+                    block + row * width,
+                    width,
+                    many,
+                    width // (LANES * item),
+                    first > 0,
+                )
+            else:
+                put_products(
+                    tag,
+                    call,
+                    a,
+                    a_stride,
+                    values + first * value_stride,
+                    value_stride,
+                    group,
+                    many,
+                    columns,
+                    block,
+                    output + row * call.output_row + (start + first) * call.output_key,
+                )
+
+
+@device
+def fuse_task(tag, call, entry_index, first_row, rows, first_column, columns, scratch):
+    """All segments of one task, added from left to right."""
+    item = item_size(tag)
+    width = (columns + LANES - 1) // LANES * LANES * item
+    weights = call.weights + operand_offset(call, WEIGHTS, entry_index)
+    weights += first_row * call.weights_row
+    value = call.value + operand_offset(call, VALUE, entry_index)
+    output = call.output + operand_offset(call, OUTPUT, entry_index)
+    output += first_row * call.output_row + first_column * call.output_feature
+    block, running = scratch + call.at_block, scratch + call.at_running
+    clear_row(tag, running, 0, rows * width // item)
+    for segment in range((call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS):
+        fuse_segment(
+            tag, call, weights, value, output, segment, rows, first_column, columns, scratch
+        )
+        if call.reduced:
+            for place in range(0, rows * width, LANES * item):
+                store(running + place, load(tag, running + place) + load(tag, block + place))
+    if call.reduced:
+        for r in range(rows):
+            target = output + r * call.output_row
+            put_row(tag, running + r * width, columns, target, call.output_feature)
+
+
+@device
+def fuse(tag, call_address, worker):
+    """Take tasks until none is left."""
+    call = read_call(call_address)
+    scratch = call.scratch + worker * call.scratch_stride
+    while True:
+        task = atomic_next(call_address)
+        if task >= call.stop_task:
+            return
+        block, column_task = divmod(task, call.column_tasks)
+        entry_index, row_task = divmod(block, call.row_tasks)
+        first_row = row_task * call.task_rows
+        first_column = column_task * call.task_columns
+        rows = min(call.task_rows, call.rows - first_row)
+        columns = min(call.task_columns, call.features - first_column)
+        fuse_task(tag, call, entry_index, first_row, rows, first_column, columns, scratch)
+
+
+@entry
+def fuse_float32(call_address, worker):
+    """Weighted values in float32."""
+    fuse(np.float32(0), call_address, worker)
+
+
+@entry
+def fuse_float64(call_address, worker):
+    """Weighted values in float64."""
+    fuse(np.float64(0), call_address, worker)

@@ -1,0 +1,188 @@
+"""Similarity of every query with every key, as a kernel of its own.
+
+Steps: pack, score, shape, with the panels, the tile and the scaling of attention, so that each entry
+has the bits that attention scores with. A task is a block of rows and some panels of keys: its
+queries are packed once, then each panel is packed once and met by all of them.
+"""
+
+import numpy as np
+
+from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
+
+from .compile import device, entry
+from .native import atomic_next, load_int64, store_int64
+from .pack import clear_row, normalise_query, pack_matrix, pack_panel, scale_row
+from .record import COSINE, EUCLIDEAN, Layout, operand_offset, reader
+from .scores import product_columns, shape_row
+from .simd import (
+    LANES,
+    cast,
+    item_size,
+    load,
+    load_scalar,
+    splat,
+    store,
+    store_first,
+    store_scalar,
+)
+from .tile import distance_tile
+
+LAYOUT = Layout(
+    "SimilarityCall",
+    """
+    next_task stop_task workers
+    queries keys features metric rescaled
+    entry_rank entry_shape entry_strides
+    task_rows row_tasks task_keys key_tasks
+    query query_row query_feature query_code
+    key key_row key_feature key_code
+    output output_row output_key
+    scratch scratch_stride at_query at_exact at_panel at_tile
+    """.split(),
+    "query_factor key_factor difference_factor rest power_first power_second softcap".split(),
+)
+read_call = reader(LAYOUT)
+QUERY, KEY, OUTPUT = range(3)
+
+
+@device
+def pack_queries(tag, call, query, rows, scratch):
+    """Step pack for the queries of a task, up to whole groups of six."""
+    item = item_size(tag)
+    width = (call.features + LANES - 1) // LANES * LANES
+    target = scratch + call.at_query
+    stride = width * item
+    pack_matrix(
+        tag,
+        call.query_code,
+        query,
+        call.query_row,
+        call.query_feature,
+        rows,
+        call.features,
+        target,
+        stride,
+    )
+    whole = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    for r in range(whole):
+        row = target + r * stride
+        clear_row(tag, row, call.features if r < rows else 0, width)
+        exact = True
+        if call.metric == COSINE:
+            normalise_query(tag, row, width)
+        if call.query_factor != 1.0:
+            exact = scale_row(tag, row, width, call.query_factor, call.metric == EUCLIDEAN)
+        store_int64(scratch + call.at_exact, r, exact)
+
+
+@device
+def score_tile(tag, call, queries, panel, target, stride, vectors):
+    """Step score: six rows against the vectors of one panel."""
+    item = item_size(tag)
+    features = call.features
+    query_stride = (features + LANES - 1) // LANES * LANES * item
+    panel_stride = PANEL_KEYS * item
+    if call.metric != EUCLIDEAN:
+        product_columns(
+            tag,
+            queries,
+            query_stride,
+            panel,
+            panel_stride,
+            target,
+            stride,
+            features,
+            vectors,
+            False,
+        )
+        return
+    factor = cast(tag, call.difference_factor)
+    for offset in range(0, vectors * LANES * item, LANES * item):
+        c = target + offset
+        distance_tile(
+            tag,
+            6,
+            1,
+            factor,
+            queries,
+            query_stride,
+            panel + offset,
+            panel_stride,
+            c,
+            stride,
+            features,
+        )
+        for row in range(TILE_ROWS):
+            store(c + row * stride, splat(cast(tag, 0.0)) - load(tag, c + row * stride))
+
+
+@device
+def score_panel(tag, call, panel, rows, keys, scratch, output):
+    """Steps score and shape for all rows of a task and one panel."""
+    item = item_size(tag)
+    query_stride = (call.features + LANES - 1) // LANES * LANES * item
+    vectors = (keys + LANES - 1) // LANES
+    for row in range(0, rows, TILE_ROWS):
+        # Whole groups of a plain result are written by the tile itself.
+        plain = call.output_key == item and rows - row >= TILE_ROWS and keys % LANES == 0
+        target, stride = output + row * call.output_row, call.output_row
+        if not plain:
+            target, stride = scratch + call.at_tile, PANEL_KEYS * item
+        queries = scratch + call.at_query + row * query_stride
+        score_tile(tag, call, queries, panel, target, stride, vectors)
+        for r in range(TILE_ROWS):
+            exact = load_int64(scratch + call.at_exact, row + r) != 0
+            if call.rescaled or not exact:
+                shape_row(tag, call, target + r * stride, 0, vectors * LANES, exact)
+        if plain:
+            continue
+        for r in range(min(rows - row, TILE_ROWS)):
+            place = output + (row + r) * call.output_row
+            if call.output_key == item:
+                for k in range(0, keys, LANES):
+                    scores = load(tag, target + r * stride + k * item)
+                    store_first(place + k * item, scores, min(keys - k, LANES))
+            else:
+                for k in range(keys):
+                    score = load_scalar(tag, target + r * stride + k * item)
+                    store_scalar(place + k * call.output_key, score)
+
+
+@device
+def compare(tag, call_address, worker):
+    """Take tasks until none is left."""
+    call = read_call(call_address)
+    scratch = call.scratch + worker * call.scratch_stride
+    while True:
+        task = atomic_next(call_address)
+        if task >= call.stop_task:
+            return
+        block, key_task = divmod(task, call.key_tasks)
+        entry_index, row_task = divmod(block, call.row_tasks)
+        first_row = row_task * call.task_rows
+        rows = min(call.task_rows, call.queries - first_row)
+        query = call.query + operand_offset(call, QUERY, entry_index)
+        pack_queries(tag, call, query + first_row * call.query_row, rows, scratch)
+        key = call.key + operand_offset(call, KEY, entry_index)
+        output = call.output + operand_offset(call, OUTPUT, entry_index)
+        output += first_row * call.output_row
+        first_key = key_task * call.task_keys
+        stop_key = min(first_key + call.task_keys, call.keys)
+        for first in range(first_key, stop_key, PANEL_KEYS):
+            panel = scratch + call.at_panel
+            pack_panel(tag, call, key, first, panel)
+            keys = min(stop_key - first, PANEL_KEYS)
+            place = output + first * call.output_key
+            score_panel(tag, call, panel, rows, keys, scratch, place)
+
+
+@entry
+def compare_float32(call_address, worker):
+    """Similarities in float32."""
+    compare(np.float32(0), call_address, worker)
+
+
+@entry
+def compare_float64(call_address, worker):
+    """Similarities in float64."""
+    compare(np.float64(0), call_address, worker)
