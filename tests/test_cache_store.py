@@ -141,3 +141,12 @@ def test_what_a_killed_process_left_is_tidied(place):
     kept.put("name", {"a": b"content"})
     assert not old.exists()
     assert young.exists()  # somebody may be writing it
+
+
+def test_a_cell_answers_to_its_own_name_only(place):
+    kept = store.Store(place, "version")
+    kept.put("name", {"a": b"content"})
+    os.replace(kept._path("name"), kept._path("other name"))
+    assert kept.fetch("other name") is None
+    os.replace(kept._path("other name"), kept._path("name"))
+    assert kept.fetch("name") == {"a": b"content"}
