@@ -187,7 +187,7 @@ CASES: tuple[Case, ...] = (
     attention("prefill-float64", batch=(1, 8), queries=2048, features=64, dtype="float64"),
     attention("mask-bool", batch=(1, 8), queries=2048, features=64, mask="bool"),
     attention("mask-float", batch=(1, 8), queries=2048, features=64, mask="float"),
-    attention("window", batch=(1, 8), queries=8192, features=64, causal=True, window=(255, None)),
+    attention("window", batch=(1, 2), queries=8192, features=64, causal=True, window=(255, None)),
     attention("cross-few", batch=(1, 8), queries=7, keys=10_000, features=64, bound="read"),
     attention("odd-80", batch=(1, 8), queries=1000, features=80),
     attention("odd-33-17", batch=(1, 8), queries=1000, features=33, value_features=17),

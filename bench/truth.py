@@ -40,14 +40,11 @@ def visibility(case: Case, rows: np.ndarray, keys: int) -> np.ndarray | None:
     left, right = case.options.get("window", (None, None))
     if not causal and left is None and right is None:
         return None
-    distance = np.arange(keys) - rows[:, None]
-    visible = np.ones(distance.shape, bool)
-    if causal:
-        visible &= distance <= 0
-    if left is not None:
-        visible &= distance >= -left
-    if right is not None:
-        visible &= distance <= right
+    visible = np.zeros((len(rows), keys), bool)
+    for index, row in enumerate(rows):
+        first = 0 if left is None else max(row - left, 0)
+        last = keys - 1 if right is None else row + right
+        visible[index, first : (min(last, row) if causal else last) + 1] = True
     return visible
 
 
