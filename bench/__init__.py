@@ -5,11 +5,13 @@
 
 cases.py        what is measured: named cases, their FLOPs and bytes, inputs from fixed seeds
 contenders.py   who takes part: one table, each library at its best settings
-graphs.py       the ONNX and OpenVINO graphs those two runtimes need
+peer_*.py       the adapters of PyTorch, onnxruntime and OpenVINO, imported when they play
 truth.py        float64 NumPy, asked for sampled rows; every output passes it before it is timed
 ceilings.py     what the machine can do at most: multiply-adds, memory read, memory copy
 interleave.py   rounds in which every contender takes a turn, and ratios within a round
 sheet.py        one run: prepares, checks, plays the rounds, collects what report.py prints
 startup.py      import time, first call, scratch memory: measured in child processes
-report.py       the printed sheet, the JSON, the README tables
+report.py       the printed sheet and the JSON
+readme.py       the README's tables, between ``<!-- bench:NAME -->`` markers
+test_*.py       the same cases, ceilings and start-up under pytest-benchmark
 """
