@@ -87,7 +87,7 @@ def score_size(
         largest_query = finite_max(np.sqrt(np.sum(query**2, axis=-1)))
         largest_key = finite_max(np.sqrt(np.sum(key**2, axis=-1)))
     sizes = {
-        "cosine": 1.0,
+        "cosine": 3.0,  # a unit vector has the roundings of its norm, and there are two
         "euclidean": (largest_query + largest_key) ** 2,
         "dot": largest_query * largest_key,
         "scaled_dot": largest_query * largest_key,
