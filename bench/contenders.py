@@ -337,10 +337,10 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def version(name: str) -> str:
-    """The installed version of a contender, "?" when its metadata is not there."""
+    """The installed version of a contender."""
     for distribution in (name, f"{name}-cpu"):
         try:
             return importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "?"
+    return str(getattr(importlib.import_module(name), "__version__", "?"))  # run from its sources
