@@ -1,9 +1,10 @@
 """Softmax, log_softmax and logsumexp along one axis, as a kernel of their own.
 
-Steps: gather (scores of a block, read in place where they can be), maximum, weigh (exponentials and
-their sum), settle (rows of inf and NaN), finish (divide or subtract, store). A block is one row with
-its keys on the lanes, or rows side by side on the lanes, key after key. Both add in the same order:
-sixteen virtual lanes over a segment of 512 keys, the written tree, segments from left to right.
+Steps: gather (scores of a block, read in place where they can be), maximum, weigh (exponentials
+and their sum), settle (rows of inf and NaN), finish (divide or subtract, store). A block is one row
+with its keys on the lanes, or rows side by side on the lanes, key after key. Both add in the same
+order: sixteen virtual lanes over a segment of 512 keys, the written tree, segments from left to
+right.
 
 Rows too long for a core's cache, or too few for the cores, are cut into chunks of whole segments:
 each step then is a phase of its own over all chunks, with the same bits.
@@ -21,7 +22,9 @@ from .record import FLOAT_MASK, NO_MASK, Layout, operand_offset, reader
 from .scores import mask_row
 from .simd import (
     LANES,
+    any_nan,
     cast,
+    first_lane,
     fma,
     item_size,
     lane_max,
@@ -31,17 +34,17 @@ from .simd import (
     load_as,
     load_first,
     load_scalar,
-    native_code,
     prefetch,
     splat,
     store,
     store_first,
     store_scalar,
     stream,
+    transpose_four,
 )
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = 0, 1, 2
-WHOLE, FIND_MAX, FOLD_MAX, FIND_SUM, FOLD_SUM, FINISH = range(6)
+WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
 
 LAYOUT = Layout(
     "SoftmaxCall",
@@ -49,23 +52,20 @@ LAYOUT = Layout(
     next_task stop_task workers
     phase operation sideways streamed direct scaled
     rows padded_rows keys entry_rank entry_shape entry_strides
-    block_rows row_blocks blocks task_blocks chunk_keys chunks
+    block_rows row_blocks row_shift blocks task_blocks chunk_keys chunks
     x x_row x_key x_line x_lane x_code
-    mask mask_row mask_line mask_key mask_code mask_kind
-    output output_row output_key output_lane
+    mask mask_row mask_step mask_line mask_key mask_code mask_kind
+    output output_row output_key output_line output_lane
     maxima sums sums_stride state_max state_sum
-    scratch scratch_stride at_stats at_lanes at_strip at_block block_stride
+    scratch scratch_stride at_stats at_lanes at_block block_stride
     """.split(),
     ("rest", "power_first", "power_second"),
 )
 read_call = reader(LAYOUT)
 X, MASK, OUTPUT = range(3)
 
-# Rows by keys of the strip in which sideways results are turned before they are stored.
-STRIP_KEYS = 64
 
-
-@device
+@device(inlined=True)
 def gather(tag, call, x, mask, lines, lanes, target):
     """Step gather: scale and mask `lines` x `lanes` scores into scratch rows."""
     item = item_size(tag)
@@ -82,7 +82,7 @@ def gather(tag, call, x, mask, lines, lanes, target):
             mask_row(tag, call, mask + line * call.mask_line, row, 0, lanes)
 
 
-@device
+@device(inlined=True)
 def score_at(tag, call, x, mask):
     """One score, with the arithmetic of `gather`."""
     score = load_as(tag, call.x_code, x)
@@ -167,8 +167,8 @@ def find_max_sideways(tag, place, keys, stride):
 
 
 @device
-def weigh_sideways(tag, place, keys, stride, maximum, keep, lanes, sums, sums_stride):
-    """Step weigh for sixteen rows on the lanes: `lanes` holds the virtual lanes of each."""
+def weigh_sideways(tag, place, keys, stride, maximum, keep, lanes, sums, sums_stride, count):
+    """Step weigh for `count` rows on the lanes; scratch `lanes` holds the virtual lanes of each."""
     step = LANES * item_size(tag)
     zero = splat(cast(tag, 0.0))
     total = zero
@@ -189,67 +189,36 @@ def weigh_sideways(tag, place, keys, stride, maximum, keep, lanes, sums, sums_st
         segment_sum = load(tag, lanes)
         total = total + segment_sum
         if sums:
-            store(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum)
+            store_first(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum, count)
     return total
 
 
 @device
-def settle(tag, call, x, mask, row_max, row_sum):
-    """Step settle: a finite maximum, or what stands for the row: -inf empty, +inf, NaN."""
-    if row_sum == row_sum and abs(row_max) < np.inf:
-        return row_max
-    for k in range(call.keys):
-        score = score_at(tag, call, x + k * call.x_key, mask + k * lane_of_mask(call))
-        if score != score:
-            return score
-    return row_max
+def settle(tag, call, x, mask, scan, fill, row_max, target, target_key):
+    """Step settle, for a row whose sum is NaN or whose maximum is not finite.
 
-
-@device
-def lane_of_mask(call):
-    """Bytes from one key of the mask to the next."""
-    return call.mask_line if call.sideways else call.mask_key
-
-
-@device
-def fill_special(tag, call, x, mask, keys, row_max, target, target_key):
-    """Final values of a row whose maximum is not finite."""
+    Returns what stands for it, after a scan of `scan` keys: -inf (empty), +inf, or NaN. Then writes
+    the final values of `fill` keys.
+    """
     masked = call.mask_kind != NO_MASK
-    hidden = cast(tag, np.nan)
-    if call.operation == SOFTMAX:
-        if masked:
-            hidden = cast(tag, 0.0)
-        row_max = cast(tag, np.nan)
-    elif masked or row_max == np.inf:
-        hidden = cast(tag, -np.inf)
-    for k in range(keys):
-        score = score_at(tag, call, x + k * call.x_key, mask + k * lane_of_mask(call))
-        value = hidden if score == -np.inf else score - row_max
-        store_scalar(target + k * target_key, value)
-
-
-@device
-def put_stats(tag, call, row_max, row_sum, stats):
-    """What `finish_line` needs of one row, as two scalars a vector apart."""
-    first, second = cast(tag, 1.0), cast(tag, -1.0)
-    if call.operation == SOFTMAX:
-        if abs(row_max) < np.inf:
-            first, second = cast(tag, 1.0) / row_sum, -row_sum
-    else:
-        first, second = cast(tag, 0.0), cast(tag, 0.0)
-        if abs(row_max) < np.inf:
-            first, second = row_max, cast(tag, natural_log(np.float64(row_sum)))
-    store_scalar(stats, first)
-    store_scalar(stats + LANES * item_size(tag), second)
-
-
-@device
-def put_logsumexp(tag, target, row_max, row_sum):
-    """Step finish of logsumexp."""
-    lse = np.float64(row_max)
-    if abs(row_max) < np.inf:
-        lse += natural_log(np.float64(row_sum))
-    store_scalar(target, cast(tag, lse))
+    hidden, shift = cast(tag, np.nan), row_max
+    for step in range(scan + fill):
+        k = step
+        if step >= scan:
+            k = step - scan
+            shift = row_max
+            if call.operation == SOFTMAX:
+                shift = cast(tag, np.nan)
+                hidden = cast(tag, 0.0 if masked else np.nan)
+            elif masked or row_max == np.inf:
+                hidden = cast(tag, -np.inf)
+        score = score_at(tag, call, x + k * call.x_key, mask + k * call.mask_step)
+        if step >= scan:
+            value = hidden if score == -np.inf else score - shift
+            store_scalar(target + k * target_key, value)
+        elif score != score:
+            row_max = score
+    return row_max
 
 
 @device(inlined=True)
@@ -294,183 +263,169 @@ def finish_line(tag, call, source, lanes, stats, stats_step, target, streamed):
 
 
 @device
-def row_block(tag, call, entry_index, row, first, scratch):
-    """One row, or a chunk of it, keys on the lanes."""
+def turn_out(tag, call, block, rows, keys, strip, output):
+    """Store a finished block into a result whose lanes do not lie side by side."""
     item = item_size(tag)
+    step = LANES * item
+    if not (call.sideways and call.output_key == item):
+        block_key = call.block_stride if call.sideways else item
+        for k in range(keys):
+            for r in range(rows):
+                value = load_scalar(tag, block + k * block_key + r * item)
+                store_scalar(output + k * call.output_key + r * call.output_row, value)
+        return
+    for row in range(0, rows, 4):
+        for k in range(0, keys, LANES):
+            count = min(keys - k, LANES)
+            source = block + k * call.block_stride + row * item
+            transpose_four(tag, 0, source, call.block_stride, count - 1, strip, step)
+            target = output + row * call.output_row + k * item
+            for r in range(min(rows - row, 4)):
+                store_first(target + r * call.output_row, load(tag, strip + r * step), count)
+
+
+@device
+def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
+    """All steps of one phase for one block: some rows by one chunk of keys."""
+    item = item_size(tag)
+    step = LANES * item
+    zero = cast(tag, 0.0)
+    phase, operation, stride = call.phase, call.operation, call.block_stride
+    sideways = call.sideways != 0
     x = call.x + operand_offset(call, X, entry_index) + row * call.x_row
     mask = call.mask + operand_offset(call, MASK, entry_index) + row * call.mask_row
     output = call.output + operand_offset(call, OUTPUT, entry_index) + row * call.output_row
-    x += first * call.x_key
-    mask += first * call.mask_key
-    output += first * call.output_key
+    first = chunk * call.chunk_keys
     keys = min(call.chunk_keys, call.keys - first)
+    x += first * call.x_key
+    mask += first * call.mask_step
+    output += first * call.output_key
     state = (entry_index * call.padded_rows + row) * item
-    block = scratch + call.at_block
+    maxima = call.maxima + chunk * call.sums_stride + state
+    block, stats = scratch + call.at_block, scratch + call.at_stats
+    lines, lanes = (keys, rows) if sideways else (1, keys)
     place = x
     if not call.direct:
-        gather(tag, call, x, mask, 1, keys, block)
+        gather(tag, call, x, mask, lines, lanes, block)
         place = block
-    row_max, row_sum = cast(tag, 0.0), cast(tag, 0.0)
-    if call.phase == WHOLE or call.phase == FIND_MAX:
-        row_max = find_max(tag, place, keys)
-    else:
-        row_max = load_scalar(tag, call.state_max + state)
-    if call.phase == FIND_MAX:
-        store_scalar(call.maxima + first // call.chunk_keys * call.sums_stride + state, row_max)
-        return
-    if call.phase == WHOLE or call.phase == FIND_SUM or call.operation == SOFTMAX:
-        weights = block if call.operation == SOFTMAX and call.phase != FIND_SUM else 0
-        sums = 0
-        if call.phase == FIND_SUM:
-            sums = call.sums + first // SEGMENT_KEYS * call.sums_stride + state
-        ahead = call.x_row if call.phase == WHOLE else 0
-        row_sum = weigh(tag, place, keys, row_max, weights, sums, call.sums_stride, ahead)
-    if call.phase == FIND_SUM:
-        return
-    if call.phase == WHOLE:
-        row_max = settle(tag, call, x, mask, row_max, row_sum)
-    else:
-        row_sum = load_scalar(tag, call.state_sum + state)
-    if call.operation == LOGSUMEXP:
-        put_logsumexp(tag, output, row_max, row_sum)
-        return
-    source = place if call.operation == LOG_SOFTMAX else block
-    if not abs(row_max) < np.inf:
-        fill_special(tag, call, x, mask, keys, row_max, block, item)
-        source = block
-    stats = scratch + call.at_stats
-    step = LANES * item
-    put_stats(tag, call, row_max, row_sum, stats)
-    store(stats + step, splat(load_scalar(tag, stats + step)))
-    store(stats, splat(load_scalar(tag, stats)))
-    if call.output_lane == item:
-        finish_line(tag, call, source, keys, stats, 0, output, call.streamed != 0)
-    else:
-        finish_line(tag, call, source, keys, stats, 0, block, False)
-        for k in range(keys):
-            store_scalar(output + k * call.output_lane, load_scalar(tag, block + k * item))
-
-
-@device
-def turn_out(tag, call, block, rows, keys, strip, output):
-    """Store a sideways block whose output has another order of axes."""
-    item = item_size(tag)
-    if call.output_key != item:
-        for k in range(keys):
-            for r in range(rows):
-                value = load_scalar(tag, block + k * call.block_stride + r * item)
-                store_scalar(output + k * call.output_key + r * call.output_row, value)
-        return
-    width = STRIP_KEYS * item
-    for first in range(0, keys, STRIP_KEYS):
-        many = min(keys - first, STRIP_KEYS)
-        for row in range(0, rows, LANES):
-            source = block + first * call.block_stride + row * item
-            # Rows beyond the last are scratch as well: sixteen always can be turned.
-            pack_matrix(
-                tag, native_code(tag), source, item, call.block_stride, LANES, many, strip, width
-            )
-            target = output + row * call.output_row + first * item
-            for r in range(min(rows - row, LANES)):
-                for k in range(0, many, LANES):
-                    value = load(tag, strip + r * width + k * item)
-                    place = target + r * call.output_row + k * item
-                    store_first(place, value, min(many - k, LANES))
-
-
-@device
-def side_block(tag, call, entry_index, row, first, scratch):
-    """Rows side by side on the lanes, or a chunk of their keys."""
-    item = item_size(tag)
-    step = LANES * item
-    x = call.x + operand_offset(call, X, entry_index) + row * call.x_row
-    mask = call.mask + operand_offset(call, MASK, entry_index) + row * call.mask_key
-    output = call.output + operand_offset(call, OUTPUT, entry_index) + row * call.output_row
-    rows = min(call.block_rows, call.rows - row)
-    keys = min(call.chunk_keys, call.keys - first)
-    x += first * call.x_key
-    mask += first * call.mask_line
-    output += first * call.output_key
-    state = (entry_index * call.padded_rows + row) * item
-    block, stats = scratch + call.at_block, scratch + call.at_stats
-    stride = call.block_stride
-    gather(tag, call, x, mask, keys, rows, block)
-    softmax = call.operation == SOFTMAX
+    source = block if operation == SOFTMAX else place
     for group in range(0, rows, LANES):
-        place = block + group * item
+        count = min(rows - group, LANES)
         here = state + group * item
-        if call.phase == WHOLE or call.phase == FIND_MAX:
-            maximum = find_max_sideways(tag, place, keys, stride)
+        own = stats + 2 * group * item
+        if phase == WHOLE or phase == FIND_MAX:
+            if sideways:
+                maximum = find_max_sideways(tag, place + group * item, keys, stride)
+            else:
+                maximum = splat(find_max(tag, place, keys))
+            if phase == FIND_MAX:
+                store_first(maxima + group * item, maximum, count)
+                continue
         else:
-            maximum = load(tag, call.state_max + here)
-        if call.phase == FIND_MAX:
-            store(call.maxima + first // call.chunk_keys * call.sums_stride + here, maximum)
-            continue
-        sums = 0
-        if call.phase == FIND_SUM:
-            sums = call.sums + first // SEGMENT_KEYS * call.sums_stride + here
+            maximum = load_first(call.state_max + here, count, zero)
         total = maximum
-        if call.phase == WHOLE or call.phase == FIND_SUM or softmax:
-            keep = softmax and call.phase != FIND_SUM
-            lanes = scratch + call.at_lanes
-            total = weigh_sideways(
-                tag, place, keys, stride, maximum, keep, lanes, sums, call.sums_stride
-            )
-        if call.phase == FINISH:
-            total = load(tag, call.state_sum + here)
-        store(stats + 2 * group * item, maximum)
-        store(stats + 2 * group * item + step, total)
-    if call.phase == FIND_MAX or call.phase == FIND_SUM:
-        return
-    for r in range(rows):
-        own = stats + (r // LANES * 2 * LANES + r % LANES) * item
-        row_max, row_sum = load_scalar(tag, own), load_scalar(tag, own + step)
-        x_row, mask_row_ = x + r * call.x_row, mask + r * call.mask_key
-        if call.phase == WHOLE:
-            row_max = settle(tag, call, x_row, mask_row_, row_max, row_sum)
-        if call.operation == LOGSUMEXP:
-            put_logsumexp(tag, output + r * call.output_row, row_max, row_sum)
+        if phase != FINISH or operation == SOFTMAX:
+            keep = operation == SOFTMAX and phase != FIND_SUM
+            sums = 0
+            if phase == FIND_SUM:
+                sums = call.sums + first // SEGMENT_KEYS * call.sums_stride + here
+            if sideways:
+                total = weigh_sideways(
+                    tag,
+                    place + group * item,
+                    keys,
+                    stride,
+                    maximum,
+                    keep,
+                    scratch + call.at_lanes,
+                    sums,
+                    call.sums_stride,
+                    count,
+                )
+            else:
+                weights = block if keep else 0
+                ahead = call.x_row if phase == WHOLE else 0
+                row_max = first_lane(maximum)
+                row_sum = weigh(tag, place, keys, row_max, weights, sums, call.sums_stride, ahead)
+                total = splat(row_sum)
+        if phase == FINISH:
+            total = load_first(call.state_sum + here, count, zero)
+        store(own, maximum)
+        store(own + step, total)
+        if any_nan((maximum - maximum) + (total - total)):
+            if settle_rows(tag, call, x, mask, group, count, keys, own, block):
+                source = block
+            maximum, total = load(tag, own), load(tag, own + step)
+        if phase == FIND_SUM:
+            # From here on the chunk's maximum only tells whether it holds a NaN.
+            store_first(maxima + group * item, maximum, count)
             continue
-        if not abs(row_max) < np.inf:
-            fill_special(tag, call, x_row, mask_row_, keys, row_max, block + r * item, stride)
-        put_stats(tag, call, row_max, row_sum, own)
-    if call.operation == LOGSUMEXP:
+        if operation == SOFTMAX:
+            store(own, splat(cast(tag, 1.0)) / total)
+            store(own + step, splat(zero) - total)
+        else:
+            for r in range(count):
+                logarithm = natural_log(np.float64(load_scalar(tag, own + step + r * item)))
+                if operation == LOGSUMEXP:
+                    lse = logarithm + np.float64(load_scalar(tag, own + r * item))
+                    store_scalar(output + (group + r) * call.output_row, cast(tag, lse))
+                else:
+                    store_scalar(own + step + r * item, cast(tag, logarithm))
+        if not sideways:
+            store(own, splat(load_scalar(tag, own)))
+            store(own + step, splat(load_scalar(tag, own + step)))
+    if phase == FIND_MAX or phase == FIND_SUM or operation == LOGSUMEXP:
         return
-    there = call.output_row == item
-    for k in range(keys):
-        line = block + k * stride
-        target = output + k * call.output_key if there else line
-        streamed = there and call.streamed != 0
-        finish_line(tag, call, line, rows, stats, 2 * step, target, streamed)
+    there = call.output_lane == item
+    target, target_line = block, stride
+    if there:
+        target, target_line = output, call.output_line
+    streamed = there and call.streamed != 0
+    stats_step = 2 * step if sideways else 0
+    for line in range(lines):
+        finish_line(tag, call, source, lanes, stats, stats_step, target, streamed)
+        source += stride
+        target += target_line
     if not there:
-        turn_out(tag, call, block, rows, keys, scratch + call.at_strip, output)
+        turn_out(tag, call, block, rows, keys, scratch + call.at_lanes, output)
 
 
 @device
-def fold_row_state(tag, call, index):
-    """Phases between the chunks: one row's maximum, or its sum, from those of its chunks."""
+def settle_rows(tag, call, x, mask, group, count, keys, own, block):
+    """Step settle for some rows of a group: their statistics become those of final values.
+
+    Returns whether it settled any.
+    """
     item = item_size(tag)
-    entry_index, row = divmod(index, call.rows)
-    state = (entry_index * call.padded_rows + row) * item
-    if call.phase == FOLD_MAX:
-        row_max = cast(tag, -np.inf)
-        for chunk in range(call.chunks):
-            one = load_scalar(tag, call.maxima + chunk * call.sums_stride + state)
-            row_max = one if one > row_max else row_max
-        store_scalar(call.state_max + state, row_max)
-        return
-    row_sum = cast(tag, 0.0)
-    for segment in range((call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS):
-        row_sum = row_sum + load_scalar(tag, call.sums + segment * call.sums_stride + state)
-    x = call.x + operand_offset(call, X, entry_index) + row * call.x_row
-    row_of_mask = call.mask_key if call.sideways else call.mask_row
-    mask = call.mask + operand_offset(call, MASK, entry_index) + row * row_of_mask
-    row_max = settle(tag, call, x, mask, load_scalar(tag, call.state_max + state), row_sum)
-    store_scalar(call.state_max + state, row_max)
-    store_scalar(call.state_sum + state, row_sum)
-    if call.operation == LOGSUMEXP:
-        output = call.output + operand_offset(call, OUTPUT, entry_index) + row * call.output_row
-        put_logsumexp(tag, output, row_max, row_sum)
+    found = False
+    for r in range(count):
+        place = own + r * item
+        row_max = load_scalar(tag, place)
+        row_sum = load_scalar(tag, place + LANES * item)
+        if row_sum == row_sum and abs(row_max) < np.inf:
+            continue
+        row = group + r
+        scan = 0 if call.phase == FINISH else keys
+        final = call.operation != LOGSUMEXP and call.phase != FIND_SUM
+        fill = keys if final else 0
+        target = block + row * item
+        target_key = call.block_stride if call.sideways else item
+        row_max = settle(
+            tag,
+            call,
+            x + row * call.x_row,
+            mask + row * call.mask_row,
+            scan,
+            fill,
+            row_max,
+            target,
+            target_key,
+        )
+        found = True
+        # log 1 and a shift of 0 leave final values as they are, and so does a division by 1.
+        store_scalar(place, cast(tag, 0.0) if final else row_max)
+        store_scalar(place + LANES * item, cast(tag, 1.0))
+    return found
 
 
 @device
@@ -482,18 +437,15 @@ def normalise(tag, call_address, worker):
         task = atomic_next(call_address)
         if task >= call.stop_task:
             return
-        first = task * call.task_blocks
-        for index in range(first, min(first + call.task_blocks, call.blocks)):
-            if call.phase == FOLD_MAX or call.phase == FOLD_SUM:
-                fold_row_state(tag, call, index)
-                continue
+        begin = task * call.task_blocks
+        for index in range(begin, min(begin + call.task_blocks, call.blocks)):
             block, chunk = divmod(index, call.chunks)
             entry_index, block = divmod(block, call.row_blocks)
-            row, key = block * call.block_rows, chunk * call.chunk_keys
-            if call.sideways:
-                side_block(tag, call, entry_index, row, key, scratch)
-            else:
-                row_block(tag, call, entry_index, row, key, scratch)
+            # Blocks side by side begin where lines of the cache do.
+            row = block * call.block_rows - call.row_shift
+            stop = min(row + call.block_rows, call.rows)
+            row = max(row, 0)
+            normalise_block(tag, call, entry_index, row, stop - row, chunk, scratch)
 
 
 @entry

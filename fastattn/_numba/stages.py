@@ -38,7 +38,7 @@ ENTRIES = (*_NORMALISE.values(), *_COMPARE.values(), *_FUSE.values())
 _SHORT_KEYS = 32
 # One worker's block of scores stays in the second-level cache.
 _BLOCK_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 16
 # Results larger than the caches are stored past them: reading each line before it is overwritten
 # costs a third of the memory traffic.
 _STREAM_BYTES = 1 << 25
@@ -121,8 +121,11 @@ def _normalise(
     if block_rows * keys * item > (_CHUNK_BYTES if too_few else _BLOCK_BYTES):
         chunk_keys = max(SEGMENT_KEYS, _CHUNK_BYTES // (block_rows * item))
     chunks = -(-keys // chunk_keys)
-    row_blocks = -(-rows // block_rows)
+    row_shift = address(out) % 64 // item if sideways and view.row_steps[2] == item else 0
+    row_shift %= block_rows
+    row_blocks = -(-(rows + row_shift) // block_rows)
     record.set(
+        row_shift=row_shift,
         operation=operation,
         sideways=sideways,
         direct=direct,
@@ -151,7 +154,6 @@ def _normalise(
         workers,
         at_stats=2 * max(block_rows, LANES) * item,
         at_lanes=LANES * LANES * item,
-        at_strip=LANES * kernel.STRIP_KEYS * item,
         at_block=lines * width * item,
     )
     record.set(block_stride=width * item)
@@ -187,6 +189,7 @@ def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bo
         x_code=storage_code(x.dtype),
         output_row=out_row,
         output_key=out_key,
+        output_line=out_key if sideways else 0,
         output_lane=out_row if sideways else out_key,
         mask_kind=NO_MASK,
     )
@@ -196,7 +199,8 @@ def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bo
             mask_kind=BOOL_MASK if mask.dtype == np.bool_ else FLOAT_MASK,
             mask_code=storage_code(mask.dtype),
             mask_row=mask_row,
-            mask_line=mask_key,
+            mask_step=mask_key,
+            mask_line=mask_key if sideways else 0,
             mask_key=mask_row if sideways else mask_key,
         )
 
@@ -237,20 +241,23 @@ def _run_phases(
     keys, chunks = (int(record.words[word[field]]) for field in ("keys", "chunks"))
     entries = rows // int(record.words[word["rows"]])
     state = entries * int(record.words[word["padded_rows"]])
-    segments = -(-keys // SEGMENT_KEYS)
+    maxima = np.empty((chunks, state), dtype)
+    sums = np.empty((-(-keys // SEGMENT_KEYS), state), dtype)
     record.set(sums_stride=state * dtype.itemsize)
-    record.point(
-        maxima=np.empty((chunks, state), dtype),
-        sums=np.empty((segments, state), dtype),
-        state_max=np.empty(state, dtype),
-        state_sum=np.empty(state, dtype),
-    )
+    record.point(maxima=maxima, sums=sums)
     _launch(entry, record, kernel.FIND_MAX, blocks, numbers, workers)
-    _launch(entry, record, kernel.FOLD_MAX, rows, chunks, workers)
-    _launch(entry, record, kernel.FIND_SUM, blocks, numbers, workers)
-    _launch(entry, record, kernel.FOLD_SUM, rows, segments, workers)
-    if operation != kernel.LOGSUMEXP:
-        _launch(entry, record, kernel.FINISH, blocks, numbers, workers)
+    with np.errstate(all="ignore"):
+        state_max = np.fmax.reduce(maxima, axis=0)
+        record.point(state_max=state_max)
+        _launch(entry, record, kernel.FIND_SUM, blocks, numbers, workers)
+        # Sums of segments from left to right: `cumsum` cannot take another order, `sum` would.
+        state_sum = np.cumsum(sums, axis=0, dtype=dtype)[-1].copy()
+        state_max[np.isnan(maxima).any(axis=0)] = np.nan
+    record.point(state_sum=state_sum)
+    if operation == kernel.LOGSUMEXP:
+        record.set(chunk_keys=0, chunks=1)
+        blocks //= chunks
+    _launch(entry, record, kernel.FINISH, blocks, numbers, workers)
 
 
 # Rows of a task: enough that packing its keys once costs a few per cent, in a cache's size.
