@@ -122,7 +122,7 @@ _FAULTS = {
         EDGES,
     ),
     "power_of_scale_doubled": (
-        "_numba/backend.py",
+        "_numba/calls.py",
         "rest, exponent = 2.0 * mantissa, exponent - 1",
         "rest, exponent = 2.0 * mantissa, exponent",
         OPTIONS,

@@ -47,12 +47,13 @@ def test_many_options_at_once(backend, block, seed):
 
 
 @pytest.mark.parametrize("layout", strategies.LAYOUTS)
-@pytest.mark.parametrize("operand", ["query", "key", "value", "mask", "out"])
+@pytest.mark.parametrize("operand", ["query", "key", "value", "mask", "bool_mask", "out"])
 @pytest.mark.parametrize("dtype", NATIVE)
 def test_layout_of_each_operand(backend, operand, layout, dtype, seed):
     sizes = {"rows": 26, "keys": 67, "features": 19, "value_features": 21}
-    case = strategies.case(["float_mask"], seed=seed, dtypes=(dtype,) * 3, **sizes)
-    if operand == "mask":
+    mask = "bool_mask" if operand == "bool_mask" else "float_mask"
+    case = strategies.case([mask], seed=seed, dtypes=(dtype,) * 3, **sizes)
+    if operand in ("mask", "bool_mask"):
         case.options["mask"] = strategies.lay_out(case.options["mask"], layout)
     elif operand != "out":
         setattr(case, operand, strategies.lay_out(getattr(case, operand), layout))

@@ -62,7 +62,7 @@ def sweep(backend: str, dtype: str, part: str) -> None:
         "small": itertools.product(SIZES, SIZES),
         "segment": itertools.product((1, 8, 16, 33), (*range(505, 521), 575, 576, 577, 1023, 1025)),
     }[part]
-    pens = [Pen(25 * 1100 * 8) for _ in range(6)]
+    pens = [Pen(65 * 1100 * 8) for _ in range(6)]
     rng = np.random.default_rng(1)
     numbers = rng.standard_normal(1100 * 65).astype(dtype)
     count = 0

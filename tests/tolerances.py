@@ -15,6 +15,8 @@ WEIGHT_ROUNDINGS = 8.0
 SCORE_ROUNDINGS = 1.0
 # A chain of E products errs like a walk of E steps.
 CHAIN_ROUNDINGS = 0.25
+# Roundings of a subnormal sum: each product may lose half of the smallest number.
+UNDERFLOW_ROUNDINGS = 64.0
 # Single operations against SciPy's or NumPy's formula in float64.
 SOFTMAX_ROUNDINGS = 8.0
 FUSE_ROUNDINGS = 2.0
@@ -30,6 +32,11 @@ def tiny(dtype) -> float:
     return float(np.finfo(dtype).tiny)
 
 
+def lost_below(dtype) -> float:
+    """What sums of products below the normal numbers may lose."""
+    return UNDERFLOW_ROUNDINGS * float(np.finfo(dtype).smallest_subnormal)
+
+
 def score_error(dtype, features: int, score_size: float) -> float:
     """Absolute error of a final score, for scores whose terms add up to `score_size`."""
     roundings = SCORE_ROUNDINGS + CHAIN_ROUNDINGS * math.sqrt(features)
@@ -43,7 +50,7 @@ def weight_error(dtype, features: int, score_size: float) -> float:
 
 def output_error(dtype, features: int, score_size: float, value_size: float) -> float:
     """Absolute error of an output, for values as large as `value_size`."""
-    return weight_error(dtype, features, score_size) * value_size
+    return weight_error(dtype, features, score_size) * value_size + lost_below(dtype)
 
 
 def lse_error(dtype, features: int, score_size: float, lse_size: float) -> float:

@@ -141,7 +141,16 @@ def canonical_operands(problem: Any) -> tuple[Array, Array, Array]:
 
 def canonical_options(problem: Any) -> dict[str, Any]:
     """Name the options of a problem as `fastattn.reference.attention` does."""
-    return {option: getattr(problem, option) for option in _OPTIONS}
+    options = {option: getattr(problem, option) for option in _OPTIONS}
+    return {**options, "mask": as_computed(problem.mask, problem.dtype)}
+
+
+def as_computed(mask: Array | None, dtype: Any) -> Array | None:
+    """Round a float mask to the compute dtype; what is finite stays finite, and does not hide."""
+    if mask is None or mask.dtype == bool:
+        return mask
+    largest = np.finfo(dtype).max
+    return np.where(np.isfinite(mask), np.clip(mask, -largest, largest), mask).astype(dtype)
 
 
 def store(target: Array, result: Array) -> None:
