@@ -51,14 +51,14 @@ def attention(query, key, value, **options) -> Truth:
     output, lse, weights = reference.attention(
         *arrays, **options, return_lse=True, return_weights=True
     )
-    features = arrays[0].shape[-1]
+    features, keys = arrays[0].shape[-1], arrays[2].shape[-2]
     size = score_size(*arrays[:2], **options)
     return Truth(
         output,
         lse,
         weights,
         dtype,
-        tolerances.output_error(dtype, features, size, finite_max(arrays[2])),
+        tolerances.output_error(dtype, features, size, keys, finite_max(arrays[2])),
         tolerances.lse_error(dtype, features, size, finite_max(lse)),
         tolerances.weight_error(dtype, features, size),
     )

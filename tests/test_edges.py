@@ -28,6 +28,30 @@ def check(*operands, **options):
     oracle.attention(*operands, **options).check(*attend(*operands, **options), about=options)
 
 
+# --- refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "value"),
+    [
+        ((5, 3), (9, 4), (9, 2)),
+        ((5, 4), (9, 3), (9, 2)),
+        ((5, 3), (9, 3), (8, 2)),
+        ((5, 3), (8, 3), (9, 2)),
+        ((2, 5, 3), (3, 9, 3), (3, 9, 2)),
+        ((3, 5, 3), (3, 9, 3), (2, 9, 2)),
+        ((5, 3), (9, 3), (9,)),
+        ((5, 3), (3,), (3, 2)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(backend, query, key, value):
+    """Whichever of the two is larger; the text shows all three shapes."""
+    with pytest.raises(ValueError, match="query") as error:
+        fastattn.attention(np.zeros(query), np.zeros(key), np.zeros(value))
+    for shape in (query, key, value):
+        assert str(shape) in str(error.value)
+
+
 # --- nothing there -------------------------------------------------------------------------------
 
 

@@ -15,6 +15,9 @@ WEIGHT_ROUNDINGS = 8.0
 SCORE_ROUNDINGS = 1.0
 # A chain of E products errs like a walk of E steps.
 CHAIN_ROUNDINGS = 0.25
+# A sum of weighted values of one sign grows as it goes, so each step rounds all before it anew.
+SUM_ROUNDINGS = 0.5
+SEGMENT_KEYS = 512
 # Roundings of a subnormal sum: each product may lose half of the smallest number.
 UNDERFLOW_ROUNDINGS = 64.0
 # Single operations against SciPy's or NumPy's formula in float64.
@@ -44,13 +47,15 @@ def score_error(dtype, features: int, score_size: float) -> float:
 
 
 def weight_error(dtype, features: int, score_size: float) -> float:
-    """Relative error of a weight."""
+    """Relative error of a weight, and of a log-sum-exp apart from its own size."""
     return WEIGHT_ROUNDINGS * epsilon(dtype) + score_error(dtype, features, score_size)
 
 
-def output_error(dtype, features: int, score_size: float, value_size: float) -> float:
-    """Absolute error of an output, for values as large as `value_size`."""
-    return weight_error(dtype, features, score_size) * value_size + lost_below(dtype)
+def output_error(dtype, features: int, score_size: float, keys: int, value_size: float) -> float:
+    """Absolute error of an output over some keys, for values as large as `value_size`."""
+    roundings = SUM_ROUNDINGS * math.sqrt(min(keys, SEGMENT_KEYS))
+    relative = weight_error(dtype, features, score_size) + epsilon(dtype) * roundings
+    return relative * value_size + lost_below(dtype)
 
 
 def lse_error(dtype, features: int, score_size: float, lse_size: float) -> float:
