@@ -19,6 +19,7 @@ from .simd import (
     item_size,
     load,
     load_scalar,
+    prefetch,
     splat,
     store,
     store_first,
@@ -116,10 +117,17 @@ def fuse_segment(tag, call, weights, value, output, segment, rows, first_column,
                     a,
                     a_stride,
                 )
+            else:
+                # Rows of weights lie far apart: without a word ahead each is a cache miss.
+                for ahead in range(TILE_ROWS, 2 * TILE_ROWS):
+                    for offset in range(0, many * item, 64):
+                        prefetch(a + ahead * a_stride + offset)
             if call.reduced:
                 clear_row(tag, a + group * a_stride, 0, (TILE_ROWS - group) * FUSE_KEYS)
                 product_columns(
                     tag,
+                    TILE_ROWS,
+                    False,
                     a,
                     a_stride,
                     values + first * value_stride,

@@ -85,6 +85,8 @@ def score_tile(tag, call, queries, panel, target, stride, vectors):
     if call.metric != EUCLIDEAN:
         product_columns(
             tag,
+            TILE_ROWS,
+            False,
             queries,
             query_stride,
             panel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,12 @@ from . import similarity as comparing
 from . import softmax as kernel
 from .calls import Record, address, merge_dims, split_scale
 from .record import BOOL_MASK, FLOAT_MASK, NO_MASK
-from .simd import storage_code
+from .simd import storage_code as _storage_code
 
 __all__ = ["ENTRIES", "fuse", "log_softmax", "logsumexp", "similarity", "softmax"]
+
+# A dtype's name costs microseconds.
+storage_code = functools.cache(_storage_code)
 
 _NORMALISE = {
     np.dtype(np.float32): kernel.normalise_float32,
@@ -38,6 +42,7 @@ ENTRIES = (*_NORMALISE.values(), *_COMPARE.values(), *_FUSE.values())
 _SHORT_KEYS = 32
 # One worker's block of scores stays in the second-level cache.
 _BLOCK_BYTES = 1 << 20
+_SIDE_ROWS = 64
 _CHUNK_BYTES = 1 << 16
 # Results larger than the caches are stored past them: reading each line before it is overwritten
 # costs a third of the memory traffic.
@@ -112,7 +117,7 @@ def _normalise(
     record = Record(kernel.LAYOUT)
     block_rows = 1
     if sideways:
-        block_rows = 64
+        block_rows = _SIDE_ROWS
         while block_rows > LANES and block_rows * keys * item > _BLOCK_BYTES:
             block_rows //= 2
         block_rows = min(block_rows, padded(rows))
