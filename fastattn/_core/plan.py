@@ -27,6 +27,14 @@ _BYTES_PER_SECOND = 4e9
 _LONGEST_TASK = 0.08
 
 
+_SECONDS_PER_BUNDLE = 2e-5
+
+
+def _bundle(tasks: int, workers: int, seconds: float) -> int:
+    """Tasks to take at once: worth some microseconds, and still enough bundles to balance."""
+    return max(1, min(int(_SECONDS_PER_BUNDLE / seconds), tasks // (_TASKS_PER_WORKER * workers)))
+
+
 class AttentionPlan(NamedTuple):
     """The task grid of one attention call.
 
@@ -40,6 +48,8 @@ class AttentionPlan(NamedTuple):
         Blocks of rows in one (batch, key head) entry.
     tasks
         Tasks of the whole call, or of one wave if `split_keys`.
+    bundle
+        Consecutive tasks that a worker takes at once: small ones, so that it reads memory in order.
     segments
         Segments of 512 keys.
     split_keys
@@ -56,6 +66,7 @@ class AttentionPlan(NamedTuple):
     task_rows: int
     row_tasks: int
     tasks: int
+    bundle: int
     segments: int
     split_keys: bool
     wave_entries: int
@@ -174,6 +185,7 @@ def plan_attention(
         task_rows=task_rows,
         row_tasks=row_tasks,
         tasks=tasks,
+        bundle=1 if split else _bundle(tasks, workers, seconds(task_rows, segments)),
         segments=segments,
         split_keys=split,
         wave_entries=wave_entries,

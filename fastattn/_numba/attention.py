@@ -190,29 +190,39 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
             head, i = head + 1, 0
 
 
+@device
+def attend_task(tag, call, task, scratch):
+    """One task: whole rows or, with `split`, one segment of a block of rows."""
+    first_segment = call.first_segment + task % call.segment_tasks
+    stop_segment = first_segment + 1
+    if not call.split:
+        stop_segment = call.stop_segment
+    task //= call.segment_tasks
+    entry_index = call.first_entry + task // call.row_tasks
+    # Under a causal mask the last rows see most: the long tasks go first.
+    first_row = (call.row_tasks - 1 - task % call.row_tasks) * call.task_rows
+    rows = min(call.task_rows, call.groups_of_heads * call.queries - first_row)
+    prepare_rows(tag, call, entry_index, first_row, rows, scratch)
+    forget(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch)
+    attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch)
+    if not call.split:
+        finish_rows(tag, call, entry_index, first_row, rows, scratch)
+
+
 @device(inlined=True)
 def attend(tag, call_address, worker):
-    """Take tasks until none is left. Whole rows; with `split`, one segment of a block of rows."""
+    """Take bundles of consecutive tasks until none is left.
+
+    Neighbours on one worker read memory in order, which is what prefetching relies on.
+    """
     call = read_record(call_address)
     scratch = call.scratch + worker * call.scratch_stride
     while True:
-        task = atomic_next(call_address)
-        if task >= call.stop_task:
+        first = atomic_next(call_address) * call.bundle
+        if first >= call.stop_task * call.bundle:
             break
-        first_segment = call.first_segment + task % call.segment_tasks
-        stop_segment = first_segment + 1
-        if not call.split:
-            stop_segment = call.stop_segment
-        task //= call.segment_tasks
-        entry_index = call.first_entry + task // call.row_tasks
-        # Under a causal mask the last rows see most: the long tasks go first.
-        first_row = (call.row_tasks - 1 - task % call.row_tasks) * call.task_rows
-        rows = min(call.task_rows, call.groups_of_heads * call.queries - first_row)
-        prepare_rows(tag, call, entry_index, first_row, rows, scratch)
-        forget(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch)
-        attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch)
-        if not call.split:
-            finish_rows(tag, call, entry_index, first_row, rows, scratch)
+        for task in range(first, min(first + call.bundle, call.tasks)):
+            attend_task(tag, call, task, scratch)
 
 
 @device(inlined=True)

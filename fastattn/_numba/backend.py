@@ -117,7 +117,8 @@ class Execution:
         template = _record(problem, plan, output)
         words, kept = template.words, template.kept[-TABLES:]
         entry = _ENTRIES[problem.dtype][0]
-        tasks, seconds, workers = plan.tasks, plan.seconds_per_task, plan.workers
+        bundles, seconds = _bundles(plan)
+        workers = plan.workers
         size = workers * int(words[WORD["scratch_stride"]]) + 64
 
         def repeat(
@@ -142,7 +143,7 @@ class Execution:
             buffer = _take_scratch(size)
             start = address(buffer)
             call[_SCRATCH] = start + -start % 64
-            launch.run(entry, call, tasks, seconds, workers)
+            launch.run(entry, call, bundles, seconds, workers)
             _give_scratch(buffer)
 
         return repeat
@@ -151,7 +152,8 @@ class Execution:
         problem, plan = self.problem, self.plan
         if not plan.split_keys:
             entry = _ENTRIES[problem.dtype][0]
-            _run(entry, record, plan.tasks, plan.seconds_per_task, plan.workers)
+            bundles, seconds = _bundles(plan)
+            _run(entry, record, bundles, seconds, plan.workers)
             return
         entries = math.prod(problem.query.shape[:-3])
         rows = _rows(problem)
@@ -164,6 +166,11 @@ class Execution:
 
 def _rows(problem: Problem) -> int:
     return problem.query.shape[-3] * problem.query.shape[-2]
+
+
+def _bundles(plan: AttentionPlan) -> tuple[int, float]:
+    """How many bundles of tasks there are, and the seconds of each."""
+    return -(-plan.tasks // plan.bundle), plan.seconds_per_task * plan.bundle
 
 
 def _layout(problem: Problem, plan: AttentionPlan) -> Scratch:
@@ -184,6 +191,8 @@ def _record(problem: Problem, plan: AttentionPlan, output: np.ndarray) -> Record
     places = _layout(problem, plan)._asdict()
     record.set(
         scratch_stride=places.pop("size"),
+        tasks=plan.tasks,
+        bundle=plan.bundle,
         task_rows=plan.task_rows,
         row_tasks=plan.row_tasks,
         stop_segment=plan.segments,
@@ -229,6 +238,7 @@ def _attend_waves(
         stop = min(segment + plan.wave_segments, plan.segments)
         record.set(first_segment=segment, stop_segment=stop, segment_tasks=stop - segment)
         tasks = entries * plan.row_tasks * (stop - segment)
+        record.set(tasks=tasks)
         _run(_ENTRIES[problem.dtype][0], record, tasks, plan.seconds_per_task, plan.workers)
         _fold(
             record,
@@ -321,6 +331,7 @@ def attention_state(problem: Problem, key_start: int, threads: int) -> _State:
         record.set(entries=entries, split=1, segment_tasks=plan.segments)
         _point_partials(record, state, state)
         tasks = entries * plan.row_tasks * plan.segments
+        record.set(tasks=tasks)
         _run(_ENTRIES[problem.dtype][0], record, tasks, plan.seconds_per_task, plan.workers)
         return _State(problem, threads, folded, state)
     partial = _Partials.empty(plan.wave_entries * _rows(problem), plan.wave_segments, problem)

@@ -23,6 +23,7 @@ from .simd import (
     load_as,
     load_scalar,
     native_code,
+    prefetch,
     same_lanes,
     select_equal,
     splat,
@@ -31,6 +32,10 @@ from .simd import (
     store_scalar,
     transpose_four,
 )
+
+
+# How many rows ahead of packing keys are fetched.
+PREFETCH_KEYS = 32
 
 
 @device
@@ -55,6 +60,10 @@ def pack_matrix(
             for outer in range(0, outers, 4):
                 # The last four overlap the ones before when `outers` is no multiple of four.
                 outer = min(outer, outers - 4)
+                # Four cache lines a step: sixteen rows ahead, line by line.
+                ahead = start + PREFETCH_KEYS * inner_stride + outer // 16 * 64
+                for row in range(outer % 16, outer % 16 + 4):
+                    prefetch(ahead + row * inner_stride)
                 place = end + outer * target_stride
                 if last == LANES - 1:
                     transpose_four(

@@ -25,7 +25,7 @@ _INTEGER_FIELDS = """
     next_task stop_task workers
     groups_of_heads queries keys features value_features
     entries first_entry entry_rank entry_shape entry_strides
-    task_rows row_tasks first_segment stop_segment split segment_tasks
+    tasks bundle task_rows row_tasks first_segment stop_segment split segment_tasks
     query query_head query_row query_feature query_code
     key key_row key_feature key_code
     value value_row value_feature value_code value_in_place

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastattn._core.plan import SCORE_STRIDE, TILE_ROWS
+from fastattn._core.plan import BLOCK_ROWS, SCORE_STRIDE, TILE_ROWS
 
 from .compile import device
 from .elementary import exp2_lowest, exp2_product
@@ -91,6 +91,8 @@ def fuse_block(tag, call, rows, low, high, values, value_stride, scratch):
             for row in range(0, rows, TILE_ROWS):
                 product_columns(
                     tag,
+                    rows,
+                    call.task_rows <= BLOCK_ROWS,
                     scores + row * score_stride + first * item,
                     score_stride,
                     b + offset,

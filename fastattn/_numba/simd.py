@@ -124,6 +124,15 @@ def store_ir(builder, address, value):
     builder.store(value, pointer_ir(builder, address, value.type), align=1)
 
 
+def prefetch_ir(builder, address):
+    """Ask for the cache line at an address, into the second-level cache; never faults."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, second_level, data = (ir.Constant(_I32, n) for n in (0, 2, 1))
+    builder.call(function, [builder.inttoptr(address, byte), read, second_level, data])
+
+
 def shuffle_ir(builder, a, b, order):
     """`shufflevector` with a list of lane numbers."""
     mask = ir.Constant(ir.VectorType(_I32, len(order)), list(order))
@@ -269,15 +278,11 @@ def store_scalar(typing_context, address, scalar):
 
 @intrinsic
 def prefetch(typing_context, address):
-    """Ask for the cache line at an address; never faults."""
+    """Ask for the cache line at an address, into the second-level cache; never faults."""
     sig = types.void(types.int64)
 
     def codegen(context, builder, sig, args):
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        read, keep, data = (ir.Constant(_I32, n) for n in (0, 3, 1))
-        builder.call(function, [builder.inttoptr(args[0], byte), read, keep, data])
+        prefetch_ir(builder, args[0])
         return context.get_dummy_value()
 
     return sig, codegen

@@ -17,16 +17,18 @@ from .simd import (
     item_bytes,
     load_ir,
     outlined,
+    prefetch_ir,
     splat_ir,
     store_ir,
     vector_ir,
 )
 
 
-def _emit_tile(builder, element, rows, vectors, step, args):
+def _emit_tile(builder, element, rows, vectors, ahead, step, args):
     """Emit C[rows, vectors * 16] (+)= sum over depth of step(A[rows, depth], B[depth, ...]).
 
-    `step(builder, a, b, total)` is one link of the chain of an accumulator.
+    `step(builder, a, b, total)` is one link of the chain of an accumulator. B is fetched `ahead`
+    rows before its turn, unless that is 0.
 
     The accumulators live in SSA values that circulate as phis, never in memory.
     """
@@ -65,6 +67,10 @@ def _emit_tile(builder, element, rows, vectors, step, args):
         load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), kind)
         for vector in range(vectors)
     ]
+    if ahead:
+        later = builder.add(b_row, builder.mul(b_stride, I64(ahead)))
+        for line in range(0, vectors * LANES * item, 64):
+            prefetch_ir(builder, builder.add(later, I64(line)))
     offset = builder.mul(index, I64(item))
     linked = []
     for row in range(rows):
@@ -103,23 +109,24 @@ def _product_step(builder, wide, column, total):
 
 @intrinsic(prefer_literal=True)
 def product_tile(
-    typing_context, tag, rows, vectors, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
-):
-    """C (+)= A times B over `depth`; strides in bytes, `rows` and `vectors` literal.
+    typing_context, tag, rows, vectors, ahead, a, a_stride, b, b_stride, c, c_stride, depth,
+    accumulate,
+):  # fmt: skip
+    """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors` and `ahead` literal.
 
     Requires A readable for rows x depth, B for depth x (vectors * 16), C for rows x (vectors * 16);
     C overlaps neither. Starts from zero, or from C where `accumulate` is true.
     """
-    sig = types.void(tag, rows, vectors, *[types.int64] * 7, types.boolean)
-    shape = rows.literal_value, vectors.literal_value
+    sig = types.void(tag, rows, vectors, ahead, *[types.int64] * 7, types.boolean)
+    shape = rows.literal_value, vectors.literal_value, ahead.literal_value
 
     def emit(builder, args):
         _emit_tile(builder, tag, *shape, _product_step, args)
 
     def codegen(context, builder, sig, args):
-        name = f"fastattn.product_tile.{tag}.{shape[0]}.{shape[1]}"
+        name = f"fastattn.product_tile.{tag}.{shape}"
         kinds = [I64] * 7 + [ir.IntType(1)]
-        outlined(context, builder, name, kinds, ir.VoidType(), emit, args[3:])
+        outlined(context, builder, name, kinds, ir.VoidType(), emit, args[4:])
         return context.get_dummy_value()
 
     return sig, codegen
@@ -141,7 +148,7 @@ def distance_tile(
             return fma_ir(builder, difference, difference, total)
 
         from_zero = ir.Constant(ir.IntType(1), 0)
-        _emit_tile(builder, tag, *shape, step, [*args[1:], from_zero])
+        _emit_tile(builder, tag, *shape, 0, step, [*args[1:], from_zero])
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.distance_tile.{tag}.{shape[0]}.{shape[1]}"
