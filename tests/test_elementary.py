@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from fastattn._numba.elementary import exp2_lowest, exp2_product, exp_nonpositive
-from fastattn._numba.simd import LANES, cast, load, splat, store
+from fastattn._numba.emit import LANES
+from fastattn._numba.memory import load, store
+from fastattn._numba.simd import cast, splat
 
 LARGEST_ERROR = 1.0
 # Every float32 from -0.0 to -104.0 by its bits.

@@ -109,7 +109,7 @@ def test_stores_past_the_caches_give_the_same_bits(axis, seed, monkeypatch):
     x = draw(np.random.default_rng(seed), (130, 1000), "float32")
     expected = fastattn.softmax(x, axis)
     monkeypatch.setattr(stages, "_STREAM_BYTES", 0)
-    for shift in range(0, 17):
+    for shift in range(17):
         memory = np.zeros(x.size + 64, np.float32)
         out = memory[shift : shift + x.size].reshape(x.shape)
         fastattn.softmax(x, axis, out=out)

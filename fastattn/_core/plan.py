@@ -92,7 +92,7 @@ class Scratch(NamedTuple):
 
 
 def padded(length: int, multiple: int = LANES) -> int:
-    """The next multiple."""
+    """Round up to a multiple."""
     return -(-length // multiple) * multiple
 
 

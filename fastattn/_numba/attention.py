@@ -1,10 +1,11 @@
 """The fused attention kernel: pack, score, shape, reveal, normalise, fuse, finish.
 
-A task is a block of rows of one (batch, key head) entry, and its segments of 512 keys; the rows are
-all queries of all query heads that read this key head, so grouped heads read each key once. For each
-segment the rows go by in blocks of 24: their scores, then weights, stay in the caches nearest to the
-core. Where rows are too few to keep every core busy, a task is a block of rows and one segment, and
-`fold` folds the segments afterwards, in the same order and with the same bits.
+A task is a block of rows of one (batch, key head) entry, and its segments of 512 keys. The rows of
+an entry are all queries of all query heads that read its key head, so grouped heads read each key
+once. For each segment the rows go by in blocks of 24: their scores, then weights, stay in the
+caches nearest to the core. Where rows are too few to keep every core busy, a task is a block of
+rows and one segment, and `fold` folds the segments afterwards, in the same order and with the same
+bits.
 """
 
 import numpy as np
@@ -29,7 +30,9 @@ from .blocks import (
     visible_span,
 )
 from .compile import device, entry
+from .emit import LANES
 from .finish import finish_row, finish_weights
+from .memory import load, load_scalar, store, store_scalar
 from .native import atomic_next, load_int64, store_int64
 from .pack import clear_row, normalise_query, pack_matrix, scale_row
 from .record import (
@@ -47,7 +50,7 @@ from .record import (
 )
 from .rows import fold_row, fuse_block
 from .scores import score_block
-from .simd import LANES, cast, item_size, load, load_scalar, store, store_scalar
+from .simd import cast, item_size
 
 
 @device

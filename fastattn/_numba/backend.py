@@ -108,7 +108,7 @@ class Execution:
         self._launch(record)
 
     def repeat(self) -> Callable[..., None] | None:
-        """Return `run` for other arrays of the same strides, as cheap as it gets; None if it cannot."""
+        """Return a cheap `run` for other arrays of the same strides, or None."""
         problem, plan = self.problem, self.plan
         rows = problem.query.shape[:-1]
         if plan.split_keys or problem.return_weights or math.prod(rows) == 0:

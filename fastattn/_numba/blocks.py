@@ -9,6 +9,8 @@ import numpy as np
 from fastattn._core.plan import SCORE_STRIDE, SEGMENT_KEYS
 
 from .compile import device
+from .emit import LANES
+from .memory import load, load_scalar, store, store_scalar
 from .native import load_int64
 from .record import NO_MASK
 from .rows import (
@@ -20,7 +22,7 @@ from .rows import (
     zero_columns,
 )
 from .scores import mask_row, reveal_row, shape_row
-from .simd import LANES, cast, item_size, load, load_scalar, store, store_scalar
+from .simd import cast, item_size
 
 LOG2_E = 1.4426950408889634
 
@@ -93,7 +95,7 @@ def reveal_block(tag, call, mask, segment, first_row, block, rows, low, high, sc
 
 @device
 def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low, high, scratch):
-    """Step normalise: scores become weights; the segment's maxima and sums go to the state words."""
+    """Step normalise: scores become weights; maxima and sums go to the state words."""
     item = item_size(tag)
     high_padded = padded(high)
     for r in range(rows):

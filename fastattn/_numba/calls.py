@@ -11,6 +11,7 @@ import numpy as np
 
 from fastattn._core.problem import Problem
 
+from .memory import storage_code
 from .record import (
     BOOL_MASK,
     COSINE,
@@ -23,7 +24,6 @@ from .record import (
     UNBOUNDED,
     Layout,
 )
-from .simd import storage_code
 
 TABLES = 4
 
@@ -147,7 +147,6 @@ def describe(problem: Problem, output: np.ndarray) -> Record:
     record = Record()
     left, right = problem.window
     right = UNBOUNDED if right is None else right
-    item = problem.dtype.itemsize
     record.set(
         groups_of_heads=groups,
         queries=rows,

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from .simd import LANES, constant, fma_ir
+from .emit import LANES, constant, fma_ir
 
 # (2^f - 1) / f on [-1/2, 1/2]; relative error of the whole 9.1e-9 and 2.0e-17.
 _EXP2 = {
@@ -75,7 +75,7 @@ _FORMAT = {types.float32: (23, 127, -104.0), types.float64: (52, 1023, -746.0)}
 
 
 def _round_product(builder, element, x, factor, bias):
-    """n = round(x * factor) as a float, and the bits whose shift by the mantissa is 2^(n + bias)."""
+    """n = round(x * factor) as a float, and the bits that shifted give 2^(n + bias)."""
     mantissa, _, _ = _FORMAT[element]
     shifter = constant(x.type, 1.5 * 2.0**mantissa + bias)
     shifted = fma_ir(builder, x, factor, shifter)
@@ -195,7 +195,7 @@ def tanh_product(typing_context, x, factor):
 
 @intrinsic
 def inverse_exponent(typing_context, x):
-    """Per lane the power of two that brings x >= 0 near 1: into [1, 4), or up from the subnormals."""
+    """Per lane the power of two that brings x >= 0 into [1, 4), or up from the subnormals."""
     element = x.element
     sig = x(x)
 

@@ -7,8 +7,10 @@ from fastattn._core.plan import SEGMENT_KEYS
 from .blocks import padded
 from .compile import device
 from .elementary import natural_log
+from .emit import LANES
+from .memory import load, load_scalar, store, store_scalar
 from .rows import correction
-from .simd import LANES, cast, item_size, load, load_scalar, splat, store, store_scalar
+from .simd import cast, item_size, splat
 
 
 @device

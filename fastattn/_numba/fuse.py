@@ -9,22 +9,14 @@ import numpy as np
 from fastattn._core.plan import SEGMENT_KEYS, TILE_ROWS
 
 from .compile import device, entry
+from .emit import LANES
+from .memory import load, load_scalar, prefetch, store, store_first, store_scalar
 from .native import atomic_next
 from .pack import clear_row, pack_matrix
 from .record import Layout, operand_offset, reader
 from .rows import FUSE_KEYS
 from .scores import product_columns
-from .simd import (
-    LANES,
-    item_size,
-    load,
-    load_scalar,
-    prefetch,
-    splat,
-    store,
-    store_first,
-    store_scalar,
-)
+from .simd import item_size, splat
 
 LAYOUT = Layout(
     "FuseCall",

@@ -9,9 +9,19 @@ from fastattn._core.plan import PANEL_KEYS
 
 from .compile import device
 from .elementary import inverse_exponent
+from .emit import LANES
+from .memory import (
+    load,
+    load_as,
+    load_scalar,
+    native_code,
+    prefetch,
+    store,
+    store_scalar,
+    transpose_four,
+)
 from .record import COSINE
 from .simd import (
-    LANES,
     absolute,
     cast,
     fma,
@@ -19,20 +29,11 @@ from .simd import (
     lane_max,
     lane_sum,
     larger,
-    load,
-    load_as,
-    load_scalar,
-    native_code,
-    prefetch,
     same_lanes,
     select_equal,
     splat,
     square_root,
-    store,
-    store_scalar,
-    transpose_four,
 )
-
 
 # How many rows ahead of packing keys are fetched.
 PREFETCH_KEYS = 32
@@ -144,7 +145,7 @@ def _inverse_norm(tag, squares):
 
 @device
 def normalise_keys(tag, panel, features):
-    """Divide each of the 64 keys of a panel by its Euclidean norm: `normalise_query` across lanes."""
+    """Divide each key of a panel by its Euclidean norm: `normalise_query` across lanes."""
     item = item_size(tag)
     stride = PANEL_KEYS * item
     for place in range(panel, panel + stride, LANES * item):

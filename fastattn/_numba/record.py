@@ -7,13 +7,13 @@ addresses. Addresses and strides are in bytes. The three words in front belong t
 from collections.abc import Sequence
 
 from numba import types
-from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_model
 
 from .compile import device
+from .emit import I64, load_ir
 from .native import load_int64
-from .simd import I64, load_ir
 
 # A visible range may reach this far beyond any position.
 UNBOUNDED = 1 << 60
@@ -37,7 +37,8 @@ _INTEGER_FIELDS = """
     state_output state_max state_sum state_exact resume suspend
     partial_output partial_max partial_sum
     scratch scratch_stride
-    at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state at_segment_max
+    at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
+    at_segment_max
 """.split()
 _FLOAT_FIELDS = (
     "query_factor key_factor difference_factor rest power_first power_second softcap".split()

@@ -6,23 +6,10 @@ from fastattn._core.plan import BLOCK_ROWS, SCORE_STRIDE, TILE_ROWS
 
 from .compile import device
 from .elementary import exp2_lowest, exp2_product
+from .emit import LANES
+from .memory import load, load_scalar, store, store_scalar
 from .scores import product_columns
-from .simd import (
-    LANES,
-    any_nan,
-    cast,
-    first_lane,
-    fma,
-    item_size,
-    lane_max,
-    lane_sum,
-    larger,
-    load,
-    load_scalar,
-    splat,
-    store,
-    store_scalar,
-)
+from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
 
 # Values of this many keys stay in the first-level cache while all rows of a block read them.
 FUSE_KEYS = 128

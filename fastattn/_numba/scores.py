@@ -10,28 +10,22 @@ from fastattn._core.plan import PANEL_KEYS, SCORE_STRIDE, SEGMENT_KEYS, TILE_ROW
 
 from .compile import device
 from .elementary import tanh_product
+from .emit import LANES
+from .memory import load, load_as, load_scalar, native_code, store, store_scalar
+from .native import load_int64, store_int64
 from .pack import pack_panel
 from .record import BOOL_MASK, EUCLIDEAN, FLOAT_MASK
 from .simd import (
-    LANES,
     cast,
     item_size,
     keep_lanes,
     largest_finite,
-    load,
-    load_as,
-    load_scalar,
-    native_code,
     select_bytes,
     select_equal,
     splat,
-    store,
-    store_scalar,
     tile_width,
 )
-from .native import load_int64, store_int64
 from .tile import distance_tile, product_tile
-
 
 # Values are fetched this many keys before their turn where a task has few rows: they come straight
 # from memory then. More rows find them in a cache, and lose 5 % by asking.

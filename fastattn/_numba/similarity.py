@@ -1,6 +1,6 @@
 """Similarity of every query with every key, as a kernel of its own.
 
-Steps: pack, score, shape, with the panels, the tile and the scaling of attention, so that each entry
+Steps: pack, score, shape, with the panels, tile and scaling of attention, so that each entry
 has the bits that attention scores with. A task is a block of rows and some panels of keys: its
 queries are packed once, then each panel is packed once and met by all of them.
 """
@@ -10,21 +10,13 @@ import numpy as np
 from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
 
 from .compile import device, entry
+from .emit import LANES
+from .memory import load, load_scalar, store, store_first, store_scalar
 from .native import atomic_next, load_int64, store_int64
 from .pack import clear_row, normalise_query, pack_matrix, pack_panel, scale_row
 from .record import COSINE, EUCLIDEAN, Layout, operand_offset, reader
 from .scores import product_columns, shape_row
-from .simd import (
-    LANES,
-    cast,
-    item_size,
-    load,
-    load_scalar,
-    splat,
-    store,
-    store_first,
-    store_scalar,
-)
+from .simd import cast, item_size, splat
 from .tile import distance_tile
 
 LAYOUT = Layout(

@@ -15,33 +15,25 @@ import numpy as np
 from fastattn._core.plan import SEGMENT_KEYS
 
 from .compile import device, entry
-from .elementary import exp_nonpositive, natural_log
-from .native import atomic_next
-from .pack import pack_matrix
-from .record import FLOAT_MASK, NO_MASK, Layout, operand_offset, reader
-from .scores import mask_row
-from .simd import (
-    LANES,
-    any_nan,
-    cast,
-    first_lane,
-    fma,
-    item_size,
-    lane_max,
-    lane_sum,
-    larger,
+from .elementary import natural_log
+from .emit import LANES
+from .memory import (
     load,
     load_as,
     load_first,
     load_scalar,
-    prefetch,
-    splat,
     store,
     store_first,
     store_scalar,
     stream,
     transpose_four,
 )
+from .weigh import find_max, find_max_sideways, weigh, weigh_sideways
+from .native import atomic_next
+from .pack import pack_matrix
+from .record import FLOAT_MASK, NO_MASK, Layout, operand_offset, reader
+from .scores import mask_row
+from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = 0, 1, 2
 WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
@@ -96,101 +88,6 @@ def score_at(tag, call, x, mask):
         elif bias == 0.0:
             score = cast(tag, -np.inf)
     return score
-
-
-@device
-def find_max(tag, place, keys):
-    """Step maximum, keys on the lanes; a NaN may be passed over."""
-    item = item_size(tag)
-    hidden = cast(tag, -np.inf)
-    first = splat(hidden)
-    second, third, fourth = first, first, first
-    whole = keys // LANES * LANES
-    k = 0
-    while k + 4 * LANES <= whole:
-        first = larger(load(tag, place + k * item), first)
-        second = larger(load(tag, place + (k + LANES) * item), second)
-        third = larger(load(tag, place + (k + 2 * LANES) * item), third)
-        fourth = larger(load(tag, place + (k + 3 * LANES) * item), fourth)
-        k += 4 * LANES
-    while k < whole:
-        first = larger(load(tag, place + k * item), first)
-        k += LANES
-    if whole < keys:
-        second = larger(load_first(place + whole * item, keys - whole, hidden), second)
-    return lane_max(larger(larger(first, second), larger(third, fourth)))
-
-
-@device
-def weigh(tag, place, keys, row_max, weights, sums, sums_stride, ahead):
-    """Step weigh, keys on the lanes: the sum of exponentials, which go to `weights` if not 0.
-
-    Each segment's own sum goes to `sums` if not 0. `ahead` bytes further lies what is read next.
-    """
-    item = item_size(tag)
-    maximum = splat(row_max)
-    total = cast(tag, 0.0)
-    for segment in range(0, keys, SEGMENT_KEYS):
-        stop = min(segment + SEGMENT_KEYS, keys)
-        whole = stop // LANES * LANES
-        lanes = splat(cast(tag, 0.0))
-        for k in range(segment, whole, LANES):
-            weight = exp_nonpositive(load(tag, place + k * item) - maximum)
-            prefetch(place + k * item + ahead)
-            lanes = lanes + weight
-            if weights:
-                store(weights + k * item, weight)
-        if whole < stop:
-            scores = load_first(place + whole * item, stop - whole, cast(tag, -np.inf))
-            weight = exp_nonpositive(scores - maximum)
-            lanes = lanes + weight
-            if weights:
-                store(weights + whole * item, weight)
-        segment_sum = lane_sum(lanes)
-        total = total + segment_sum
-        if sums:
-            store_scalar(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum)
-    return total
-
-
-@device
-def find_max_sideways(tag, place, keys, stride):
-    """Step maximum for sixteen rows on the lanes."""
-    first = splat(cast(tag, -np.inf))
-    second = first
-    for k in range(0, keys - 1, 2):
-        first = larger(load(tag, place + k * stride), first)
-        second = larger(load(tag, place + (k + 1) * stride), second)
-    if keys % 2:
-        first = larger(load(tag, place + (keys - 1) * stride), first)
-    return larger(first, second)
-
-
-@device
-def weigh_sideways(tag, place, keys, stride, maximum, keep, lanes, sums, sums_stride, count):
-    """Step weigh for `count` rows on the lanes; scratch `lanes` holds the virtual lanes of each."""
-    step = LANES * item_size(tag)
-    zero = splat(cast(tag, 0.0))
-    total = zero
-    for segment in range(0, keys, SEGMENT_KEYS):
-        for lane in range(lanes, lanes + LANES * step, step):
-            store(lane, zero)
-        for k in range(segment, min(segment + SEGMENT_KEYS, keys)):
-            weight = exp_nonpositive(load(tag, place + k * stride) - maximum)
-            lane = lanes + k % LANES * step
-            store(lane, load(tag, lane) + weight)
-            if keep:
-                store(place + k * stride, weight)
-        half = LANES // 2
-        while half:
-            for lane in range(lanes, lanes + half * step, step):
-                store(lane, load(tag, lane) + load(tag, lane + half * step))
-            half //= 2
-        segment_sum = load(tag, lanes)
-        total = total + segment_sum
-        if sums:
-            store_first(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum, count)
-    return total
 
 
 @device
@@ -382,7 +279,7 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
         target, target_line = output, call.output_line
     streamed = there and call.streamed != 0
     stats_step = 2 * step if sideways else 0
-    for line in range(lines):
+    for _ in range(lines):
         finish_line(tag, call, source, lanes, stats, stats_step, target, streamed)
         source += stride
         target += target_line

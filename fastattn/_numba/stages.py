@@ -16,8 +16,8 @@ from . import fuse as fusing
 from . import similarity as comparing
 from . import softmax as kernel
 from .calls import Record, address, merge_dims, split_scale
+from .memory import storage_code as _storage_code
 from .record import BOOL_MASK, FLOAT_MASK, NO_MASK
-from .simd import storage_code as _storage_code
 
 __all__ = ["ENTRIES", "fuse", "log_softmax", "logsumexp", "similarity", "softmax"]
 

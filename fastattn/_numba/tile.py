@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .simd import (
+from .emit import (
     I64,
     LANES,
     element_ir,

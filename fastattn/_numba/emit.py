@@ -1,0 +1,150 @@
+"""The vector type, and the LLVM building blocks that intrinsics are made of."""
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import config as numba_config
+from numba import types
+from numba.core import cgutils
+from numba.extending import models, register_model
+
+LANES = 16
+
+
+def _registers():
+    """Number of vector registers and bytes in each that the compiler may use on this machine."""
+    features = numba_config.CPU_FEATURES
+    if features is None:
+        features = llvm.get_host_cpu_features().flatten()
+    wide = "+avx512f" in features.split(",")
+    return (32, 64) if wide else (16, 32)
+
+
+# Six rows of accumulators, the vectors of one step of the depth and one broadcast must fit.
+_COUNT, _BYTES = _registers()
+TILE_VECTORS = {
+    name: max(1, (_COUNT - 2) // (7 * (LANES * size // _BYTES)))
+    for name, size in (("float32", 4), ("float64", 8))
+}
+
+
+class VectorType(types.Type):
+    """Sixteen lanes of one float type."""
+
+    def __init__(self, element: types.Float) -> None:
+        self.element = element
+        super().__init__(name=f"Vector({element})")
+
+
+FLOAT32_VECTOR = VectorType(types.float32)
+FLOAT64_VECTOR = VectorType(types.float64)
+VECTOR_OF = {types.float32: FLOAT32_VECTOR, types.float64: FLOAT64_VECTOR}
+
+INTEGER_BITS = {types.float32: 32, types.float64: 64}
+I64 = ir.IntType(64)
+I32 = ir.IntType(32)
+
+
+def element_ir(element):
+    """The LLVM scalar of a Numba float."""
+    return ir.FloatType() if element is types.float32 else ir.DoubleType()
+
+
+def vector_ir(element, lanes=LANES):
+    """The LLVM vector of a Numba float."""
+    return ir.VectorType(element_ir(element), lanes)
+
+
+def item_bytes(element):
+    """Size of one element in bytes."""
+    return INTEGER_BITS[element] // 8
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, vector_ir(fe_type.element))
+
+
+def constant(vector_type, value):
+    """A vector constant with `value` in every lane."""
+    return ir.Constant(vector_type, [float(value)] * vector_type.count)
+
+
+def lane_numbers(element):
+    """Integers 0 to 15, as wide as the float."""
+    bits = ir.IntType(INTEGER_BITS[element])
+    return ir.Constant(ir.VectorType(bits, LANES), list(range(LANES)))
+
+
+def splat_ir(builder, scalar, lanes=LANES):
+    """One scalar in every lane."""
+    vector_type = ir.VectorType(scalar.type, lanes)
+    undefined = ir.Constant(vector_type, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    order = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, undefined, order)
+
+
+def fma_ir(builder, a, b, c):
+    """`a * b + c` with one rounding, of scalars or vectors."""
+    kind = a.type
+    if isinstance(kind, ir.VectorType):
+        bits = "f32" if isinstance(kind.element, ir.FloatType) else "f64"
+        suffix = f"v{kind.count}{bits}"
+    else:
+        suffix = "f32" if isinstance(kind, ir.FloatType) else "f64"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [kind, kind, kind]), f"llvm.fma.{suffix}"
+    )
+    return builder.call(function, [a, b, c])
+
+
+def pointer_ir(builder, address, kind):
+    """An integer address as a pointer to `kind`."""
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def load_ir(builder, address, kind):
+    """Load `kind` from an address of any alignment."""
+    return builder.load(pointer_ir(builder, address, kind), align=1)
+
+
+def store_ir(builder, address, value):
+    """Store to an address of any alignment."""
+    builder.store(value, pointer_ir(builder, address, value.type), align=1)
+
+
+def prefetch_ir(builder, address):
+    """Ask for the cache line at an address, into the second-level cache; never faults."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, second_level, data = (ir.Constant(I32, n) for n in (0, 2, 1))
+    builder.call(function, [builder.inttoptr(address, byte), read, second_level, data])
+
+
+def shuffle_ir(builder, a, b, order):
+    """`shufflevector` with a list of lane numbers."""
+    mask = ir.Constant(ir.VectorType(I32, len(order)), list(order))
+    return builder.shuffle_vector(a, b, mask)
+
+
+def outlined(context, builder, name, kinds, result, emit, args):
+    """Call an LLVM function of its own, defined once a module by `emit(builder, args) -> value`.
+
+    Never inlined: a long body then is optimised once, not again in every function that uses it,
+    which is most of what compiling costs.
+    """
+    module = builder.module
+    function = module.globals.get(name)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(result, kinds), name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        value = emit(inner, list(function.args))
+        if isinstance(result, ir.VoidType):
+            inner.ret_void()
+        else:
+            inner.ret(value)
+    return builder.call(function, args)
