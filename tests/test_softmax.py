@@ -9,7 +9,7 @@ import tolerances
 import fastattn
 from fastattn import reference
 
-stages = pytest.importorskip("fastattn._numba.stages")
+normalize = pytest.importorskip("fastattn._numba.normalize")
 
 FAMILY = ("softmax", "log_softmax", "logsumexp")
 DTYPES = ("float32", "float64")
@@ -20,8 +20,8 @@ LENGTHS = (1, 2, 3, 4, 15, 16, 17, 31, 32, 33, 63, 65, 511, 512, 513, 1025, 1600
 @pytest.fixture
 def in_chunks(monkeypatch):
     """Cut every longer row into chunks of one segment, as only huge rows are."""
-    monkeypatch.setattr(stages, "_BLOCK_BYTES", 1 << 11)
-    monkeypatch.setattr(stages, "_CHUNK_BYTES", 1 << 11)
+    monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 11)
+    monkeypatch.setattr(normalize, "_CHUNK_BYTES", 1 << 11)
 
 
 def draw(rng, shape, dtype, size=3.0):
@@ -88,11 +88,13 @@ def test_chunks_of_huge_rows_give_the_same_bits(dtype, seed, monkeypatch):
     turned = np.ascontiguousarray(x.T)
     mask = rng.random(x.shape) < 0.7
     whole = [*family(x), *family(turned, 0), *family(x, mask=mask)]
-    monkeypatch.setattr(stages, "_BLOCK_BYTES", 1 << 11)
-    monkeypatch.setattr(stages, "_CHUNK_BYTES", 1 << 11)
+    monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 11)
+    monkeypatch.setattr(normalize, "_CHUNK_BYTES", 1 << 11)
     launches = []
-    launch = stages._launch
-    monkeypatch.setattr(stages, "_launch", lambda *call: (launches.append(call[2]), launch(*call)))
+    launch = normalize._launch
+    monkeypatch.setattr(
+        normalize, "_launch", lambda *call: (launches.append(call[2]), launch(*call))
+    )
     for threads in (1, 2):
         chunks = [
             *family(x, threads=threads),
@@ -108,7 +110,7 @@ def test_chunks_of_huge_rows_give_the_same_bits(dtype, seed, monkeypatch):
 def test_stores_past_the_caches_give_the_same_bits(axis, seed, monkeypatch):
     x = draw(np.random.default_rng(seed), (130, 1000), "float32")
     expected = fastattn.softmax(x, axis)
-    monkeypatch.setattr(stages, "_STREAM_BYTES", 0)
+    monkeypatch.setattr(normalize, "_STREAM_BYTES", 0)
     for shift in range(17):
         memory = np.zeros(x.size + 64, np.float32)
         out = memory[shift : shift + x.size].reshape(x.shape)

@@ -18,11 +18,11 @@ from fastattn._core.plan import (
 )
 from fastattn._core.problem import Problem
 
-from . import attention, compile, launch
+from . import attention, compile, launch, normalize, stages
 from .calls import TABLES, Record, address, describe, value_in_place
+from .normalize import log_softmax, logsumexp, softmax
 from .record import WORD
-from .stages import ENTRIES as STAGES
-from .stages import fuse, log_softmax, logsumexp, similarity, softmax
+from .stages import fuse, similarity
 
 __all__ = [
     "Execution",
@@ -384,4 +384,5 @@ def _fold_parts(
 
 def warmup() -> None:
     """Compile every kernel, or load it from the disk cache."""
-    compile.warm([*(entry for entries in _ENTRIES.values() for entry in entries), *STAGES])
+    own = [entry for entries in _ENTRIES.values() for entry in entries]
+    compile.warm([*own, *normalize.ENTRIES, *stages.ENTRIES])

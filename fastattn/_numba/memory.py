@@ -1,5 +1,7 @@
 """Loads and stores of vectors and scalars, any alignment and storage type; and transposing."""
 
+import functools
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -160,6 +162,7 @@ STORAGE_CODES = {
 SWAPPED = 16
 
 
+@functools.cache  # a dtype's name costs microseconds
 def storage_code(dtype):
     """The code by which `load_as` reads a NumPy dtype."""
     dtype = np.dtype(dtype)

@@ -28,12 +28,12 @@ from .memory import (
     stream,
     transpose_four,
 )
-from .weigh import find_max, find_max_sideways, weigh, weigh_sideways
 from .native import atomic_next
 from .pack import pack_matrix
 from .record import FLOAT_MASK, NO_MASK, Layout, operand_offset, reader
 from .scores import mask_row
-from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
+from .simd import any_nan, cast, first_lane, fma, item_size, splat
+from .weigh import find_max, find_max_sideways, weigh, weigh_sideways
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = 0, 1, 2
 WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
