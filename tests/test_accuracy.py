@@ -13,7 +13,7 @@ def check(figures, dtype):
     assert accuracy.mean_ratio(figures) <= tolerances.ACCURACY_MEAN_RATIO, text
 
 
-@pytest.mark.parametrize(("dtype", "cases"), [(np.float32, 250), (np.float64, 60)])
+@pytest.mark.parametrize(("dtype", "cases"), [(np.float32, 150), (np.float64, 60)])
 def test_errors_of_a_sample(exact_backend, dtype, cases, seed):
     check([accuracy.measure(seed + i, dtype) for i in range(cases)], dtype)
 
