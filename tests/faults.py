@@ -108,8 +108,8 @@ _FAULTS = {
     ),
     "weights_of_segments_at_their_own_maximum": (
         "_numba/finish.py",
-        "weight * power / row_sum",
-        "weight / row_sum",
+        "wide, lowest) / total",
+        "wide, lowest)",
         OPTIONS,
     ),
     "softcap_slope": (

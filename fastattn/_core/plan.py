@@ -87,7 +87,6 @@ class Scratch(NamedTuple):
     at_rows: int
     at_packed: int
     at_state: int
-    at_segment_max: int
     size: int
 
 
@@ -103,7 +102,6 @@ def scratch_layout(
     value_features: int,
     item: int,
     value_in_place: bool,
-    weights: bool,
 ) -> Scratch:
     """Lay out one worker's scratch."""
     rows = padded(task_rows, TILE_ROWS)
@@ -120,7 +118,6 @@ def scratch_layout(
         task_rows * 5 * 8,
         (SEGMENT_KEYS // PANEL_KEYS) * 8,
         block * 16,
-        task_rows * -(-keys // SEGMENT_KEYS) * 8 if weights else 0,
     )
     offsets = [0]
     for size in sizes:
@@ -168,9 +165,7 @@ def plan_attention(
     too_long = seconds(task_rows, segments) > _LONGEST_TASK
     split = split_always or (segments > 1 and not weights and (starved or too_long))
     wave_entries, wave_segments = entries, segments
-    scratch = scratch_layout(
-        task_rows, keys, features, value_features, item, value_in_place, weights
-    )
+    scratch = scratch_layout(task_rows, keys, features, value_features, item, value_in_place)
     total = scratch.size * workers
     if split:
         row_bytes = (padded(value_features) + 2) * item

@@ -72,8 +72,8 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
         exact = True
         if call.metric == COSINE:
             normalise_query(tag, target, width)
-        if call.query_factor != 1.0:
-            exact = scale_row(tag, target, width, call.query_factor, call.metric == EUCLIDEAN)
+        if call.query_first * call.query_second != 1.0:
+            exact = scale_row(tag, target, width, call, call.metric == EUCLIDEAN)
         position = i + load_int64(offsets + head * call.offsets_head, 0)
         length = load_int64(lengths + head * call.lengths_head, 0)
         begin = min(max(0, position - call.left), call.keys)
@@ -92,21 +92,16 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
 
 
 @device
-def forget(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch):
-    """Mark states as empty that this task fills only where a row sees a key."""
+def forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch):
+    """Mark partial states as empty, which this task fills only where a row sees a key."""
     hidden = cast(tag, -np.inf)
-    if call.split:
-        for r in range(rows):
-            for segment in range(first_segment, stop_segment):
-                place = partial_row(call, entry_index, first_row + r, segment)
-                store_scalar(call.partial_max + place * item_size(tag), hidden)
-            index = (entry_index - call.first_entry) * call.groups_of_heads * call.queries
-            exact = load_int64(slot(call, scratch, EXACT, r), 0)
-            store_int64(call.state_exact, index + first_row + r, exact)
-    elif call.weights:
-        segments = (call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS
-        for i in range(rows * segments):
-            store_scalar(scratch + call.at_segment_max + 8 * i, hidden)
+    for r in range(rows):
+        for segment in range(first_segment, stop_segment):
+            place = partial_row(call, entry_index, first_row + r, segment)
+            store_scalar(call.partial_max + place * item_size(tag), hidden)
+        index = (entry_index - call.first_entry) * call.groups_of_heads * call.queries
+        exact = load_int64(slot(call, scratch, EXACT, r), 0)
+        store_int64(call.state_exact, index + first_row + r, exact)
 
 
 @device
@@ -180,13 +175,14 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
         row_sum = load_scalar(tag, slot(call, scratch, RUNNING_SUM, r))
         exact = load_int64(slot(call, scratch, EXACT, r), 0) != 0
         running = scratch + call.at_running + r * width
-        if call.weights and row_max != -np.inf:
-            segments = (call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS
-            maxima = scratch + call.at_segment_max + 8 * r * segments
-            factor = row_factor(tag, call, exact)
-            finish_weights(tag, call, entry_index, first_row + r, maxima, row_max, row_sum, factor)
         index = entry_index * call.groups_of_heads * call.queries + first_row + r
         target = output + head * call.output_head + i * call.output_row
+        if call.weights:
+            place = call.weights + index * call.keys * item_size(tag)
+            begin = load_int64(slot(call, scratch, BEGIN, r), 0)
+            end = load_int64(slot(call, scratch, END, r), 0)
+            factor = row_factor(tag, call, exact)
+            finish_weights(tag, call, place, begin, end, row_max, row_sum, factor)
         finish_row(tag, call, index, row_max, row_sum, running, exact, target)
         i += 1
         if i == call.queries:
@@ -206,7 +202,10 @@ def attend_task(tag, call, task, scratch):
     first_row = (call.row_tasks - 1 - task % call.row_tasks) * call.task_rows
     rows = min(call.task_rows, call.groups_of_heads * call.queries - first_row)
     prepare_rows(tag, call, entry_index, first_row, rows, scratch)
-    forget(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch)
+    if call.split:
+        forget_partials(
+            tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch
+        )
     attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch)
     if not call.split:
         finish_rows(tag, call, entry_index, first_row, rows, scratch)

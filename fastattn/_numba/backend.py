@@ -99,8 +99,6 @@ class Execution:
         """Fill (*batch, Hkv, G, L, Ev), (*batch, Hkv, G, L) and (*batch, Hkv, G, L, S)."""
         if math.prod(self.problem.query.shape[:-1]) == 0:
             return
-        if weights is not None:
-            weights[...] = 0.0  # what no task visits is hidden
         record = _record(self.problem, self.plan, output)
         for field, array in (("lse", lse), ("weights", weights)):
             if array is not None:
@@ -181,7 +179,6 @@ def _layout(problem: Problem, plan: AttentionPlan) -> Scratch:
         problem.value.shape[-1],
         problem.dtype.itemsize,
         value_in_place(problem),
-        problem.return_weights,
     )
 
 

@@ -10,7 +10,7 @@ from fastattn._core.plan import SCORE_STRIDE, SEGMENT_KEYS
 
 from .compile import device
 from .emit import LANES
-from .memory import load, load_scalar, store, store_scalar
+from .memory import load, load_scalar, store, store_first, store_scalar
 from .native import load_int64
 from .record import NO_MASK
 from .rows import (
@@ -101,6 +101,13 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
         exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+        if call.weights:
+            # Scores, until `finish_weights` knows the maximum and the sum of the whole row.
+            index = entry_index * call.groups_of_heads * call.queries + first_row + block + r
+            target = call.weights + (index * call.keys + segment * SEGMENT_KEYS) * item
+            for column in range(low, high, LANES):
+                score = load(tag, row + column * item)
+                store_first(target + column * item, score, high - column)
         row_max = row_maximum(tag, row, low, high_padded)
         row_sum = cast(tag, 0.0)
         if row_max == -np.inf:
@@ -112,15 +119,6 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
         state = scratch + call.at_state + 16 * r
         store_scalar(state, row_max)
         store_scalar(state + 8, row_sum)
-        if call.weights:
-            # Unnormalised, until `finish_weights` knows the maximum of the whole row.
-            segments = (call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS
-            maxima = scratch + call.at_segment_max + 8 * (block + r) * segments
-            store_scalar(maxima + 8 * segment, row_max)
-            index = entry_index * call.groups_of_heads * call.queries + first_row + block + r
-            target = call.weights + (index * call.keys + segment * SEGMENT_KEYS) * item
-            for column in range(low, high):
-                store_scalar(target + column * item, load_scalar(tag, row + column * item))
 
 
 @device

@@ -64,11 +64,10 @@ def split_scale(
     shaped = shaped or softcap is not None
     words: dict[str, Any] = dict(
         metric=metric,
-        query_factor=1.0,
+        query_first=1.0,
+        query_second=1.0,
         key_factor=1.0,
         difference_factor=1.0,
-        power_first=1.0,
-        power_second=1.0,
         softcap=softcap or 0.0,
     )
     if scale == 0.0:
@@ -82,13 +81,12 @@ def split_scale(
             # On the operands it might overflow where their differences do not.
             words["difference_factor"] = math.ldexp(1.0, half)
         else:
-            words["query_factor"] = words["key_factor"] = math.ldexp(1.0, half)
+            words["query_first"] = words["key_factor"] = math.ldexp(1.0, half)
         if scale < 0.0:
             rest, shaped = -rest, True
     else:
-        words["query_factor"] = math.copysign(math.ldexp(1.0, exponent), scale)
-        words["power_first"] = math.copysign(math.ldexp(1.0, exponent // 2), scale)
-        words["power_second"] = math.ldexp(1.0, exponent - exponent // 2)
+        words["query_first"] = math.copysign(math.ldexp(1.0, exponent // 2), scale)
+        words["query_second"] = math.ldexp(1.0, exponent - exponent // 2)
     rescaled = softcap is not None or (shaped and rest != 1.0)
     return words | dict(rest=rest, shaped=int(shaped), rescaled=int(rescaled))
 

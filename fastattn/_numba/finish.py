@@ -2,15 +2,12 @@
 
 import numpy as np
 
-from fastattn._core.plan import SEGMENT_KEYS
-
 from .blocks import padded
 from .compile import device
-from .elementary import natural_log
+from .elementary import exp2_lowest, exp2_product, natural_log
 from .emit import LANES
-from .memory import load, load_scalar, store, store_scalar
-from .rows import correction
-from .simd import cast, item_size, splat
+from .memory import load, load_first, load_scalar, store, store_first, store_scalar
+from .simd import cast, item_size, select_equal, splat
 
 
 @device
@@ -44,19 +41,24 @@ def finish_row(tag, call, index, row_max, row_sum, running, exact, target):
 
 
 @device
-def finish_weights(tag, call, entry_index, row, segment_max, row_max, row_sum, factor):
-    """Bring the weights of all segments to one maximum, and divide by the sum."""
+def finish_weights(tag, call, target, begin, end, row_max, row_sum, factor):
+    """Turn the scores of a row, keys begin to end, into weights; other keys have none.
+
+    A hidden key has the weight 0 even in a row of NaN.
+    """
     item = item_size(tag)
-    rows = call.groups_of_heads * call.queries
-    target = call.weights + (entry_index * rows + row) * call.keys * item
-    for first in range(0, call.keys, SEGMENT_KEYS):
-        maximum = load_scalar(tag, segment_max + 8 * (first // SEGMENT_KEYS))
-        if maximum == -np.inf:
-            continue
-        power = correction(tag, maximum, row_max, factor)
-        for column in range(first, min(first + SEGMENT_KEYS, call.keys)):
-            place = target + column * item
-            weight = load_scalar(tag, place)
-            # Zero stays zero: a hidden key has no weight even in a row of NaN.
-            if weight != 0.0:
-                store_scalar(place, weight * power / row_sum)
+    hidden = cast(tag, -np.inf)
+    zero = splat(cast(tag, 0.0))
+    if row_max == -np.inf:
+        end = begin
+    for column in range(0, begin, LANES):
+        store_first(target + column * item, zero, begin - column)
+    for column in range(end, call.keys, LANES):
+        store_first(target + column * item, zero, call.keys - column)
+    maximum, total = splat(row_max), splat(row_sum)
+    wide, lowest = splat(factor), splat(exp2_lowest(factor))
+    for column in range(begin, end, LANES):
+        place = target + column * item
+        score = load_first(place, end - column, hidden)
+        weight = exp2_product(score - maximum, wide, lowest) / total
+        store_first(place, select_equal(score, hidden, zero, weight), end - column)

@@ -102,21 +102,24 @@ def clear_row(tag, target, begin, end):
 
 
 @device
-def scale_row(tag, target, length, factor, always):
-    """Multiply a padded row by a power of two, if no element loses a bit or overflows, or `always`.
+def scale_row(tag, target, length, call, always):
+    """Multiply a padded row by the power of two in `call.query_first * call.query_second`.
 
-    Returns whether it was done.
+    Only if no element loses a bit or overflows, or `always`; returns whether it was done. There are
+    two factors because one may lie beyond the range of the type.
     """
     item = item_size(tag)
-    wide, back = splat(cast(tag, factor)), splat(cast(tag, 1.0 / factor))
+    first, second = splat(cast(tag, call.query_first)), splat(cast(tag, call.query_second))
+    back_first = splat(cast(tag, 1.0 / call.query_first))
+    back_second = splat(cast(tag, 1.0 / call.query_second))
     exact = True
     for i in range(0, length, LANES):
         value = load(tag, target + i * item)
-        scaled = value * wide
-        exact = always or (exact and same_lanes(scaled * back, value))
+        scaled = value * first * second
+        exact = always or (exact and same_lanes(scaled * back_second * back_first, value))
     if exact:
         for i in range(0, length, LANES):
-            store(target + i * item, load(tag, target + i * item) * wide)
+            store(target + i * item, load(tag, target + i * item) * first * second)
     return exact
 
 

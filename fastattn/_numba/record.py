@@ -38,11 +38,8 @@ _INTEGER_FIELDS = """
     partial_output partial_max partial_sum
     scratch scratch_stride
     at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
-    at_segment_max
 """.split()
-_FLOAT_FIELDS = (
-    "query_factor key_factor difference_factor rest power_first power_second softcap".split()
-)
+_FLOAT_FIELDS = "query_first query_second key_factor difference_factor rest softcap".split()
 
 # Rows of the stride table `entry_strides`, one stride a batch dim each.
 OPERANDS = ("query", "key", "value", "mask", "lengths", "offsets", "output")

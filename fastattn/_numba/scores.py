@@ -141,8 +141,8 @@ def shape_row(tag, call, scores, low, high, exact):
     """
     item = item_size(tag)
     rest = splat(cast(tag, call.rest))
-    first = splat(cast(tag, 1.0 if exact else call.power_first))
-    second = splat(cast(tag, 1.0 if exact else call.power_second))
+    first = splat(cast(tag, 1.0 if exact else call.query_first))
+    second = splat(cast(tag, 1.0 if exact else call.query_second))
     cap = splat(cast(tag, call.softcap))
     slope = splat(cast(tag, 2.8853900817779268 / call.softcap))
     for place in range(scores + low * item, scores + high * item, LANES * item):

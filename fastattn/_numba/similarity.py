@@ -31,7 +31,7 @@ LAYOUT = Layout(
     output output_row output_key
     scratch scratch_stride at_query at_exact at_panel at_tile
     """.split(),
-    "query_factor key_factor difference_factor rest power_first power_second softcap".split(),
+    "query_first query_second key_factor difference_factor rest softcap".split(),
 )
 read_call = reader(LAYOUT)
 QUERY, KEY, OUTPUT = range(3)
@@ -62,8 +62,8 @@ def pack_queries(tag, call, query, rows, scratch):
         exact = True
         if call.metric == COSINE:
             normalise_query(tag, row, width)
-        if call.query_factor != 1.0:
-            exact = scale_row(tag, row, width, call.query_factor, call.metric == EUCLIDEAN)
+        if call.query_first * call.query_second != 1.0:
+            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN)
         store_int64(scratch + call.at_exact, r, exact)
 
 
