@@ -106,7 +106,7 @@ _FAULTS = {
         "+ np.float64(row_max)",
         OPTIONS,
     ),
-    "weights_of_segments_at_their_own_maximum": (
+    "weights_not_divided_by_their_sum": (
         "_numba/finish.py",
         "wide, lowest) / total",
         "wide, lowest)",

@@ -48,6 +48,24 @@ def test_small_work_stays_on_this_thread():
     assert toy.Call(8).run(1e-9, 4).workers() == [0]
 
 
+@needs_two_threads
+def test_openmp_nesting_is_left_alone():
+    """Numba allows nested regions when it starts its threads; PyTorch in the process would suffer."""
+    code = """
+        import ctypes
+        import toy_kernels as toy
+        try:
+            levels = ctypes.CDLL("libgomp.so.1").omp_get_max_active_levels
+        except OSError:
+            print("no libgomp")
+        else:
+            before = levels()
+            toy.long_call(0.1).run(0.1 / 40, 2)
+            print("kept" if levels() == before else f"{before} became {levels()}")
+    """
+    assert children.run(code).strip() in ("kept", "no libgomp")
+
+
 def test_small_work_does_not_compile_the_parallel_driver(tmp_path):
     code = """
         import toy_kernels as toy

@@ -10,10 +10,13 @@ layer (a pool's threads are busy anyway, and `workqueue` would abort the process
 forked after the layer had started, and where there is no layer. Whatever is chosen, no bit changes.
 """
 
+import ctypes
 import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numba
 import numpy as np
@@ -62,6 +65,25 @@ def _parallel(entry_address, call, first, stop, workers):
 DRIVERS = (_serial, _parallel)
 
 
+@contextmanager
+def _openmp_nesting_kept() -> Iterator[None]:
+    """Leave OpenMP's nesting as it is.
+
+    Numba's omp layer allows nested parallel regions when it starts, for all of the process: PyTorch,
+    if it shares the library, then runs its own attention five times slower.
+    """
+    try:
+        openmp = ctypes.CDLL("libgomp.so.1")
+        levels = openmp.omp_get_max_active_levels()
+    except (OSError, AttributeError):  # another OpenMP, or none: nothing to keep
+        yield
+        return
+    try:
+        yield
+    finally:
+        openmp.omp_set_max_active_levels(levels)
+
+
 class _Layer:
     """What this process knows of the parallel layer; a forked child gets a fresh one."""
 
@@ -78,7 +100,8 @@ class _Layer:
             self.refusal = "Numba has one thread (NUMBA_NUM_THREADS or the affinity mask)"
             return
         try:
-            numba.get_num_threads()  # the public function that starts the layer
+            with _openmp_nesting_kept():
+                numba.get_num_threads()  # the public function that starts the layer
             self.name = numba.threading_layer()
         except ValueError as error:
             self.refusal = f"Numba found no threading layer: {error}"
