@@ -50,7 +50,7 @@ def test_small_work_stays_on_this_thread():
 
 @needs_two_threads
 def test_openmp_nesting_is_left_alone():
-    """Numba allows nested regions when it starts its threads; PyTorch in the process would suffer."""
+    """Numba allows nested regions when its threads start; PyTorch beside it would suffer."""
     code = """
         import ctypes
         import toy_kernels as toy

@@ -69,8 +69,8 @@ DRIVERS = (_serial, _parallel)
 def _openmp_nesting_kept() -> Iterator[None]:
     """Leave OpenMP's nesting as it is.
 
-    Numba's omp layer allows nested parallel regions when it starts, for all of the process: PyTorch,
-    if it shares the library, then runs its own attention five times slower.
+    Numba's omp layer allows nested parallel regions when it starts, for all of the process:
+    PyTorch, if it shares the library, then runs its own attention five times slower.
     """
     try:
         openmp = ctypes.CDLL("libgomp.so.1")
