@@ -7,7 +7,7 @@ from .compile import device
 from .elementary import exp2_lowest, exp2_product, natural_log
 from .emit import LANES
 from .memory import load, load_first, load_scalar, store, store_first, store_scalar
-from .simd import cast, item_size, select_equal, splat
+from .simd import cast, fma, item_size, select_equal, splat, unless_nan
 
 
 @device
@@ -18,10 +18,17 @@ def finish_row(tag, call, index, row_max, row_sum, running, exact, target):
     """
     item = item_size(tag)
     empty = row_max == -np.inf
+    zero, total = splat(cast(tag, 0.0)), splat(row_sum)
+    inverse = splat(cast(tag, 1.0) / row_sum)
     for offset in range(0, padded(call.value_features) * item, LANES * item):
-        result = splat(cast(tag, 0.0))
+        result = zero
         if not empty:
-            result = load(tag, running + offset) / splat(row_sum)
+            # Division by Newton's correction of the quotient: as exact (Markstein), and a fifth of
+            # the time of dividing a vector. An infinite quotient needs none and would become NaN.
+            weighted = load(tag, running + offset)
+            quotient = weighted * inverse
+            remainder = fma(zero - quotient, total, weighted)
+            result = unless_nan(fma(remainder, inverse, quotient), quotient)
         store(running + offset, result)
     whole = 0
     if call.output_feature == item:

@@ -1,7 +1,8 @@
 """Weights times values, added up or kept apart, as a kernel of its own.
 
-An element of the sum is one chain of fused multiply-adds over each segment of 512 keys, from zero;
-segments are added from left to right. A task is a block of rows and a block of value features.
+An element of the sum is a sum of chains of fused multiply-adds, each over 128 keys and from zero:
+the chains of a segment of 512 keys are added from left to right, then the segments. A task is a
+block of rows and a block of value features.
 """
 
 import numpy as np

@@ -11,7 +11,10 @@ from .memory import load, load_scalar, store, store_scalar
 from .scores import product_columns
 from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
 
-# Values of this many keys stay in the first-level cache while all rows of a block read them.
+# A segment's output is a sum of chains over this many keys each, counted from its first key. A
+# chain over the whole segment loses accuracy (the error of attention in float32 is then 1.01 times
+# that of NumPy, and 0.92 times with 128). And values of 128 keys stay in the first-level cache
+# while all rows of a block read them.
 FUSE_KEYS = 128
 
 
@@ -69,8 +72,9 @@ def fuse_block(tag, call, rows, low, high, values, value_stride, scratch):
     score_stride = SCORE_STRIDE * item
     vectors = (call.value_features + LANES - 1) // LANES
     block_stride = vectors * LANES * item
-    for first in range(low, high, FUSE_KEYS):
-        keys = min(high - first, FUSE_KEYS)
+    first = low
+    while first < high:
+        keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
         b = values + first * value_stride
         for start in range(0, vectors, 4):
             count = min(vectors - start, 4)
@@ -90,24 +94,28 @@ def fuse_block(tag, call, rows, low, high, values, value_stride, scratch):
                     count,
                     first > low,
                 )
+        first += keys
 
 
 @device
 def fuse_visible_row(tag, scores, low, high, row_max, factor, values, value_stride, width, target):
     """Step fuse for one row whose plain product met a NaN: only visible keys take part.
 
-    `scores` holds scores, not weights. The chain is the one of `fuse_block` without the hidden
+    `scores` holds scores, not weights. The chains are those of `fuse_block` without the hidden
     keys, so that 0 * inf and 0 * NaN of a hidden key never happen.
     """
     item = item_size(tag)
     wide, lowest = splat(factor), splat(exp2_lowest(factor))
     for offset in range(0, width, LANES * item):
-        total = splat(cast(tag, 0.0))
+        total = chain = splat(cast(tag, 0.0))
         for column in range(low, high):
+            if column % FUSE_KEYS == 0:
+                total, chain = total + chain, splat(cast(tag, 0.0))
             score = load_scalar(tag, scores + column * item)
             if score != -np.inf:
                 weight = exp2_product(splat(score - row_max), wide, lowest)
-                total = fma(weight, load(tag, values + column * value_stride + offset), total)
+                chain = fma(weight, load(tag, values + column * value_stride + offset), chain)
+        total = total + chain
         store(target + offset, total)
 
 

@@ -247,6 +247,18 @@ def larger(typing_context, a, b):
 
 
 @intrinsic
+def unless_nan(typing_context, vector, other):
+    """Per lane: `vector` where that is a number, else `other`."""
+    sig = vector(vector, vector)
+
+    def codegen(context, builder, sig, args):
+        number = builder.fcmp_ordered("ord", args[0], args[0])
+        return builder.select(number, args[0], args[1])
+
+    return sig, codegen
+
+
+@intrinsic
 def absolute(typing_context, vector):
     """Per lane the value without its sign."""
     sig = vector(vector)

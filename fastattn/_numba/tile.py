@@ -44,19 +44,11 @@ def _emit_tile(builder, element, rows, vectors, ahead, step, args):
 
     cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
     a_rows = [at(a, a_stride, row) for row in range(rows)]
-    entry = builder.block
-    resume, head, body, done = (
+    head = builder.block
+    body, done, add, put, out = (
         builder.function.append_basic_block(f"tile.{part}")
-        for part in ("resume", "head", "body", "done")
+        for part in ("body", "done", "add", "put", "out")
     )
-    builder.cbranch(accumulate, resume, head)
-
-    builder.position_at_end(resume)
-    resumed = [load_ir(builder, at(c, c_stride, row, vector), kind) for row, vector in cells]
-    builder.branch(head)
-
-    builder.position_at_end(head)
-    started = [_phi(builder, (zero, entry), (old, resume)) for old in resumed]
     nothing = builder.icmp_signed("<=", depth, I64(0))
     builder.cbranch(nothing, done, body)
 
@@ -80,7 +72,7 @@ def _emit_tile(builder, element, rows, vectors, ahead, step, args):
             old = sums[row * vectors + vector]
             linked.append(step(builder, wide, columns[vector], old))
     moving = [index, b_row, *sums]
-    first = [I64(0), b, *started]
+    first = [I64(0), b, *[zero] * len(cells)]
     after = [builder.add(index, I64(1)), builder.add(b_row, b_stride), *linked]
     for phi, start, new in zip(moving, first, after, strict=True):
         phi.add_incoming(start, head)
@@ -88,12 +80,20 @@ def _emit_tile(builder, element, rows, vectors, ahead, step, args):
     builder.cbranch(builder.icmp_signed("<", after[0], depth), body, done)
 
     builder.position_at_end(done)
-    results = [
-        _phi(builder, (start, head), (new, body))
-        for start, new in zip(started, linked, strict=True)
-    ]
-    for (row, vector), result in zip(cells, results, strict=True):
-        store_ir(builder, at(c, c_stride, row, vector), result)
+    results = [_phi(builder, (zero, head), (new, body)) for new in linked]
+    places = [at(c, c_stride, row, vector) for row, vector in cells]
+    builder.cbranch(accumulate, add, put)
+
+    builder.position_at_end(add)
+    for place, result in zip(places, results, strict=True):
+        store_ir(builder, place, builder.fadd(load_ir(builder, place, kind), result))
+    builder.branch(out)
+
+    builder.position_at_end(put)
+    for place, result in zip(places, results, strict=True):
+        store_ir(builder, place, result)
+    builder.branch(out)
+    builder.position_at_end(out)
 
 
 def _phi(builder, *incoming):
@@ -115,7 +115,7 @@ def product_tile(
     """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors` and `ahead` literal.
 
     Requires A readable for rows x depth, B for depth x (vectors * 16), C for rows x (vectors * 16);
-    C overlaps neither. Starts from zero, or from C where `accumulate` is true.
+    C overlaps neither. The chain starts from zero; where `accumulate` is true it is added to C.
     """
     sig = types.void(tag, rows, vectors, ahead, *[types.int64] * 7, types.boolean)
     shape = rows.literal_value, vectors.literal_value, ahead.literal_value

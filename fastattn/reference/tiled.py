@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 SEGMENT_KEYS = 512
+# Values are fused in chains of this many keys, counted from the first key of the segment.
+CHAIN_KEYS = 128
 PANEL_KEYS = 64
 BLOCK_ROWS = 24
 LANES = 16
@@ -271,17 +273,20 @@ def normalise(
 
 
 def fuse(weights: Float64Array, value: Float64Array, attended: BoolArray) -> Float64Array:
-    """6. One chain over the keys; if a NaN comes out, again over each row's attended keys."""
+    """6. A sum of chains over 128 keys; if NaN comes out, again over each row's attended keys."""
+    output = _fuse_chains(weights, value, np.ones_like(attended))
+    return output if not np.isnan(output).any() else _fuse_chains(weights, value, attended)
+
+
+def _fuse_chains(weights: Float64Array, value: Float64Array, attended: BoolArray) -> Float64Array:
     batch = np.broadcast_shapes(weights.shape[:-2], value.shape[:-2])
     output = np.zeros((*batch, weights.shape[-2], value.shape[-1]))
-    for position in range(value.shape[-2]):
-        output = output + weights[..., position, None] * value[..., position, None, :]
-    if not np.isnan(output).any():
-        return output
-    output = np.zeros_like(output)
-    for position in range(value.shape[-2]):
-        longer = output + weights[..., position, None] * value[..., position, None, :]
-        output = np.where(attended[..., position, None], longer, output)
+    for first in range(0, value.shape[-2], CHAIN_KEYS):
+        chain = np.zeros_like(output)
+        for position in range(first, min(first + CHAIN_KEYS, value.shape[-2])):
+            longer = chain + weights[..., position, None] * value[..., position, None, :]
+            chain = np.where(attended[..., position, None], longer, chain)
+        output = output + chain
     return output
 
 
