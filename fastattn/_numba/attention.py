@@ -138,6 +138,12 @@ def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_seg
     low, high = visible_span(call, scratch, 0, rows)
     first_segment = max(first_segment, low // SEGMENT_KEYS)
     stop_segment = min(stop_segment, (high + SEGMENT_KEYS - 1) // SEGMENT_KEYS)
+    packed_stride = padded(call.value_features) * item_size(tag)
+    if not call.value_in_place:
+        # What the scratch held before must not look like a NaN that calls for a repair.
+        for row in range(min(SEGMENT_KEYS, call.keys)):
+            place = scratch + call.at_values + row * packed_stride
+            clear_row(tag, place, call.value_features, padded(call.value_features))
     for segment in range(first_segment, stop_segment):
         start = segment * SEGMENT_KEYS
         keys = min(SEGMENT_KEYS, call.keys - start)
@@ -147,7 +153,7 @@ def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_seg
         value_stride = call.value_row
         if not call.value_in_place:
             values = scratch + call.at_values
-            value_stride = padded(call.value_features) * item_size(tag)
+            value_stride = packed_stride
             pack_matrix(
                 tag, call.value_code, value + start * call.value_row, call.value_row,
                 call.value_feature, keys, call.value_features, values, value_stride,

@@ -54,7 +54,7 @@ _QUERY, _KEY, _VALUE, _MASK, _OUTPUT, _LSE, _SCRATCH = (
 
 # Scratch is kept for the next call: fresh pages cost more than a small call. What is kept at most.
 _KEPT_BUFFERS = 8
-_KEPT_BYTES = 16 << 20
+_KEPT_BYTES = 4 << 20
 _buffers: list[np.ndarray] = []
 
 

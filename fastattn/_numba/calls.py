@@ -115,15 +115,6 @@ class Record:
         self._floats = self.words.view(np.float64)
         self.kept: list[np.ndarray] = []
 
-    def copy(self) -> Record:
-        """Return a record of the same words, and of the same arrays kept."""
-        other = Record.__new__(Record)
-        other.layout = self.layout
-        other.words = self.words.copy()
-        other._floats = other.words.view(np.float64)
-        other.kept = self.kept
-        return other
-
     def set(self, **words: float) -> None:
         for field, value in words.items():
             target = self._floats if field in self.layout.floats else self.words

@@ -32,7 +32,7 @@ _INTEGER_FIELDS = """
     mask mask_head mask_row mask_key mask_code mask_kind
     lengths lengths_head offsets offsets_head left right
     output output_head output_row output_feature
-    lse weights weights_head
+    lse weights
     metric shaped rescaled
     state_output state_max state_sum state_exact resume suspend
     partial_output partial_max partial_sum

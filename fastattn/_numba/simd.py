@@ -258,36 +258,30 @@ def unless_nan(typing_context, vector, other):
     return sig, codegen
 
 
-@intrinsic
-def absolute(typing_context, vector):
-    """Per lane the value without its sign."""
-    sig = vector(vector)
+def _lane_function(name, vector):
+    """Signature and code of an LLVM intrinsic of one vector, lane by lane."""
 
     def codegen(context, builder, sig, args):
         kind = args[0].type
         suffix = "v16f32" if vector.element is types.float32 else "v16f64"
         function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind]), f"llvm.fabs.{suffix}"
+            builder.module, ir.FunctionType(kind, [kind]), f"llvm.{name}.{suffix}"
         )
         return builder.call(function, [args[0]])
 
-    return sig, codegen
+    return vector(vector), codegen
+
+
+@intrinsic
+def absolute(typing_context, vector):
+    """Per lane the value without its sign."""
+    return _lane_function("fabs", vector)
 
 
 @intrinsic
 def square_root(typing_context, vector):
     """Per lane the correctly rounded square root."""
-    sig = vector(vector)
-
-    def codegen(context, builder, sig, args):
-        kind = args[0].type
-        suffix = "v16f32" if vector.element is types.float32 else "v16f64"
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.{suffix}"
-        )
-        return builder.call(function, [args[0]])
-
-    return sig, codegen
+    return _lane_function("sqrt", vector)
 
 
 class _VectorOperator(AbstractTemplate):
@@ -312,8 +306,3 @@ for _symbol, _method in (
     (operator.truediv, "fdiv"),
 ):
     _lower_operator(_symbol, _method)
-
-
-def tag_of(dtype):
-    """The scalar that stands for a NumPy dtype in kernel calls."""
-    return np.dtype(dtype).type(0)
