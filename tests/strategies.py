@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 # Borders of the kernels: 16 lanes, 6- and 24-row blocks, panels of 64 keys, segments of 512 keys.
@@ -86,6 +87,14 @@ def case(features: Iterable[str] = (), /, *, seed: int = 0, **sizes: Any) -> Cas
     for name in shapes_first:
         FEATURES[name](made)
     return made.build()
+
+
+def dtype_of(name: str) -> np.dtype:
+    """Find a dtype by its name; bfloat16 is NumPy's once `ml_dtypes` is there, else a skip."""
+    if name == "bfloat16":
+        reason = "ml_dtypes, which gives NumPy its bfloat16, is not here"
+        return np.dtype(pytest.importorskip("ml_dtypes", reason=reason).bfloat16)
+    return np.dtype(name)
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -44,6 +44,7 @@ def row_by_hand(query, key, value, row, options):
         offset = options.get("query_offset", 0)
     left, right = options.get("window", (None, None))
     mask = options.get("mask")
+    segments = options.get("query_segments"), options.get("key_segments")
     scores = {}
     for j in range(keys):
         score = score_by_hand(query[row].tolist(), key[j].tolist(), similarity, scale)
@@ -51,6 +52,7 @@ def row_by_hand(query, key, value, row, options):
             score = options["softcap"] * math.tanh(score / options["softcap"])
         if mask is not None and mask.dtype != bool:
             score += mask[row, j]
+        score -= options.get("alibi_slopes", 0.0) * abs(row + offset - j)
         hidden = (
             (mask is not None and mask.dtype == bool and not mask[row, j])
             or score == -math.inf
@@ -58,13 +60,15 @@ def row_by_hand(query, key, value, row, options):
             or (causal and j > row + offset)
             or (left is not None and j < row + offset - left)
             or (right is not None and j > row + offset + right)
+            or ("key_segments" in options and segments[0][row] != segments[1][j])
         )
         if not hidden:
             scores[j] = score
+    sink = options.get("sinks", -math.inf)
     if not scores:
-        return [0.0] * value.shape[1], -math.inf, [0.0] * keys
-    largest = max(scores.values())
-    total = math.fsum(math.exp(score - largest) for score in scores.values())
+        return [0.0] * value.shape[1], sink, [0.0] * keys
+    largest = max(*scores.values(), sink)
+    total = math.fsum(math.exp(score - largest) for score in (*scores.values(), sink))
     weights = {j: math.exp(score - largest) / total for j, score in scores.items()}
     output = [
         math.fsum(weights[j] * float(value[j, d]) for j in weights) for d in range(value.shape[1])
@@ -80,6 +84,9 @@ OPTION_CHOICES = {
     "causal": (False, True, "top_left", "bottom_right"),
     "window": (None, (2, None), (None, 1), (3, 0), (0, 0)),
     "key_lengths": (None, 0, 4, 9),
+    "alibi_slopes": (None, None, 0.3, -0.2),
+    "sinks": (None, None, 0.7, -20.0, 900.0, -np.inf),
+    "key_segments": (None, None, "ids"),
 }
 
 
@@ -99,6 +106,9 @@ def case_by_hand(rng):
         mask = rng.normal(size=(rows, keys))
         mask[rng.random(mask.shape) < 0.3] = -np.inf if options["mask"] == "hiding" else 1.0
         options["mask"] = mask
+    if "key_segments" in options:
+        options["query_segments"] = rng.integers(-1, 2, rows)
+        options["key_segments"] = rng.integers(-1, 2, keys)
     arrays = (rng.normal(size=shape) for shape in ((rows, 3), (keys, 3), (keys, 2)))
     return *arrays, options
 
@@ -299,14 +309,23 @@ def test_tiled_algorithm_selects_away_hidden_infinities(seed):
 def test_streamed_states_are_the_one_call(seed):
     rng = np.random.default_rng(seed)
     query, key, value = (rng.normal(size=(2, n, 8)) for n in (30, 1700, 1700))
-    options = {"causal": True, "query_offset": 1300, "softcap": 3.0}
-    one = tiled.attention_state(query, key, value, **options).finish()
+    options = {"causal": True, "query_offset": 1300, "softcap": 3.0, "alibi_slopes": 0.01}
+    options["query_segments"] = rng.integers(0, 3, 30)
+    ids, sinks = rng.integers(0, 3, 1700), np.array([0.5, -1.0])
+    one = tiled.attention_state(query, key, value, key_segments=ids, **options).finish(sinks)
+    plain = reference.attention(
+        query, key, value, key_segments=ids, sinks=sinks, return_lse=True, **options
+    )
+    for actual, expected in zip(one, plain, strict=True):
+        oracle.assert_close(actual, expected, CLOSE)
     parts = [
-        tiled.attention_state(query, key[:, a:b], value[:, a:b], key_start=a, **options)
+        tiled.attention_state(
+            query, key[:, a:b], value[:, a:b], key_start=a, key_segments=ids[a:b], **options
+        )
         for a, b in ((0, 512), (512, 1536), (1536, 1700))
     ]
-    forwards = parts[0].merge(parts[1]).merge(parts[2]).finish()
-    backwards = parts[0].merge(parts[1].merge(parts[2])).finish()
+    forwards = parts[0].merge(parts[1]).merge(parts[2]).finish(sinks)
+    backwards = parts[0].merge(parts[1].merge(parts[2])).finish(sinks)
     for merged in (forwards, backwards):
         for actual, expected in zip(merged, one, strict=True):
             assert np.array_equal(actual, expected)

@@ -13,9 +13,11 @@ from fastattn.reference.attention import attention, key_ranges, scores
 from fastattn.reference.fusion import fuse, merge_states
 from fastattn.reference.normalize import log_softmax, logsumexp, softmax
 from fastattn.reference.similarity import default_scale, similarity
+from fastattn.reference.varlen import attention_varlen
 
 __all__ = [
     "attention",
+    "attention_varlen",
     "default_scale",
     "fuse",
     "key_ranges",

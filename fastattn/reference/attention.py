@@ -1,7 +1,8 @@
 """Attention: every query's weighted sum of the values whose keys it may see.
 
-The order of work on one score is the contract: similarity × scale → softcap → float mask →
-visibility → softmax → weighted sum. A score of −inf, wherever it comes from, hides its key.
+The order of work on one score is the contract: similarity × scale → softcap → float mask → ALiBi →
+visibility → softmax → weighted sum. A score of −inf, wherever it comes from, hides its key. A sink
+is one more score of the softmax, whose weight goes to no value.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastattn.reference.fusion import fuse_visible
 from fastattn.reference.normalize import masked
 from fastattn.reference.similarity import similarity as similarity_of
 
-__all__ = ["attention", "key_ranges", "resolve_offset", "scores"]
+__all__ = ["attention", "distances", "key_ranges", "per_head", "resolve_offset", "scores"]
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -30,7 +31,11 @@ def attention(
     query_offset: ArrayLike | None = None,
     window: Window | None = None,
     key_lengths: ArrayLike | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
     softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -64,13 +69,18 @@ def attention(
             query_offset=query_offset,
             window=window,
             key_lengths=key_lengths,
+            query_segments=query_segments,
+            key_segments=key_segments,
             softcap=softcap,
+            alibi_slopes=alibi_slopes,
         )
-        row_max = np.max(final, axis=-1, keepdims=True, initial=-np.inf)
+        sink = per_head(-np.inf if sinks is None else sinks)[..., None, None]
+        row_max = np.maximum(np.max(final, axis=-1, keepdims=True, initial=-np.inf), sink)
         attended = final != -np.inf
         empty = row_max == -np.inf
         weights = np.where(attended, np.exp(final - row_max), 0.0)
-        row_sum = np.where(empty, 1.0, np.sum(weights, axis=-1, keepdims=True))
+        sink_weight = np.where(sink == -np.inf, 0.0, np.exp(sink - row_max))
+        row_sum = np.where(empty, 1.0, np.sum(weights, axis=-1, keepdims=True) + sink_weight)
         weights = np.where(attended, weights / row_sum, 0.0)
         lse = np.where(empty, -np.inf, row_max + np.log(row_sum))[..., 0]
         output = fuse_visible(weights, value, attended)
@@ -92,7 +102,10 @@ def scores(
     query_offset: ArrayLike | None = None,
     window: Window | None = None,
     key_lengths: ArrayLike | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
     softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
 ) -> Float64Array:
     """Score every query with every key: what the softmax sees, −inf where a key is hidden."""
     final = similarity_of(query, key, metric=similarity, scale=scale)
@@ -101,12 +114,44 @@ def scores(
     final = masked(final, 1.0, mask)
     rows, keys = query.shape[-2], key.shape[-2]
     offset = resolve_offset(causal, query_offset, key_lengths, rows, keys)
+    if alibi_slopes is not None:
+        final = final - per_head(alibi_slopes)[..., None, None] * distances(offset, rows, keys)
     start, stop = key_ranges(
         rows, keys, causal=bool(causal), offset=offset, window=window, key_lengths=key_lengths
     )
     positions = np.arange(keys)
     visible = (start[..., None] <= positions) & (positions < stop[..., None])
+    if query_segments is not None:
+        visible = visible & same_segment(query_segments, key_segments)
     return np.where(visible, final, -np.inf)
+
+
+def per_head(numbers: ArrayLike) -> Float64Array:
+    """Read one number, or numbers over the batch dims; a lone number goes with any batch."""
+    numbers = np.asarray(numbers, dtype=np.float64)
+    return numbers.reshape(()) if numbers.size == 1 else numbers
+
+
+def distances(offset: ArrayLike, rows: int, keys: int) -> Int64Array:
+    """Count the keys from a query's position to each key: ``|i + offset - j|``, (..., L, S).
+
+    Examples
+    --------
+    >>> distances(1, 2, 4).tolist()
+    [[1, 0, 1, 2], [2, 1, 0, 1]]
+    """
+    position = np.asarray(offset, dtype=np.int64)[..., None] + np.arange(rows)
+    apart: Int64Array = np.abs(position[..., None] - np.arange(keys))
+    return apart
+
+
+def same_segment(
+    query_segments: ArrayLike | None, key_segments: ArrayLike | None
+) -> NDArray[np.bool_]:
+    """Compare the documents of queries (..., L) and keys (..., S) by their ids: (..., L, S)."""
+    queries, keys = np.asarray(query_segments), np.asarray(key_segments)
+    same: NDArray[np.bool_] = np.atleast_1d(queries)[..., :, None] == keys[..., None, :]
+    return same
 
 
 def resolve_offset(

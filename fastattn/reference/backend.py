@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from fastattn.reference import fusion, normalize
 from fastattn.reference.attention import attention
+from fastattn.reference.pages import from_pages
 from fastattn.reference.similarity import similarity as similarity_of
+from fastattn.reference.varlen import attend_each
 
 __all__ = [
     "Execution",
+    "RaggedExecution",
     "attention_state",
     "finish_state",
     "fuse",
@@ -24,6 +27,7 @@ __all__ = [
     "merge_states",
     "name",
     "prepare_attention",
+    "prepare_varlen",
     "refusal",
     "similarity",
     "softmax",
@@ -37,12 +41,14 @@ State = tuple[NDArray[np.float64], NDArray[np.float64]]
 _OPTIONS = (
     "similarity",
     "scale",
-    "mask",
     "causal",
     "query_offset",
     "window",
-    "key_lengths",
+    "query_segments",
+    "key_segments",
     "softcap",
+    "alibi_slopes",
+    "sinks",
 )
 
 
@@ -75,6 +81,40 @@ class Execution:
                 store(target, result)
 
 
+@dataclass(frozen=True)
+class RaggedExecution:
+    """One call over packed sequences, ready to run."""
+
+    problem: Any
+    backend: str = name
+    plan: None = None
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scores, weights and visibility of the largest sequence, beside float64 results."""
+        rows, keys = np.diff(self.problem.query_splits), np.diff(self.problem.key_splits)
+        heads = math.prod(self.problem.query.shape[:-2])
+        total, value_features = self.problem.query.shape[-2], self.problem.value.shape[-1]
+        scores = heads * int(np.max(rows * keys, initial=0))
+        numbers: int = 3 * scores + heads * total * (value_features + 1)
+        return numbers * 8
+
+    def run(self, output: Array, lse: Array | None, weights: None = None) -> None:
+        """Compute into (Hkv, G, rows, Ev) and (Hkv, G, rows); there are no weights to return."""
+        problem = self.problem
+        results = attend_each(
+            *canonical_operands(problem),
+            problem.query_splits,
+            problem.key_splits,
+            key_indices=problem.key_indices,
+            **{option: getattr(problem, option) for option in _OPTIONS},
+        )
+        for target, result in zip((output, lse), results, strict=True):
+            if target is not None:
+                store(target, result)
+
+
 def refusal(problem: Any) -> str | None:
     """Say why this backend cannot do a call: it can do every one."""
     return None
@@ -83,6 +123,11 @@ def refusal(problem: Any) -> str | None:
 def prepare_attention(problem: Any, threads: int) -> Execution:
     """Describe the call as it would run; `threads` is for backends that have some."""
     return Execution(problem)
+
+
+def prepare_varlen(problem: Any, threads: int) -> RaggedExecution:
+    """Describe a call over packed sequences as it would run."""
+    return RaggedExecution(problem)
 
 
 def attention_state(problem: Any, key_start: int, threads: int) -> State:
@@ -95,8 +140,13 @@ def merge_states(state: State, following: State) -> State:
     return fusion.merge_states((state[0], following[0]), (state[1], following[1]))
 
 
-def finish_state(state: State, output: Array, lse: Array | None) -> None:
-    """Round a state into the caller's arrays."""
+def finish_state(
+    state: State, output: Array, lse: Array | None, sinks: Array | None = None
+) -> None:
+    """Let the sinks take their weight, and round a state into the caller's arrays."""
+    if sinks is not None:
+        sinks = np.broadcast_to(np.asarray(sinks, np.float64)[..., None], state[1].shape)
+        state = fusion.merge_states((state[0], np.zeros_like(state[0])), (state[1], sinks))
     store(output, state[0])
     if lse is not None:
         store(lse, state[1])
@@ -136,13 +186,17 @@ def fuse(weights: Array, value: Array, out: Array, reduce: bool, threads: int) -
 
 def canonical_operands(problem: Any) -> tuple[Array, Array, Array]:
     """Give query, key and value one shape of batch: (*batch, Hkv, G, ., .)."""
-    return problem.query, problem.key[..., None, :, :], problem.value[..., None, :, :]
+    key, value = problem.key, problem.value
+    if getattr(problem, "pages", None) is not None:
+        key, value = from_pages(problem)
+    return problem.query, key[..., None, :, :], value[..., None, :, :]
 
 
 def canonical_options(problem: Any) -> dict[str, Any]:
     """Name the options of a problem as `fastattn.reference.attention` does."""
-    options = {option: getattr(problem, option) for option in _OPTIONS}
-    return {**options, "mask": as_computed(problem.mask, problem.dtype)}
+    options = {option: getattr(problem, option, None) for option in _OPTIONS}
+    mask = as_computed(problem.mask, problem.dtype)
+    return {**options, "mask": mask, "key_lengths": problem.key_lengths}
 
 
 def as_computed(mask: Array | None, dtype: Any) -> Array | None:
@@ -150,10 +204,25 @@ def as_computed(mask: Array | None, dtype: Any) -> Array | None:
     if mask is None or mask.dtype == bool:
         return mask
     largest = np.finfo(dtype).max
+    mask = mask.astype(np.float64)
     return np.where(np.isfinite(mask), np.clip(mask, -largest, largest), mask).astype(dtype)
 
 
 def store(target: Array, result: Array) -> None:
     """Round a float64 result into the target's dtype; overflow gives inf, without a word."""
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if target.dtype.name == "bfloat16":
+            result = sticky(result)
         np.copyto(target, result, casting="same_kind")
+
+
+def sticky(numbers: Array) -> Array:
+    """Round to float32 so that rounding the result to bfloat16 is rounding once.
+
+    Casts from float64 to bfloat16 go through float32, where rounding to the nearest could make a
+    tie of what is none. Here the last bit says that something was cut off.
+    """
+    nearest = numbers.astype(np.float32)
+    cut = np.where(abs(nearest) > abs(numbers), np.nextafter(nearest, np.float32(0)), nearest)
+    odd: Array = cut.view(np.uint32) | (cut != numbers)
+    return odd.view(np.float32)

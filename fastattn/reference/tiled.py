@@ -2,13 +2,14 @@
 
 1. **pack**: the query takes the power of two of the scale; keys go to panels ``[S/64][E][64]``.
 2. **score**: a tile of rows × panel is one chain of multiply-adds over the features.
-3. **shape**: rest of the scale, softcap, float mask. Where only a positive rest is left to do, it
-   waits and joins log2 e in the argument of exp2.
-4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf.
+3. **shape**: rest of the scale, softcap, float mask, ALiBi. Where only a positive rest is left to
+   do, it waits and joins log2 e in the argument of exp2.
+4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf,
+   among them those of another document.
 5. **normalise**: per segment of 512 keys the row maximum, ``exp2`` of the distance to it, and the
    row sum on 16 lanes with a written-out tree.
 6. **fuse**: one chain of multiply-adds over the keys of the segment; segments fold left.
-7. **finish**: divide by the row sum, log-sum-exp, empty rows.
+7. **finish**: fold the sink, divide by the row sum, log-sum-exp, empty rows.
 
 Only segments, lanes and chains decide bits, and they are constants counted from key 0; blocks of
 rows and panels are free. NumPy has no fused multiply-add and works in float64 here, so this file
@@ -22,7 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastattn.reference.attention import key_ranges, resolve_offset
+from fastattn.reference.attention import (
+    distances,
+    key_ranges,
+    per_head,
+    resolve_offset,
+    same_segment,
+)
 from fastattn.reference.similarity import default_scale, split_scale, unit_rows
 
 __all__ = [
@@ -64,6 +71,17 @@ class Shaping(NamedTuple):
     lse_factor: float  # lse = row_max * lse_factor + log(row_sum)
 
 
+class Rows(NamedTuple):
+    """What a block of rows has beside its queries: who it sees, and what is added to its scores."""
+
+    mask: NDArray[Any] | None  # (..., L, S), or 1 for L or S
+    start: NDArray[np.int64]  # (..., L): first visible key
+    stop: NDArray[np.int64]  # (..., L): end of the visible keys
+    segments: NDArray[Any] | None  # (..., L): ids of documents
+    offset: NDArray[np.int64]  # (...): position of the block's first row
+    slopes: Float64Array | None  # (...): ALiBi
+
+
 @dataclass(frozen=True)
 class State:
     """Attention over keys ``[key_start, key_stop)``, unfinished.
@@ -100,17 +118,23 @@ class State:
         factor = self.shaping.exponent_factor
         return reduce(lambda left, right: fold(left, right, factor), self.partials)
 
-    def finish(self) -> tuple[Float64Array, Float64Array]:
+    def finish(self, sinks: ArrayLike | None = None) -> tuple[Float64Array, Float64Array]:
         """Give output and log-sum-exp of every row (step 7)."""
         with np.errstate(all="ignore"):
-            return finish(self.fold_partials(), self.shaping)
+            return finish(self.fold_partials(), self.shaping, sinks)
 
 
 def attention(
-    query: ArrayLike, key: ArrayLike, value: ArrayLike, *, return_lse: bool = False, **options: Any
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    sinks: ArrayLike | None = None,
+    return_lse: bool = False,
+    **options: Any,
 ) -> Float64Array | tuple[Float64Array, Float64Array]:
     """Compute `fastattn.reference.attention` tile by tile; same options, no returned weights."""
-    output, lse = attention_state(query, key, value, **options).finish()
+    output, lse = attention_state(query, key, value, **options).finish(sinks)
     return (output, lse) if return_lse else output
 
 
@@ -127,11 +151,14 @@ def attention_state(
     query_offset: ArrayLike | None = None,
     window: tuple[int | None, int | None] | None = None,
     key_lengths: ArrayLike | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
     softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
 ) -> State:
     """Attend over the keys from `key_start` on; positions count from key 0 of the sequence.
 
-    `mask` spans these keys alone, `key_lengths` the whole sequence.
+    `mask` and `key_segments` span these keys alone, `key_lengths` the whole sequence.
     """
     query, key, value = (np.asarray(array, dtype=np.float64) for array in (query, key, value))
     mask = None if mask is None else np.asarray(mask)
@@ -140,18 +167,27 @@ def attention_state(
     start, stop = key_ranges(
         rows, key_stop, causal=bool(causal), offset=offset, window=window, key_lengths=key_lengths
     )
-    ranges = np.maximum(start - key_start, 0), np.maximum(stop - key_start, 0)
+    every_row = Rows(
+        mask,
+        np.maximum(start - key_start, 0),
+        np.maximum(stop - key_start, 0),
+        None if query_segments is None else np.asarray(query_segments),
+        offset - key_start,
+        None if alibi_slopes is None else per_head(alibi_slopes),
+    )
+    key_ids = None if key_segments is None else np.asarray(key_segments)
     if scale is None:
         scale = default_scale(similarity, query.shape[-1])
+    biased = alibi_slopes is not None or (mask is not None and mask.dtype != bool)
     with np.errstate(all="ignore"):
-        query, panels, shaping = pack(query, key, similarity, scale, softcap, mask)
+        query, panels, shaping = pack(query, key, similarity, scale, softcap, biased)
         blocks = [
             attend_block(
                 query[..., first : first + BLOCK_ROWS, :],
                 panels,
                 value,
-                block_of_rows(mask, first),
-                [limit[..., first : first + BLOCK_ROWS] for limit in ranges],
+                key_ids,
+                block_of_rows(every_row, first),
                 similarity,
                 shaping,
             )
@@ -165,8 +201,8 @@ def attend_block(
     query: Float64Array,
     panels: list[Float64Array],
     value: Float64Array,
-    mask: NDArray[Any] | None,
-    ranges: list[NDArray[np.int64]],
+    key_ids: NDArray[Any] | None,
+    block: Rows,
     similarity: str,
     shaping: Shaping,
 ) -> list[Partial]:
@@ -175,10 +211,9 @@ def attend_block(
     keys = value.shape[-2]
     for first in range(0, max(keys, 1), SEGMENT_KEYS):
         segment = range(first, min(first + SEGMENT_KEYS, keys))
-        segment_mask = columns_of(mask, segment)
-        scores = score(query, panels, segment, ranges, similarity)
-        scores = shape(scores, segment_mask, shaping)
-        scores = reveal(scores, segment_mask, segment, ranges)
+        scores = score(query, panels, segment, block, similarity)
+        scores = shape(scores, segment, block, shaping)
+        scores = reveal(scores, segment, block, columns_of(key_ids, segment))
         row_max, weights, row_sum = normalise(scores, shaping.exponent_factor)
         output = fuse(weights, value[..., first : segment.stop, :], scores != -np.inf)
         partials.append(Partial(row_max, row_sum, output))
@@ -191,7 +226,7 @@ def pack(
     similarity: str,
     scale: float,
     softcap: float | None,
-    mask: NDArray[Any] | None,
+    biased: bool,
 ) -> tuple[Float64Array, list[Float64Array], Shaping]:
     """1. Exact part of the scale onto the query; unit rows for cosine; keys into panels."""
     euclidean = similarity == "euclidean"
@@ -206,8 +241,7 @@ def pack(
     padding = [(0, 0)] * (key.ndim - 2) + [(0, -keys % PANEL_KEYS), (0, 0)]
     packed = np.swapaxes(np.pad(key, padding), -1, -2)
     panels = [packed[..., first : first + PANEL_KEYS] for first in range(0, keys, PANEL_KEYS)]
-    shaped = softcap is not None or rest <= 0 or (mask is not None and mask.dtype != bool)
-    if shaped:
+    if softcap is not None or rest <= 0 or biased:
         return query, panels, Shaping(rest, softcap, LOG2_E, 1.0)
     return query, panels, Shaping(1.0, None, rest * LOG2_E, rest)
 
@@ -216,11 +250,11 @@ def score(
     query: Float64Array,
     panels: list[Float64Array],
     segment: range,
-    ranges: list[NDArray[np.int64]],
+    block: Rows,
     similarity: str,
 ) -> Float64Array:
     """2. One chain over the features per score; panels that no row sees are skipped."""
-    start, stop = (np.min(ranges[0], initial=segment.stop), np.max(ranges[1], initial=0))
+    start, stop = (np.min(block.start, initial=segment.stop), np.max(block.stop, initial=0))
     tiles = []
     for first in range(segment.start, segment.stop, PANEL_KEYS):
         panel = panels[first // PANEL_KEYS]
@@ -235,24 +269,31 @@ def score(
     return np.concatenate(tiles, axis=-1) if tiles else empty
 
 
-def shape(scores: Float64Array, mask: NDArray[Any] | None, shaping: Shaping) -> Float64Array:
-    """3. Rest of the scale, softcap, float mask."""
+def shape(scores: Float64Array, segment: range, block: Rows, shaping: Shaping) -> Float64Array:
+    """3. Rest of the scale, softcap, float mask, ALiBi."""
     scores = scores * shaping.rest
     if shaping.softcap is not None:
         scores = shaping.softcap * np.tanh(scores / shaping.softcap)
+    mask = columns_of(block.mask, segment)
     if mask is not None and mask.dtype != bool:
         scores = np.where(mask == -np.inf, -np.inf, scores + mask)
+    if block.slopes is not None:
+        apart = distances(block.offset - segment.start, scores.shape[-2], len(segment))
+        scores = scores - block.slopes[..., None, None] * apart
     return scores
 
 
 def reveal(
-    scores: Float64Array, mask: NDArray[Any] | None, segment: range, ranges: list[NDArray[np.int64]]
+    scores: Float64Array, segment: range, block: Rows, key_ids: NDArray[Any] | None
 ) -> Float64Array:
-    """4. −inf outside the row's range and where a bool mask is False."""
+    """4. −inf outside the row's range, where a bool mask is False and in another document."""
     position = np.arange(segment.start, segment.stop)
-    visible = (ranges[0][..., None] <= position) & (position < ranges[1][..., None])
+    visible = (block.start[..., None] <= position) & (position < block.stop[..., None])
+    mask = columns_of(block.mask, segment)
     if mask is not None and mask.dtype == bool:
         visible = visible & mask
+    if block.segments is not None:
+        visible = visible & same_segment(block.segments, key_ids)
     return np.where(visible, scores, -np.inf)
 
 
@@ -304,26 +345,44 @@ def fold(left: Partial, right: Partial, exponent_factor: float) -> Partial:
     return Partial(row_max, row_sum, output)
 
 
-def finish(partial: Partial, shaping: Shaping) -> tuple[Float64Array, Float64Array]:
-    """7. Divide by the row sum; a row that saw nothing has output 0 and lse −inf."""
+def finish(
+    partial: Partial, shaping: Shaping, sinks: ArrayLike | None
+) -> tuple[Float64Array, Float64Array]:
+    """7. The sink, one key without a value, joins last; divide by the row sum, empty rows are 0."""
+    partial = partial._replace(row_max=partial.row_max * shaping.lse_factor)
+    if sinks is not None:
+        sink = per_head(sinks)[..., None]
+        partial = fold(partial, Partial(sink, np.ones_like(sink), np.zeros((1, 1))), LOG2_E)
     empty = partial.row_max == -np.inf
     output = np.where(empty[..., None], 0.0, partial.output / partial.row_sum[..., None])
-    lse = partial.row_max * shaping.lse_factor + np.log(partial.row_sum)
+    lse = partial.row_max + np.log(partial.row_sum)
     return output, np.where(empty, -np.inf, lse)
 
 
-def block_of_rows(mask: NDArray[Any] | None, first: int) -> NDArray[Any] | None:
-    """Take one block of rows of a mask, which may have a single row for all."""
-    if mask is None or mask.ndim < 2 or mask.shape[-2] == 1:
-        return mask
-    return mask[..., first : first + BLOCK_ROWS, :]
+def block_of_rows(rows: Rows, first: int) -> Rows:
+    """Take one block of rows; what has a single row has it for all."""
+
+    def block(array: NDArray[Any], axis: int) -> NDArray[Any]:
+        if array.ndim < -axis or array.shape[axis] == 1:
+            return array
+        index: tuple[Any, ...] = (..., slice(first, first + BLOCK_ROWS))
+        return array[index + (slice(None),) * (-axis - 1)]
+
+    return Rows(
+        None if rows.mask is None else block(rows.mask, -2),
+        block(rows.start, -1),
+        block(rows.stop, -1),
+        None if rows.segments is None else block(rows.segments, -1),
+        rows.offset + first,
+        rows.slopes,
+    )
 
 
-def columns_of(mask: NDArray[Any] | None, segment: range) -> NDArray[Any] | None:
-    """Take one segment of keys of a mask, which may have a single column for all."""
-    if mask is None or mask.ndim == 0 or mask.shape[-1] == 1:
-        return mask
-    return mask[..., segment.start : segment.stop]
+def columns_of(array: NDArray[Any] | None, segment: range) -> NDArray[Any] | None:
+    """Take one segment of keys of a mask or of ids, which may have a single column for all."""
+    if array is None or array.ndim == 0 or array.shape[-1] == 1:
+        return array
+    return array[..., segment.start : segment.stop]
 
 
 def join_rows(blocks: tuple[Partial, ...]) -> Partial:
