@@ -18,8 +18,8 @@ from fastattn._core.plan import (
 )
 from fastattn._core.problem import Problem
 
-from . import attention, compile, launch, normalize, stages
-from .calls import TABLES, Record, address, describe, value_in_place
+from . import attention, compile, launch, normalize, repeat, stages
+from .calls import Record, describe, give_scratch, take_scratch, value_in_place
 from .normalize import log_softmax, logsumexp, softmax
 from .record import WORD
 from .stages import fuse, similarity
@@ -47,38 +47,14 @@ _ENTRIES = {
     np.dtype(np.float64): (attention.attend_float64, attention.fold_float64),
 }
 
-# Words of a record that hold an address which changes from call to call.
-_QUERY, _KEY, _VALUE, _MASK, _OUTPUT, _LSE, _SCRATCH = (
-    WORD[field] for field in ("query", "key", "value", "mask", "output", "lse", "scratch")
-)
-
-# Scratch is kept for the next call: fresh pages cost more than a small call. What is kept at most.
-_KEPT_BUFFERS = 8
-_KEPT_BYTES = 4 << 20
-_buffers: list[np.ndarray] = []
-
-
-def _take_scratch(size: int) -> np.ndarray:
-    try:
-        buffer = _buffers.pop()
-    except IndexError:
-        return np.empty(size, np.uint8)
-    return buffer if buffer.size >= size else np.empty(size, np.uint8)
-
-
-def _give_scratch(buffer: np.ndarray) -> None:
-    if buffer.size <= _KEPT_BYTES and len(_buffers) < _KEPT_BUFFERS:
-        _buffers.append(buffer)
-
 
 def _run(entry: compile.Entry, record: Record, tasks: int, seconds: float, workers: int) -> None:
     """Launch with scratch of the record's size."""
     words = record.words
-    buffer = _take_scratch(workers * int(words[WORD["scratch_stride"]]) + 64)
-    start = address(buffer)
-    words[_SCRATCH] = start + -start % 64
+    buffer = take_scratch(workers * int(words[WORD["scratch_stride"]]))
+    words[WORD["scratch"]] = buffer[1]
     launch.run(entry, words, tasks, seconds, workers)
-    _give_scratch(buffer)
+    give_scratch(buffer)
 
 
 class Execution:
@@ -112,39 +88,8 @@ class Execution:
         if plan.split_keys or problem.return_weights or math.prod(rows) == 0:
             return None
         output = np.empty((*rows, problem.value.shape[-1]), problem.dtype)
-        template = _record(problem, plan, output)
-        words, kept = template.words, template.kept[-TABLES:]
-        entry = _ENTRIES[problem.dtype][0]
-        bundles, seconds = _bundles(plan)
-        workers = plan.workers
-        size = workers * int(words[WORD["scratch_stride"]]) + 64
-
-        def repeat(
-            query: np.ndarray,
-            key: np.ndarray,
-            value: np.ndarray,
-            mask: np.ndarray | None,
-            output: np.ndarray,
-            lse: np.ndarray | None,
-            weights: np.ndarray | None,
-            kept: list[np.ndarray] = kept,  # their addresses stand in the words
-        ) -> None:
-            call = words.copy()
-            call[_QUERY] = address(query)
-            call[_KEY] = address(key)
-            call[_VALUE] = address(value)
-            call[_OUTPUT] = address(output)
-            if mask is not None:
-                call[_MASK] = address(mask)
-            if lse is not None:
-                call[_LSE] = address(lse)
-            buffer = _take_scratch(size)
-            start = address(buffer)
-            call[_SCRATCH] = start + -start % 64
-            launch.run(entry, call, bundles, seconds, workers)
-            _give_scratch(buffer)
-
-        return repeat
+        record = _record(problem, plan, output)
+        return repeat.repeating(_ENTRIES[problem.dtype][0], record, *_bundles(plan), plan.workers)
 
     def _launch(self, record: Record) -> None:
         problem, plan = self.problem, self.plan
@@ -382,4 +327,5 @@ def _fold_parts(
 def warmup() -> None:
     """Compile every kernel, or load it from the disk cache."""
     own = [entry for entries in _ENTRIES.values() for entry in entries]
-    compile.warm([*own, *normalize.ENTRIES, *stages.ENTRIES])
+    drivers = (*launch.DRIVERS, *repeat.DRIVERS)
+    compile.warm([*own, *normalize.ENTRIES, *stages.ENTRIES, *drivers])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from fastattn._core.plan import padded
 from fastattn._core.problem import Problem
 
 from .memory import storage_code
+from .native import address
 from .record import (
     BOOL_MASK,
     COSINE,
@@ -26,29 +25,9 @@ from .record import (
     Layout,
 )
 
-TABLES = 4
+TABLES = 4  # the last arrays that `describe` keeps
 
 METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
-
-
-def _slow_address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def _fast_address(array: np.ndarray) -> int:
-    return _word_at(id(array) + _DATA_OFFSET).value or 0
-
-
-# NumPy's public ways to an array's address cost 1.3 microseconds each, five of them a fifth of a
-# small call. In CPython the address stands in the array object itself, right after the object's
-# head (`PyArrayObject_fields.data`, part of NumPy's ABI). Used only where a look confirms it.
-_word_at = ctypes.c_void_p.from_address
-_DATA_OFFSET = object.__basicsize__
-_SAMPLES = (np.zeros(3), np.zeros((2, 3))[::-1, 1:], np.zeros(0))
-_confirmed = sys.implementation.name == "cpython" and all(
-    _fast_address(sample) == _slow_address(sample) for sample in _SAMPLES
-)
-address = _fast_address if _confirmed else _slow_address
 
 
 def split_scale(
@@ -125,6 +104,36 @@ class Record:
             self.kept.append(array)
             self.words[self.layout.word[field]] = address(array)
 
+    def forget_arrays(self) -> None:
+        """Keep no more than the tables, which belong to the signature."""
+        del self.kept[:-TABLES]
+
+
+# Scratch is kept for the next call: fresh pages cost more than a small call. What is kept at most.
+_KEPT_BUFFERS = 8
+_KEPT_BYTES = 4 << 20
+Buffer = tuple[int, int, np.ndarray]  # bytes from the first multiple of 64 on, its address, owner
+_buffers: list[Buffer] = []
+
+
+def take_scratch(size: int) -> Buffer:
+    """Return scratch of at least `size` bytes, this call's own until it is given back."""
+    try:
+        buffer = _buffers.pop()
+        if buffer[0] >= size:
+            return buffer
+    except IndexError:
+        pass
+    owner = np.empty(size + 64, np.uint8)
+    start = address(owner)
+    return size, start + -start % 64, owner
+
+
+def give_scratch(buffer: Buffer) -> None:
+    """Keep scratch for the next call."""
+    if buffer[0] <= _KEPT_BYTES and len(_buffers) < _KEPT_BUFFERS:
+        _buffers.append(buffer)
+
 
 def describe(problem: Problem, output: np.ndarray) -> Record:
     """Everything of a record that does not depend on the plan."""
@@ -175,7 +184,7 @@ def describe(problem: Problem, output: np.ndarray) -> Record:
     batch = query.shape[:-3]
     shape, steps = merge_dims(batch, [one.strides[: len(batch)] for one in operands])
     record.set(entries=math.prod(batch), entry_rank=len(shape))
-    # The tables stand last in `kept`: `TABLES` arrays that belong to the signature.
+    # The tables stand last in `kept`.
     record.point(
         lengths=lengths,
         offsets=offsets,

@@ -168,8 +168,9 @@ class Driver(Compiled):
         return bool(compiled.stats.cache_hits)
 
     def _result(self, compiled: Any) -> Callable:
-        compiled.disable_compile()
-        return compiled
+        self._owner = compiled
+        # Without the dispatcher, which would look at the types of the arguments first.
+        return compiled.get_overload(self.signature)
 
 
 def entry(function: Callable[[int, int], None]) -> Entry:

@@ -42,27 +42,37 @@ def _enter(entry_address, call_address, worker):
     native.restore_float_environment(saved)
 
 
-@compile.driver("void(int64, int64[::1], int64, int64)")
-def _serial(entry_address, call, first, stop):
+@compile.device
+def _assign(call_address, first, stop, workers):
+    native.store_int64(call_address, 0, first)
+    native.store_int64(call_address, 1, stop)
+    native.store_int64(call_address, 2, workers)
+
+
+@compile.device
+def run_serially(entry_address, call_address, first, stop):
+    """Run tasks ``first`` to ``stop`` on this thread; for compiled callers."""
+    _assign(call_address, first, stop, 1)
+    _enter(entry_address, call_address, 0)
+
+
+@compile.driver("void(int64, int64, int64, int64)")
+def _serial(entry_address, call_address, first, stop):
     """Run tasks ``first`` to ``stop`` on this thread."""
-    call[0] = first
-    call[1] = stop
-    call[2] = 1
-    _enter(entry_address, call.ctypes.data, 0)
+    run_serially(entry_address, call_address, first, stop)
 
 
-@compile.driver("void(int64, int64[::1], int64, int64, int64)", parallel=True)
-def _parallel(entry_address, call, first, stop, workers):
+@compile.driver("void(int64, int64, int64, int64, int64)", parallel=True)
+def _parallel(entry_address, call_address, first, stop, workers):
     """Run tasks ``first`` to ``stop`` on as many workers as told."""
-    call[0] = first
-    call[1] = stop
-    call[2] = workers
-    call_address = call.ctypes.data
+    _assign(call_address, first, stop, workers)
     for worker in numba.prange(workers):
         _enter(entry_address, call_address, worker)
 
 
-DRIVERS = (_serial, _parallel)
+# What `warmup` compiles. Not the parallel one: that starts the threads, and a child forked later
+# could not use its own.
+DRIVERS = (_serial,)
 
 
 @contextmanager
@@ -170,7 +180,7 @@ def _run_slices(
     layer: _Layer,
     token: list[bool],
     address: int,
-    call: np.ndarray,
+    call: int,
     tasks: int,
     estimate: float,
     workers: int,
@@ -198,6 +208,13 @@ def _run_slices(
         first = stop
 
 
+def is_small(tasks: int, seconds_per_task: float, workers: int) -> bool:
+    """Tell whether a call is best run on this thread, and short enough to need no slices."""
+    seconds = tasks * seconds_per_task
+    few = workers < 2 or tasks < 2 or seconds < _PARALLEL_SECONDS
+    return few and seconds <= _UNSLICED_SECONDS
+
+
 def run(
     entry: compile.Entry, call: np.ndarray, tasks: int, seconds_per_task: float, workers: int
 ) -> None:
@@ -222,12 +239,17 @@ def run(
     KeyboardInterrupt
         Between two slices. What the call writes is then undefined; the next call works.
     """
+    run_at(entry, native.address(call), tasks, seconds_per_task, workers)
+
+
+def run_at(
+    entry: compile.Entry, call: int, tasks: int, seconds_per_task: float, workers: int
+) -> None:
+    """Run as `run` does, the record given by its address."""
+    if is_small(tasks, seconds_per_task, workers):
+        _serial.run(entry.address, call, 0, tasks)
+        return
     seconds = tasks * seconds_per_task
-    if workers < 2 or tasks < 2 or seconds < _PARALLEL_SECONDS:
-        if seconds <= _UNSLICED_SECONDS:
-            _serial.run(entry.address, call, 0, tasks)
-            return
-        workers = 1
     workers = min(workers, tasks)
     layer = _layer
     token = [True]
