@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "attention_state", "merge_states"]
 
+# What the parts of one attention have in common; masks and lengths may differ from part to part.
+_SHARED = ("output_shape", "dtype", "similarity", "scale", "softcap", "causal", "window")
+
 
 class State:
     """Attention of some queries over one stretch of the keys, unfinished.
@@ -92,7 +95,7 @@ class State:
                 f"{self.key_start}..{self.key_stop}: merge parts in order, each attention_state "
                 "with key_start= where the part before it stops"
             )
-        for name in ("output_shape", "dtype", "similarity", "scale", "softcap"):
+        for name in _SHARED:
             ours, theirs = getattr(self._recipe, name), getattr(next_state._recipe, name)
             if ours != theirs:
                 raise ValueError(

@@ -152,6 +152,8 @@ def test_states_that_do_not_belong_together():
         (state(1024, 512, values=3), ["output_shape", "(5, 4)", "(5, 3)"]),
         (state(1024, 512, scale=2.0), ["scale", "2.0"]),
         (state(1024, 512, softcap=2.0), ["softcap", "None"]),
+        (state(1024, 512, causal="top_left"), ["causal", "False", "True"]),
+        (state(1024, 512, window=(3, None)), ["window", "(None, None)", "(3, None)"]),
         (
             state(1024, 512, similarity="dot", scale=left._recipe.scale),
             ["similarity", "scaled_dot"],
