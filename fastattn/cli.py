@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
+    _open_standard_streams()
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     if "command" not in arguments:
         parser.print_help(sys.stderr)
         return 2
@@ -43,6 +44,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(interruption) or "interrupted; nothing was left behind")
         return 130
     return code
+
+
+def _open_standard_streams() -> None:
+    """Give what was closed (``2>&-``) to nobody: an output file must not get its descriptor.
+
+    Otherwise a library that writes to descriptor 2 would write into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free descriptor, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Join a negative number to its option: argparse would take ``-1e3`` for one itself."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in _NUMBERS and _is_negative(argument):
+            joined[-1] += "=" + argument
+        else:
+            joined.append(argument)
+    return joined
+
+
+_NUMBERS = ("--scale", "--softcap")
+
+
+def _is_negative(text: str) -> bool:
+    try:
+        return text.startswith("-") and not math.isnan(float(text))
+    except ValueError:
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,8 +200,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     def work() -> int:
         summary = run_job(_job(arguments), progress_on(sys.stderr))
+        chunks = f"{summary.chunks} chunk" + "s" * (summary.chunks != 1)
         _say(
-            f"wrote {summary.out}: {summary.chunks} chunks in {summary.seconds:.3g} s, "
+            f"wrote {summary.out}: {chunks} in {summary.seconds:.3g} s, "
             f"{summary.rows_per_second:.4g} rows/s, backend {summary.backend}"
         )
         return _print(json.dumps(summary.as_dict())) if arguments.json else 0
@@ -218,7 +255,12 @@ def _warmup(arguments: argparse.Namespace) -> int:
     import fastattn
 
     start = time.monotonic()
-    fastattn.warmup()
+    try:
+        fastattn.warmup()
+    except (ImportError, ValueError, OSError) as error:
+        # Numba refuses to be imported under a wrong setting of its own.
+        _say(f"error: the kernels cannot be compiled: {error}; see fastattn info")
+        return 1
     _say(f"the kernels are ready ({time.monotonic() - start:.1f} s)")
     return 0
 
@@ -267,7 +309,11 @@ def _print(text: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"fastattn: {text}", file=sys.stderr, flush=True)
+    """Say something on stderr; a full disk or a closed pipe there is no reason to fail."""
+    try:
+        print(f"fastattn: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _version() -> str:

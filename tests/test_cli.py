@@ -38,11 +38,15 @@ def process(arguments, **options):
     """The command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fastattn", *arguments],
-        env=children.environment(),
         text=True,
         timeout=60,
         check=False,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+        **{
+            "env": children.environment(),
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        | options,
     )
 
 
@@ -214,6 +218,64 @@ def test_stdout_that_cannot_be_written(command):
     assert "stdout cannot be written: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_stderr_that_cannot_be_written_does_not_matter(command, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = process([*command, "--backend=reference"], stderr=full)
+    assert done.returncode == 0
+    assert jobs.names(tmp_path) == {"out.npy"}
+
+
+@pytest.mark.parametrize("closed", [(2,), (1, 2), (0, 1, 2)])
+def test_closed_streams_give_their_descriptors_to_no_output(command, tmp_path, closed):
+    """Something that writes to descriptor 2 whatever it is would else write into an output."""
+    code = f"""
+        import os, sys
+        from fastattn.batch import runner
+        attend = runner.attend_whole
+        def noisy(*given):
+            for descriptor in {closed}:
+                if descriptor:
+                    os.write(descriptor, b"noise")
+            return attend(*given)
+        runner.attend_whole = noisy
+        from fastattn.cli import main
+        code = main({[*command, "--backend=reference", "--json"]!r})
+        open({str(tmp_path / "code")!r}, "w").write(str(code))
+    """
+    shell = f'exec {" ".join(f"{n}>&-" for n in closed)}; exec "$@"'
+    subprocess.run(
+        ["sh", "-c", shell, "sh", sys.executable, "-c", textwrap.dedent(code)],
+        env=children.environment(),
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    assert (tmp_path / "code").read_text() == "0"
+    expected = fastattn.attention(**jobs.arrays(), backend="reference")
+    assert jobs.same_bits(np.load(tmp_path / "out.npy"), expected)
+
+
+def test_negative_numbers_with_an_exponent(command, tmp_path, capsys):
+    assert main([*command, "--scale", "-1.5e-1"]) == 0, capsys.readouterr().err
+    expected = fastattn.attention(**jobs.arrays(), scale=-0.15)
+    assert jobs.same_bits(np.load(tmp_path / "out.npy"), expected)
+    assert code_of([*command, "--scale", "-inf"]) == 2
+    assert "'-inf' is not a finite number" in capsys.readouterr().err
+    assert code_of([*command, "--scale", "--json"]) == 2
+    assert "expected one argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "text"),
+    [("warmup", 1, "Number of threads"), ("info", 0, "NUMBA_NUM_THREADS must be")],
+)
+def test_a_setting_with_which_numba_cannot_be_imported(command, code, text):
+    done = process([command], env=children.environment(NUMBA_NUM_THREADS="0"))
+    assert done.returncode == code
+    assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 SLOW = """

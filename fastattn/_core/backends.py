@@ -131,7 +131,7 @@ def describe(name: str) -> str:
     """Say whether a backend can be loaded, and what it says of itself."""
     try:
         backend = load(name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # Numba: ValueError for a wrong setting of its own
         return f"cannot be imported: {error}"
     about = getattr(backend, "about", dict)
     return ", ".join(["available", *(f"{key} {text}" for key, text in about().items() if text)])

@@ -1,6 +1,7 @@
 """How far a job is, for whoever watches: a tqdm bar, plain lines, or nothing."""
 
 import time
+from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
 
@@ -38,7 +39,8 @@ class Notes:
     def note(self, text: str) -> None:
         """Write one line."""
         if self.stream is not None:
-            print(f"fastattn: {text}", file=self.stream, flush=True)
+            with suppress(OSError):  # a stream that is full or gone must not end a job
+                print(f"fastattn: {text}", file=self.stream, flush=True)
 
 
 class Lines(Notes):
