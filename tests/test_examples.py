@@ -1,11 +1,13 @@
 """The examples do what they say, on real data."""
 
 import json
+import os
 import sys
 
 import numpy as np
 import pytest
 
+from fastattn.batch import runner
 from fastattn.cli import main
 
 
@@ -27,6 +29,26 @@ def test_digits(tmp_path, capsys):
     assert "give --overwrite" in capsys.readouterr().err
     assert main(["example", "digits", "--dir", str(tmp_path), "--overwrite"]) == 0
     assert "equals one call in memory" in capsys.readouterr().out
+
+
+def test_digits_that_fail_leave_nothing(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    arguments = ["example", "digits", "--dir", str(tmp_path)]
+    assert main([*arguments, "--max-memory", "1k"]) == 2
+    assert os.listdir(tmp_path) == []
+    computed = []
+
+    def interrupted(*given):
+        if computed:
+            raise KeyboardInterrupt
+        computed.append(attend(*given))
+        return computed[0]
+
+    attend = runner.attend_whole
+    monkeypatch.setattr(runner, "attend_whole", interrupted)
+    assert main(arguments) == 130
+    assert os.listdir(tmp_path) == []
+    assert "--resume" not in capsys.readouterr().err
 
 
 def test_digits_without_scikit_learn(monkeypatch, capsys):

@@ -8,6 +8,7 @@ are the 1797 digits of 8 x 8 pixels from the UCI repository that scikit-learn sh
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 
 import fastattn
 from fastattn import reference
-from fastattn.batch import Job, JobError, Progress, Summary, UsageError, run_job
+from fastattn.batch import Interrupted, Job, JobError, Progress, Summary, UsageError, run_job
 from fastattn.batch.errors import named
+from fastattn.batch.manifest import manifest_path
+from fastattn.batch.writers import partial_path
 
 SPLIT = "a quarter of the images held out, stratified by digit, seed 0"
 _SCALES = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
@@ -109,7 +112,11 @@ def run_digits(
     with contextlib.ExitStack() as stack:
         place = folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="fastattn-"))
         arrays = {"query": test, "key": train, "value": values}
-        paths = _write_inputs(place, arrays, overwrite)
+        paths = _paths(place, arrays, overwrite)
+        stack.enter_context(_nothing_left_on_failure(paths))
+        for name, array in arrays.items():
+            with named(paths[name], "be written"):
+                np.save(paths[name], array, allow_pickle=False)
         options["scale"] = choose_scale(train, values, options)
         job = Job(
             **paths,
@@ -170,14 +177,26 @@ def choose_scale(train: np.ndarray, values: np.ndarray, options: dict[str, Any])
     return min(_SCALES, key=loss)
 
 
-def _write_inputs(folder: str, arrays: dict[str, np.ndarray], overwrite: bool) -> dict[str, Any]:
+def _paths(folder: str, arrays: dict[str, np.ndarray], overwrite: bool) -> dict[str, Any]:
     with named(folder, "be created"):
         os.makedirs(folder, exist_ok=True)
     paths = {name: os.path.join(folder, f"{name}.npy") for name in (*arrays, "out")}
     for path in paths.values():
         if os.path.lexists(path) and not overwrite:
             raise UsageError(f"{path}: is there already; give --overwrite to replace it")
-    for name, array in arrays.items():
-        with named(paths[name], "be written"):
-            np.save(paths[name], array, allow_pickle=False)
     return paths
+
+
+@contextlib.contextmanager
+def _nothing_left_on_failure(paths: dict[str, str]) -> Iterator[None]:
+    """Remove inputs and unfinished output of a job that failed: a digits run is never resumed."""
+    try:
+        yield
+    except BaseException as error:
+        inputs = (path for name, path in paths.items() if name != "out")
+        for path in (*inputs, partial_path(paths["out"]), manifest_path(paths["out"])):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        if isinstance(error, Interrupted):
+            raise KeyboardInterrupt from error  # without its words on how to resume
+        raise
