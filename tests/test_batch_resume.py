@@ -44,6 +44,7 @@ def test_another_job_is_not_resumed(change, tmp_path, monkeypatch):
     with pytest.raises(JobError, match=text) as refusal:
         run_job(dataclasses.replace(job, resume=True, **options))
     assert "--overwrite instead of --resume" in str(refusal.value)
+    assert "run the same command" not in str(refusal.value)  # that is what was just done
     assert run_job(dataclasses.replace(job, resume=True)).resumed_chunks == 1
 
 

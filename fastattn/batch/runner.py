@@ -29,6 +29,10 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a job; the text says what was left and how to go on."""
 
 
+class _AnotherJob(JobError):
+    """What lies there was begun by another job; its text says all the ways out there are."""
+
+
 def run_job(job: Job, progress: Progress | None = None) -> Summary:
     """Compute attention from files to a file in chunks of bounded memory.
 
@@ -175,7 +179,7 @@ class _Run:
         reason = difference(self._description(self.borders), manifest.job)
         extents = self.inputs.layout.extents
         if reason:
-            raise JobError(
+            raise _AnotherJob(
                 f"{manifest.path}: the unfinished job cannot be resumed: {reason}; restore what it "
                 "was, or give --overwrite instead of --resume to start again"
             )
@@ -286,7 +290,7 @@ class _Run:
             yield
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted; {self._leave(before)}") from error
-        except UsageError:
+        except (UsageError, _AnotherJob):
             self._leave(before)
             raise
         except JobError as error:
