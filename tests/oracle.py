@@ -22,46 +22,75 @@ class Truth:
     lse: np.ndarray
     weights: np.ndarray
     dtype: np.dtype
+    lse_dtype: np.dtype
     output_tolerance: float
     lse_tolerance: float
     weight_tolerance: float
 
     def check(self, output, lse=None, weights=None, *, about: Any = "") -> None:
         """Assert that results of a call have the right dtype, shape and numbers."""
-        named = [("output", output, self.output, self.output_tolerance)]
+        named = [("output", output, self.output, self.dtype, self.output_tolerance)]
         if lse is not None:
-            named.append(("lse", lse, self.lse, self.lse_tolerance))
+            named.append(("lse", lse, self.lse, self.lse_dtype, self.lse_tolerance))
         if weights is not None:
-            named.append(("weights", weights, self.weights, self.weight_tolerance))
-        for name, actual, expected, tolerance in named:
-            assert actual.dtype == self.dtype, (
-                f"{name} is {actual.dtype}, not {self.dtype}: {about}"
-            )
+            named.append(("weights", weights, self.weights, self.dtype, self.weight_tolerance))
+        for name, actual, expected, dtype, tolerance in named:
+            assert actual.dtype == dtype, f"{name} is {actual.dtype}, not {dtype}: {about}"
+            if tolerances.is_small(dtype):
+                tolerance = tolerance + tolerances.small_error(dtype, expected)
             assert_close(actual, expected, tolerance, about=f"{name} of {about}")
 
 
 def attention(query, key, value, **options) -> Truth:
     """Compute the truth of ``fastattn.attention(query, key, value, **options)``."""
-    dtype = compute_dtype(query, key, value)
-    options = {name: options[name] for name in options if name not in IGNORED_OPTIONS}
-    mask = options.get("mask")
-    if mask is not None and np.asarray(mask).dtype != bool:
-        options["mask"] = rounded_mask(np.asarray(mask), dtype)
     arrays = as_float64(query), as_float64(key), as_float64(value)
-    output, lse, weights = reference.attention(
-        *arrays, **options, return_lse=True, return_weights=True
-    )
-    features, keys = arrays[0].shape[-1], arrays[2].shape[-2]
+    options = rounded_options(options, compute_dtype(query, key, value))
+    results = reference.attention(*arrays, **options, return_lse=True, return_weights=True)
     size = score_size(*arrays[:2], **options)
+    return truth_of(results, (query, key, value), arrays[2].shape[-2], size)
+
+
+def attention_varlen(query, key, value, query_splits, key_splits, **options) -> Truth:
+    """Compute the truth of ``fastattn.attention_varlen`` on the same arguments."""
+    arrays = as_float64(query), as_float64(key), as_float64(value)
+    options = rounded_options(options, compute_dtype(query, key, value))
+    results = reference.attention_varlen(
+        *arrays, query_splits, key_splits, **options, return_lse=True
+    )
+    keys = int(np.diff(key_splits).max(initial=0))
+    bias = abs(np.asarray(options.get("alibi_slopes", 0.0))).max() * farthest(
+        np.diff(query_splits), np.diff(key_splits), options.get("query_offset")
+    )
+    sizes = {name: options[name] for name in ("similarity", "scale") if name in options}
+    size = score_size(*arrays[:2], **sizes) + bias
+    return truth_of((*results, None), (query, key, value), keys, size)
+
+
+def truth_of(results, operands, keys: int, size: float) -> Truth:
+    """Say how near results must be met, for scores whose terms add up to `size`."""
+    output, lse, weights = results
+    dtype, result = compute_dtype(*operands), result_dtype(*operands)
+    features, value_size = operands[0].shape[-1], finite_max(operands[2])
+    error = tolerances.output_error(dtype, features, size, keys, value_size)
     return Truth(
         output,
         lse,
         weights,
+        result,
         dtype,
-        tolerances.output_error(dtype, features, size, keys, finite_max(arrays[2])),
+        error + tolerances.native_weight_error(result, value_size),
         tolerances.lse_error(dtype, features, size, finite_max(lse)),
         tolerances.weight_error(dtype, features, size),
     )
+
+
+def rounded_options(options, dtype: np.dtype) -> dict[str, Any]:
+    """Options that say what, their float arrays as the call's dtype holds them."""
+    kept = {name: options[name] for name in options if name not in IGNORED_OPTIONS}
+    for name in ("mask", "alibi_slopes", "sinks"):
+        if kept.get(name) is not None and np.asarray(kept[name]).dtype != bool:
+            kept[name] = rounded_mask(np.asarray(kept[name]), dtype)
+    return kept
 
 
 def rounded_mask(mask: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -78,9 +107,17 @@ IGNORED_OPTIONS = ("return_lse", "return_weights", "out", "backend", "threads")
 
 
 def score_size(
-    query, key, *, similarity="scaled_dot", scale=None, mask=None, softcap=None, **_others
+    query,
+    key,
+    *,
+    similarity="scaled_dot",
+    scale=None,
+    mask=None,
+    alibi_slopes=None,
+    query_offset=None,
+    **others,
 ) -> float:
-    """Bound Σ|q_e k_e|·|scale| (or its like for other similarities) plus the mask."""
+    """Bound Σ|q_e k_e|·|scale| (or its like for other similarities) plus mask and ALiBi."""
     if scale is None:
         scale = reference.default_scale(similarity, query.shape[-1])
     with np.errstate(all="ignore"):
@@ -95,14 +132,34 @@ def score_size(
     size = sizes[similarity] * abs(scale)
     if mask is not None and np.asarray(mask).dtype != bool:
         size += finite_max(mask)
+    if alibi_slopes is not None:
+        lengths = others.get("key_lengths")
+        keys = key.shape[-2] if lengths is None else np.max(lengths, initial=0)
+        size += finite_max(alibi_slopes) * farthest(query.shape[-2], keys, query_offset)
     return size
 
 
+def farthest(rows, keys, offset) -> float:
+    """Bound the distance of a query to a key, whatever the offset is resolved to."""
+    return float(
+        np.max(rows, initial=0)
+        + np.max(keys, initial=0)
+        + finite_max(0 if offset is None else offset)
+    )
+
+
 def compute_dtype(*arrays) -> np.dtype:
-    """The dtype fastattn computes in: that of the floats, float64 where an integer is there."""
+    """The dtype fastattn computes in: float64 where the result is, else float32."""
+    return np.dtype(np.float64 if result_dtype(*arrays) == np.float64 else np.float32)
+
+
+def result_dtype(*arrays) -> np.dtype:
+    """The dtype of a result: that of the floats, float64 where an integer is there."""
     dtypes = [np.asarray(array).dtype for array in arrays]
-    if any(dtype.kind != "f" for dtype in dtypes):
+    if any(dtype.kind != "f" and not tolerances.is_small(dtype) for dtype in dtypes):
         return np.dtype(np.float64)
+    if {dtype.name for dtype in dtypes} >= set(tolerances.SMALL_DTYPES):
+        dtypes = [np.dtype(np.float32), *(x for x in dtypes if not tolerances.is_small(x))]
     return np.result_type(*dtypes).newbyteorder("=")
 
 
@@ -117,7 +174,7 @@ def finite_max(array) -> float:
     return float(np.max(array, where=np.isfinite(array), initial=0.0))
 
 
-def assert_close(actual, expected, tolerance: float, *, about: Any = "") -> None:
+def assert_close(actual, expected, tolerance: float | np.ndarray, *, about: Any = "") -> None:
     """Assert equal shapes, NaN and inf in the same places, and numbers within the tolerance."""
     actual = np.asarray(actual)
     assert actual.shape == expected.shape, f"shape {actual.shape}, not {expected.shape}: {about}"
@@ -130,8 +187,8 @@ def assert_close(actual, expected, tolerance: float, *, about: Any = "") -> None
         error = np.where(special, 0.0, np.abs(wide - expected))
     wrong = error > tolerance
     assert not wrong.any(), (
-        f"error up to {error.max():.3g}, tolerance {tolerance:.3g}; "
-        + _first_difference(wide, expected, error == error.max(), about)
+        f"error up to {error.max():.3g}, tolerance {np.max(tolerance):.3g}; "
+        + _first_difference(wide, expected, wrong, about)
     )
 
 

@@ -8,6 +8,7 @@ error in a score is a relative error of its weight, and an output is a mean of v
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Roundings that every result may take, whatever its scores: exp2, row sum, division, mask, fold.
 WEIGHT_ROUNDINGS = 8.0
@@ -71,6 +72,39 @@ def softmax_error(dtype, score_size: float) -> float:
 def fuse_error(dtype, keys: int, product_size: float) -> float:
     """Absolute error of a weighted sum whose terms' sizes add up to `product_size`."""
     return epsilon(dtype) * (FUSE_ROUNDINGS + CHAIN_ROUNDINGS * math.sqrt(keys)) * product_size
+
+
+# Small dtypes: computed in float32, then rounded once; the result may be off by this many times
+# what rounding the exact result would be.
+SMALL_ROUNDINGS = 1.5
+# mantissa bits, exponent of the smallest normal number
+SMALL_DTYPES = {"float16": (10, -14), "bfloat16": (7, -126)}
+
+
+def is_small(dtype) -> bool:
+    """Tell whether results of this dtype are computed in float32 and rounded."""
+    return np.dtype(dtype).name in SMALL_DTYPES
+
+
+def rounding(dtype, numbers: ArrayLike) -> np.ndarray:
+    """Largest error of rounding numbers of this size to a small dtype: half the spacing there."""
+    bits, lowest = SMALL_DTYPES[np.dtype(dtype).name]
+    exponent = np.frexp(np.where(np.isfinite(numbers), numbers, 0.0))[1] - 1
+    return np.ldexp(0.5, np.maximum(exponent, lowest) - bits)
+
+
+def small_error(dtype, numbers: ArrayLike) -> np.ndarray:
+    """What rounding may add to the error of a float32 result, number by number."""
+    return SMALL_ROUNDINGS * rounding(dtype, numbers)
+
+
+def native_weight_error(dtype, value_size: float) -> float:
+    """Output error of weights rounded to bfloat16, which the CPU's own dot product takes."""
+    return float(rounding(dtype, 1.0)) * value_size if np.dtype(dtype).name == "bfloat16" else 0.0
+
+
+# A cache of int8 rounds each number to a 254th of the largest of its row (two sides of 127).
+INT8_ERROR = 0.5 / 127
 
 
 # Contract point 4: error over the error of plain NumPy in the same dtype.
