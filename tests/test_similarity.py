@@ -8,7 +8,7 @@ import tolerances
 import fastattn
 from fastattn import reference
 
-pytest.importorskip("fastattn._numba.stages")
+stages = pytest.importorskip("fastattn._numba.stages")
 
 METRICS = ("dot", "scaled_dot", "cosine", "euclidean")
 DTYPES = ("float32", "float64")
@@ -85,3 +85,26 @@ def test_nothing_between_the_rows_of_a_result_is_written(seed):
         fastattn.similarity(query, key, out=out)
         out[...] = 7.0
         assert (memory == 7.0).all()
+
+
+@pytest.mark.parametrize("metric", ("dot", "euclidean"))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_result_stored_past_the_caches_has_the_same_bits(metric, dtype, seed, monkeypatch):
+    """From any place of a cache line, and nothing beside it is written."""
+    rng = np.random.default_rng(seed)
+    line = 64 // np.dtype(dtype).itemsize
+    query = rng.standard_normal((3, 491, 21)).astype(dtype)
+    key = rng.standard_normal((5 * line * 16 + 3, 21)).astype(dtype)
+    expected = fastattn.similarity(query, key, metric=metric, scale=1.3)
+    monkeypatch.setattr(stages, "_STREAM_BYTES", 0)
+    width = 6 * line * 16
+    streamed = 0
+    for start in (0, 1, line // 2, line - 1, line):
+        memory = np.full((3, 491, width), 7.0, dtype)
+        out = memory[:, :, start : start + len(key)]
+        streamed += stages._is_streamed(out)
+        fastattn.similarity(query, key, metric=metric, scale=1.3, out=out)
+        oracle.assert_same_bits(out, expected, about=start)
+        out[...] = 7.0
+        assert (memory == 7.0).all()
+    assert streamed == 5

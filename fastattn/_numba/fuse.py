@@ -11,13 +11,13 @@ from fastattn._core.plan import SEGMENT_KEYS, TILE_ROWS
 
 from .compile import device, entry
 from .emit import LANES
-from .memory import load, load_scalar, prefetch, store, store_first, store_scalar
-from .native import atomic_next
+from .memory import load, load_scalar, prefetch, store, store_first
 from .pack import clear_row, pack_matrix
 from .record import Layout, operand_offset, reader
 from .rows import FUSE_KEYS
 from .scores import product_columns
 from .simd import item_size, splat
+from .tasks import put_row, take_tasks
 
 LAYOUT = Layout(
     "FuseCall",
@@ -37,18 +37,6 @@ WEIGHTS, VALUE, OUTPUT = range(3)
 
 
 @device
-def put_row(tag, source, columns, target, feature):
-    """Store a padded row of scratch into a result of any stride."""
-    item = item_size(tag)
-    if feature == item:
-        for e in range(0, columns, LANES):
-            store_first(target + e * item, load(tag, source + e * item), min(columns - e, LANES))
-    else:
-        for e in range(columns):
-            store_scalar(target + e * feature, load_scalar(tag, source + e * item))
-
-
-@device
 def put_products(
     tag, call, weights, stride, values, value_stride, rows, keys, columns, strip, output
 ):
@@ -65,7 +53,7 @@ def put_products(
                 product = weight * load(tag, value + e * item)
                 store_first(place + e * item, product, min(columns - e, LANES))
             if not plain:
-                put_row(tag, strip, columns, target, call.output_feature)
+                put_row(tag, strip, columns, target, call.output_feature, False)
 
 
 @device
@@ -147,10 +135,16 @@ def fuse_segment(tag, call, weights, value, output, segment, rows, first_column,
                 )
 
 
-@device
-def fuse_task(tag, call, entry_index, first_row, rows, first_column, columns, scratch):
+@device(inlined=True)
+def fuse_task(tag, call, task, scratch):
     """All segments of one task, added from left to right."""
     item = item_size(tag)
+    block, column_task = divmod(task, call.column_tasks)
+    entry_index, row_task = divmod(block, call.row_tasks)
+    first_row = row_task * call.task_rows
+    first_column = column_task * call.task_columns
+    rows = min(call.task_rows, call.rows - first_row)
+    columns = min(call.task_columns, call.features - first_column)
     width = (columns + LANES - 1) // LANES * LANES * item
     weights = call.weights + operand_offset(call, WEIGHTS, entry_index)
     weights += first_row * call.weights_row
@@ -169,25 +163,13 @@ def fuse_task(tag, call, entry_index, first_row, rows, first_column, columns, sc
     if call.reduced:
         for r in range(rows):
             target = output + r * call.output_row
-            put_row(tag, running + r * width, columns, target, call.output_feature)
+            put_row(tag, running + r * width, columns, target, call.output_feature, False)
 
 
 @device
 def fuse(tag, call_address, worker):
     """Take tasks until none is left."""
-    call = read_call(call_address)
-    scratch = call.scratch + worker * call.scratch_stride
-    while True:
-        task = atomic_next(call_address)
-        if task >= call.stop_task:
-            return
-        block, column_task = divmod(task, call.column_tasks)
-        entry_index, row_task = divmod(block, call.row_tasks)
-        first_row = row_task * call.task_rows
-        first_column = column_task * call.task_columns
-        rows = min(call.task_rows, call.rows - first_row)
-        columns = min(call.task_columns, call.features - first_column)
-        fuse_task(tag, call, entry_index, first_row, rows, first_column, columns, scratch)
+    take_tasks(tag, read_call(call_address), call_address, worker, fuse_task)
 
 
 @entry

@@ -11,12 +11,13 @@ from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
 
 from .compile import device, entry
 from .emit import LANES
-from .memory import load, load_scalar, store, store_first, store_scalar
-from .native import atomic_next, load_int64, store_int64
+from .memory import load, store
+from .native import load_int64, store_int64
 from .pack import clear_row, normalise_query, pack_matrix, pack_panel, scale_row
 from .record import COSINE, EUCLIDEAN, Layout, operand_offset, reader
 from .scores import product_columns, shape_row
 from .simd import cast, item_size, splat
+from .tasks import put_row, take_tasks
 from .tile import distance_tile
 
 LAYOUT = Layout(
@@ -25,7 +26,7 @@ LAYOUT = Layout(
     next_task stop_task workers
     queries keys features metric rescaled
     entry_rank entry_shape entry_strides
-    task_rows row_tasks task_keys key_tasks
+    task_rows row_tasks task_keys key_tasks key_shift streamed
     query query_row query_feature query_code
     key key_row key_feature key_code
     output output_row output_key
@@ -117,57 +118,53 @@ def score_panel(tag, call, panel, rows, keys, scratch, output):
     query_stride = (call.features + LANES - 1) // LANES * LANES * item
     vectors = (keys + LANES - 1) // LANES
     for row in range(0, rows, TILE_ROWS):
+        count = min(rows - row, TILE_ROWS)
+        place = output + row * call.output_row
         # Whole groups of a plain result are written by the tile itself.
-        plain = call.output_key == item and rows - row >= TILE_ROWS and keys % LANES == 0
-        target, stride = output + row * call.output_row, call.output_row
-        if not plain:
-            target, stride = scratch + call.at_tile, PANEL_KEYS * item
+        plain = call.output_key == item and count == TILE_ROWS and keys % LANES == 0
+        plain = plain and call.streamed == 0
+        target, stride = scratch + call.at_tile, PANEL_KEYS * item
+        if plain:
+            target, stride = place, call.output_row
         queries = scratch + call.at_query + row * query_stride
         score_tile(tag, call, queries, panel, target, stride, vectors)
         for r in range(TILE_ROWS):
             exact = load_int64(scratch + call.at_exact, row + r) != 0
             if call.rescaled or not exact:
                 shape_row(tag, call, target + r * stride, 0, vectors * LANES, exact)
-        if plain:
-            continue
-        for r in range(min(rows - row, TILE_ROWS)):
-            place = output + (row + r) * call.output_row
-            if call.output_key == item:
-                for k in range(0, keys, LANES):
-                    scores = load(tag, target + r * stride + k * item)
-                    store_first(place + k * item, scores, min(keys - k, LANES))
-            else:
-                for k in range(keys):
-                    score = load_scalar(tag, target + r * stride + k * item)
-                    store_scalar(place + k * call.output_key, score)
+        if not plain:
+            streamed = call.streamed != 0 and place % 64 == 0
+            for r in range(count):
+                source = target + r * stride
+                put_row(tag, source, keys, place + r * call.output_row, call.output_key, streamed)
+
+
+@device(inlined=True)
+def compare_task(tag, call, task, scratch):
+    """All steps of one task."""
+    block, key_task = divmod(task, call.key_tasks)
+    entry_index, row_task = divmod(block, call.row_tasks)
+    first_row = row_task * call.task_rows
+    rows = min(call.task_rows, call.queries - first_row)
+    query = call.query + operand_offset(call, QUERY, entry_index)
+    pack_queries(tag, call, query + first_row * call.query_row, rows, scratch)
+    key = call.key + operand_offset(call, KEY, entry_index)
+    output = call.output + operand_offset(call, OUTPUT, entry_index)
+    output += first_row * call.output_row
+    # Panels of a streamed result begin where lines of the cache do.
+    begin = key_task * call.task_keys - call.key_shift
+    panel = scratch + call.at_panel
+    for start in range(begin, min(begin + call.task_keys, call.keys), PANEL_KEYS):
+        first = max(start, 0)
+        keys = min(start + PANEL_KEYS, call.keys) - first
+        pack_panel(tag, call, key, first, panel)
+        score_panel(tag, call, panel, rows, keys, scratch, output + first * call.output_key)
 
 
 @device
 def compare(tag, call_address, worker):
     """Take tasks until none is left."""
-    call = read_call(call_address)
-    scratch = call.scratch + worker * call.scratch_stride
-    while True:
-        task = atomic_next(call_address)
-        if task >= call.stop_task:
-            return
-        block, key_task = divmod(task, call.key_tasks)
-        entry_index, row_task = divmod(block, call.row_tasks)
-        first_row = row_task * call.task_rows
-        rows = min(call.task_rows, call.queries - first_row)
-        query = call.query + operand_offset(call, QUERY, entry_index)
-        pack_queries(tag, call, query + first_row * call.query_row, rows, scratch)
-        key = call.key + operand_offset(call, KEY, entry_index)
-        output = call.output + operand_offset(call, OUTPUT, entry_index)
-        output += first_row * call.output_row
-        first_key = key_task * call.task_keys
-        stop_key = min(first_key + call.task_keys, call.keys)
-        for first in range(first_key, stop_key, PANEL_KEYS):
-            panel = scratch + call.at_panel
-            pack_panel(tag, call, key, first, panel)
-            keys = min(stop_key - first, PANEL_KEYS)
-            place = output + first * call.output_key
-            score_panel(tag, call, panel, rows, keys, scratch, place)
+    take_tasks(tag, read_call(call_address), call_address, worker, compare_task)
 
 
 @entry

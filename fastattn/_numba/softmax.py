@@ -28,11 +28,11 @@ from .memory import (
     stream,
     transpose_four,
 )
-from .native import atomic_next
 from .pack import pack_matrix
 from .record import FLOAT_MASK, NO_MASK, Layout, operand_offset, reader
 from .scores import mask_row
 from .simd import any_nan, cast, first_lane, fma, item_size, splat
+from .tasks import take_tasks
 from .weigh import find_max, find_max_sideways, weigh, weigh_sideways
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = 0, 1, 2
@@ -325,24 +325,24 @@ def settle_rows(tag, call, x, mask, group, count, keys, own, block):
     return found
 
 
+@device(inlined=True)
+def normalise_task(tag, call, task, scratch):
+    """Some blocks of one phase."""
+    begin = task * call.task_blocks
+    for index in range(begin, min(begin + call.task_blocks, call.blocks)):
+        block, chunk = divmod(index, call.chunks)
+        entry_index, block = divmod(block, call.row_blocks)
+        # Blocks side by side begin where lines of the cache do.
+        row = block * call.block_rows - call.row_shift
+        stop = min(row + call.block_rows, call.rows)
+        row = max(row, 0)
+        normalise_block(tag, call, entry_index, row, stop - row, chunk, scratch)
+
+
 @device
 def normalise(tag, call_address, worker):
     """Take tasks until none is left: some blocks of rows each, or some rows between phases."""
-    call = read_call(call_address)
-    scratch = call.scratch + worker * call.scratch_stride
-    while True:
-        task = atomic_next(call_address)
-        if task >= call.stop_task:
-            return
-        begin = task * call.task_blocks
-        for index in range(begin, min(begin + call.task_blocks, call.blocks)):
-            block, chunk = divmod(index, call.chunks)
-            entry_index, block = divmod(block, call.row_blocks)
-            # Blocks side by side begin where lines of the cache do.
-            row = block * call.block_rows - call.row_shift
-            stop = min(row + call.block_rows, call.rows)
-            row = max(row, 0)
-            normalise_block(tag, call, entry_index, row, stop - row, chunk, scratch)
+    take_tasks(tag, read_call(call_address), call_address, worker, normalise_task)
 
 
 @entry

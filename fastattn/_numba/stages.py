@@ -12,7 +12,7 @@ from fastattn._core.plan import LANES, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS, padd
 from . import fuse as fusing
 from . import launch
 from . import similarity as comparing
-from .calls import Record, lay_out, merge_dims, split_scale, storage_code
+from .calls import Record, address, lay_out, merge_dims, split_scale, storage_code
 
 __all__ = ["ENTRIES", "fuse", "similarity"]
 
@@ -26,9 +26,16 @@ _FUSE = {
 }
 ENTRIES = (*_COMPARE.values(), *_FUSE.values())
 
-# Rows of a task: enough that packing its keys once costs a few per cent, in a cache's size.
-_MOST_TASK_ROWS = 480
-_TASK_KEYS = 1024
+# Rows of a task: enough that packing its keys once costs a few per cent, as long as their queries
+# leave room in the second-level cache.
+_QUERY_BYTES = 1 << 19
+_LEAST_TASK_ROWS = 48
+_TASK_KEYS = 4096
+# Results larger than the caches are stored past them, whole lines at a time: 72 % of the fused
+# multiply-adds' ceiling become 86 % (4096 x 32768, 128 features).
+_STREAM_BYTES = 1 << 25
+_STREAM_ROW = 1 << 11
+_LINE = 64
 _FUSE_ROWS = 192
 _FUSE_COLUMNS = 64
 _FLOPS_PER_SECOND = {4: 4e10, 8: 2e10}
@@ -55,6 +62,16 @@ def _halve(most: int, least: int, size: int, enough: Callable[[int], bool]) -> i
     return block
 
 
+def _is_streamed(out: np.ndarray) -> bool:
+    """Whether a result is large, and all its rows begin at the same place of a cache line."""
+    return (
+        out.nbytes >= _STREAM_BYTES
+        and out.shape[-1] * out.itemsize >= _STREAM_ROW
+        and out.strides[-1] == out.itemsize
+        and not any(stride % _LINE for stride in out.strides[:-1])
+    )
+
+
 def similarity(
     query: np.ndarray,
     key: np.ndarray,
@@ -76,13 +93,24 @@ def similarity(
     record.set(**words)
     record.point(query=query, key=key, output=out)
 
-    def tasks(task_rows: int, task_keys: int) -> int:
-        return entries * -(-rows // task_rows) * -(-keys // task_keys)
+    streamed = _is_streamed(out)
+    key_shift = address(out) % _LINE // item if streamed else 0
 
+    def tasks(task_rows: int, task_keys: int) -> int:
+        return entries * -(-rows // task_rows) * -(-(keys + key_shift) // task_keys)
+
+    # Each task packs its queries once and its keys once: blocks near a square pack least.
     wanted = 4 * threads if threads > 1 else 1
-    task_keys = _halve(_TASK_KEYS, PANEL_KEYS, keys, lambda n: tasks(_MOST_TASK_ROWS, n) >= wanted)
-    task_rows = _halve(_MOST_TASK_ROWS, TILE_ROWS, rows, lambda n: tasks(n, task_keys) >= wanted)
-    task_rows = max(task_rows, min(48, padded(rows, TILE_ROWS)))
+    most_rows = max(_LEAST_TASK_ROWS, _QUERY_BYTES // (padded(features) * item + 1))
+    task_rows = min(most_rows // TILE_ROWS * TILE_ROWS, padded(rows, TILE_ROWS))
+    task_keys = min(_TASK_KEYS, padded(keys + key_shift, PANEL_KEYS))
+    while tasks(task_rows, task_keys) < wanted:
+        if task_rows >= max(task_keys, 2 * _LEAST_TASK_ROWS):
+            task_rows = padded(task_rows // 2, TILE_ROWS)
+        elif task_keys > PANEL_KEYS:
+            task_keys = padded(task_keys // 2, PANEL_KEYS)
+        else:
+            break
     record.set(
         queries=rows,
         keys=keys,
@@ -90,7 +118,9 @@ def similarity(
         task_rows=task_rows,
         row_tasks=-(-rows // task_rows),
         task_keys=task_keys,
-        key_tasks=-(-keys // task_keys),
+        key_tasks=-(-(keys + key_shift) // task_keys),
+        key_shift=key_shift,
+        streamed=streamed,
         query_row=query.strides[-2],
         query_feature=query.strides[-1],
         query_code=storage_code(query.dtype),

@@ -1,0 +1,40 @@
+"""What the stages' kernels share: taking tasks, and storing finished rows of scratch."""
+
+from .compile import device
+from .emit import LANES
+from .memory import load, load_scalar, store, store_first, store_scalar, stream
+from .native import atomic_next
+from .simd import item_size
+
+
+@device(inlined=True)
+def take_tasks(tag, call, call_address, worker, task):
+    """Run `task(tag, call, number, scratch)` with the next number until none is left."""
+    scratch = call.scratch + worker * call.scratch_stride
+    number = atomic_next(call_address)
+    while number < call.stop_task:
+        task(tag, call, number, scratch)
+        number = atomic_next(call_address)
+
+
+@device
+def put_row(tag, source, columns, target, step, streamed):
+    """Store a padded row of scratch into a result whose elements are `step` bytes apart.
+
+    Where `streamed`, `target` is a multiple of 64 and `step` that of contiguous elements.
+    """
+    item = item_size(tag)
+    if step != item:
+        for column in range(columns):
+            store_scalar(target + column * step, load_scalar(tag, source + column * item))
+        return
+    whole = columns // LANES * LANES
+    for column in range(0, whole, LANES):
+        values = load(tag, source + column * item)
+        if streamed:
+            stream(target + column * item, values)
+        else:
+            store(target + column * item, values)
+    if whole < columns:
+        place = target + whole * item
+        store_first(place, load(tag, source + whole * item), columns - whole)
