@@ -249,6 +249,12 @@ _FAULTS = {
         "(*outer_strides, step, step * groups, *strides[dims:])",
         OPTIONS,
     ),
+    "padding_of_packed_values_left_as_it_was": (
+        "_numba/attention.py",
+        "            clear_row(tag, place, call.value_features, padded(call.value_features))",
+        "            pass",
+        "tests/test_scratch.py",
+    ),
     "overlapping_out_written_in_place": (
         "_core/arrays.py",
         "and not any(np.may_share_memory(out, x) for x in inputs if x is not None)",

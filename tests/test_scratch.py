@@ -4,25 +4,18 @@ A block whose output holds a NaN is computed again from its scores, with its hid
 What scratch holds at the end tells whether that happened: weights, or scores.
 """
 
+import ctypes
+
 import numpy as np
 import pytest
 
 import fastattn
 from fastattn._core.plan import SCORE_STRIDE
-from fastattn._numba import backend as engine
+from fastattn._numba import launch
+from fastattn._numba.record import WORD
 
 ROWS, KEYS, FEATURES = 5, 100, 8
 WIDTHS = (1, 3, 8, 15, 16, 17, 31, 33)
-
-
-@pytest.fixture
-def kept_scratch(monkeypatch):
-    """A buffer that the engine has kept for its next call, full of NaN whatever the type."""
-    buffer = np.full(engine._KEPT_BYTES, 0xFF, np.uint8)
-    assert np.isnan(buffer.view(np.float32)).all()
-    assert np.isnan(buffer.view(np.float64)).all()
-    monkeypatch.setattr(engine, "_buffers", [buffer])
-    return buffer
 
 
 def operands(dtype, value_features):
@@ -33,42 +26,56 @@ def operands(dtype, value_features):
     return query, -rng.uniform(1, 2, (KEYS, FEATURES)).astype(dtype), value
 
 
-def scores_or_weights(buffer, dtype, *call, **options):
-    """What the last block of a call on one thread left where its scores were."""
-    execution = fastattn.explain(*call, **options, backend="numba", threads=1)
-    output = fastattn.attention(*call, **options, backend="numba", threads=1)
-    assert any(kept is buffer for kept in engine._buffers), "the call took another scratch"
-    start = -buffer.ctypes.data % 64 + engine._layout(execution.problem, execution.plan).at_scores
-    item = np.dtype(dtype).itemsize
-    rows = buffer[start : start + ROWS * SCORE_STRIDE * item].view(dtype)
-    return output, rows.reshape(ROWS, SCORE_STRIDE)[:, :KEYS]
+@pytest.fixture
+def attend(monkeypatch):
+    """Run one block on scratch full of one byte; gives output and what is left of the scores."""
+    run = launch.run
+
+    def attend(byte, *call, **options):
+        left = []
+
+        def on_full_scratch(entry, words, *plan):
+            scratch, size = (int(words[WORD[name]]) for name in ("scratch", "scratch_stride"))
+            ctypes.memset(scratch, byte, size)
+            run(entry, words, *plan)
+            place = scratch + int(words[WORD["at_scores"]])
+            block = ctypes.string_at(place, ROWS * SCORE_STRIDE * output.itemsize)
+            left.append(np.frombuffer(block, output.dtype).reshape(ROWS, SCORE_STRIDE)[:, :KEYS])
+
+        monkeypatch.setattr(launch, "run", on_full_scratch)
+        execution = fastattn.explain(*call, **options, scale=1.0, backend="numba", threads=1)
+        output = np.full(execution.problem.output_shape, 7, execution.problem.dtype)
+        execution.run(output[None, None], None, None)
+        assert len(left) == execution.plan.tasks == 1
+        return output, left[0]
+
+    return attend
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value_features", WIDTHS)
 @pytest.mark.parametrize("layout", ["rows", "columns", "swapped"])
-def test_nan_in_scratch_calls_for_no_repair(kept_scratch, dtype, value_features, layout):
+def test_nan_in_scratch_calls_for_no_repair(attend, dtype, value_features, layout):
     """Padding of packed values is scratch; taken for a NaN, it doubled the time of every block."""
     query, key, value = operands(dtype, value_features)
     if layout == "columns":
         value = np.asfortranarray(value)
     elif layout == "swapped":
         value = value.astype(value.dtype.newbyteorder())
-    output, left = scores_or_weights(kept_scratch, dtype, query, key, value, scale=1.0)
+    output, left = attend(0xFF, query, key, value)
     assert (left >= 0).all(), "the block was computed twice"
-    assert left.max() == 1
-    kept_scratch[:] = 0
-    assert np.array_equal(output, fastattn.attention(query, key, value, scale=1.0))
+    assert (left.max(axis=1) == 1).all()
+    assert np.array_equal(output, attend(0, query, key, value)[0])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value_features", WIDTHS)
-def test_a_hidden_nan_does_call_for_one(kept_scratch, dtype, value_features):
+def test_a_hidden_nan_does_call_for_one(attend, dtype, value_features):
     """What the test above looks for is there when it should be."""
     query, key, value = operands(dtype, value_features)
     mask = np.ones(KEYS, bool)
     mask[7] = False
     value[7] = np.nan
-    output, left = scores_or_weights(kept_scratch, dtype, query, key, value, mask=mask, scale=1.0)
+    output, left = attend(0xFF, query, key, value, mask=mask)
     assert (left < 0).all(), "the block was not computed again"
     assert np.isfinite(output).all()
