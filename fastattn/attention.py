@@ -9,7 +9,7 @@ import numpy as np
 from fastattn._core import backends
 from fastattn._core import problem as problems
 from fastattn._core.arrays import check_out, deliver
-from fastattn._core.recipe import Recipe, Results, recipe, signature
+from fastattn._core.recipe import Recipe, recipe, signature
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -165,9 +165,13 @@ def attention(
     ...                    [[0.6, 0.7], [0.8, 0.9], [0.1, 0.2]], similarity="cosine").round(4)
     array([0.4926, 0.5926])
     """
-    operands = problems.arrays(query, key, value, mask)
+    # Arguments are passed on by name: unpacking a tuple into a call costs a small call 0.1 µs.
+    query, key, value, mask = problems.arrays(query, key, value, mask)
     call = signature(
-        *operands,
+        query,
+        key,
+        value,
+        mask,
         similarity,
         scale,
         causal,
@@ -184,18 +188,18 @@ def attention(
     kept = _repeats.get((call, wanted, workers))
     if kept is not None:
         repeat, made = kept
-        results = made.allocate(out, operands)
-        if results[0].flags.c_contiguous:
-            repeat(*operands, *results)
-            return _deliver(results, out)
+        output, lse, weights = made.allocate(out, (query, key, value, mask))
+        if out is None or output.flags.c_contiguous:
+            repeat(query, key, value, mask, output, lse, weights)
+            return _deliver(output, lse, weights, out)
     made = recipe(call)
-    problem = problems.bind(made, *operands, key_lengths, query_offset)
+    problem = problems.bind(made, query, key, value, mask, key_lengths, query_offset)
     execution = backends.prepare(problem, wanted, workers)
     if key_lengths is None and query_offset is None:
         _keep((call, wanted, workers), execution, made)
-    results = made.allocate(out, operands)
+    results = made.allocate(out, (query, key, value, mask))
     execution.run(*made.canonical(results))
-    return _deliver(results, out)
+    return _deliver(*results, out)
 
 
 def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
@@ -207,8 +211,9 @@ def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
         _repeats[key] = function, made
 
 
-def _deliver(results: Results, out: np.ndarray | None) -> Any:
-    output, lse, weights = results
+def _deliver(
+    output: np.ndarray, lse: np.ndarray | None, weights: np.ndarray | None, out: np.ndarray | None
+) -> Any:
     if out is not None:
         output = deliver(output, out)
     if lse is None and weights is None:

@@ -6,9 +6,9 @@ This only counts. The engine owns the threads, and no bit of a result depends on
 import math
 import operator
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic as _now
 from typing import NamedTuple
 
 _REFRESH_SECONDS = 1.0  # reading masks and quotas costs more than a small call may
@@ -74,7 +74,9 @@ def resolve(threads: int | None = None) -> int:
     The first that is given counts: ``threads``, `set_threads`, the environment variable
     ``NUMBA_NUM_THREADS``, and the machine: affinity mask and container quota.
     """
-    machine = _read_machine()
+    machine = _machine
+    if machine is None or _now() - machine.read_at > _REFRESH_SECONDS:
+        machine = _read_machine()
     if threads is not None:
         return min(_validated(threads, "threads"), machine.existing)
     if _chosen is not None:
@@ -97,19 +99,16 @@ def _validated(threads: object, name: str) -> int:
 
 
 def _read_machine() -> _Machine:
-    """Return what the machine gives, read again when it was read more than a second ago."""
+    """Read what the machine gives, and keep it for a second."""
     global _machine
-    machine = _machine
-    now = time.monotonic()
-    if machine is None or now - machine.read_at > _REFRESH_SECONDS:
-        existing = _affinity()
-        setting = os.environ.get("NUMBA_NUM_THREADS", "").strip()
-        if setting:
-            default = min(_from_environment(setting), existing)
-        else:
-            quota = cpu_quota()
-            default = existing if quota is None else max(1, min(existing, math.ceil(quota)))
-        machine = _machine = _Machine(now, existing, default)
+    existing = _affinity()
+    setting = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+    if setting:
+        default = min(_from_environment(setting), existing)
+    else:
+        quota = cpu_quota()
+        default = existing if quota is None else max(1, min(existing, math.ceil(quota)))
+    machine = _machine = _Machine(_now(), existing, default)
     return machine
 
 
