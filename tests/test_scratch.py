@@ -1,17 +1,18 @@
-"""What a call finds in its scratch changes nothing: neither a bit nor the work that is done.
+"""What a call finds in its scratch changes nothing, neither a bit nor the work; and it is small.
 
 A block whose output holds a NaN is computed again from its scores, with its hidden keys left out.
 What scratch holds at the end tells whether that happened: weights, or scores.
 """
 
 import ctypes
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import fastattn
 from fastattn._core.plan import SCORE_STRIDE
-from fastattn._numba import launch
+from fastattn._numba import backend, calls, launch
 from fastattn._numba.record import WORD
 
 ROWS, KEYS, FEATURES = 5, 100, 8
@@ -79,3 +80,39 @@ def test_a_hidden_nan_does_call_for_one(attend, dtype, value_features):
     output, left = attend(0xFF, query, key, value, mask=mask)
     assert (left < 0).all(), "the block was not computed again"
     assert np.isfinite(output).all()
+
+
+def zeros(*shape):
+    """Float32 zeros that take no memory."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
+@pytest.mark.parametrize("heads", [1, 32])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_scratch_of_long_sequences_is_small(heads, threads):
+    """64 MiB a head in flight are promised; heads that wait their turn take nothing."""
+    long = zeros(1, heads, 131072, 64)
+    for options in ({}, {"causal": True}, {"similarity": "euclidean", "window": (100, 100)}):
+        problem = fastattn.explain(long, long, long, **options, backend="numba").problem
+        # Threads that this machine may not have.
+        assert backend.prepare_attention(problem, threads).scratch_bytes <= threads * 2**20
+
+
+@pytest.mark.parametrize(
+    ("query", "keys", "value_features"),
+    [((1, 2, 500, 64), 3000, 64), ((1, 40, 1, 64), 60_000, 33), ((8, 1, 5, 16), 9000, 17)],
+)
+def test_a_call_takes_the_memory_that_explain_tells(monkeypatch, query, keys, value_features):
+    monkeypatch.setattr(calls, "_buffers", [])
+    key, value = zeros(*query[:2], keys, query[-1]), zeros(*query[:2], keys, value_features)
+    execution = fastattn.explain(zeros(*query), key, value, threads=2, backend="numba")
+    output = np.empty((*query[:2], 1, query[2], value_features), np.float32)
+    execution.run(output, None, None)  # compiles
+    monkeypatch.setattr(calls, "_buffers", [])
+    tracemalloc.start()
+    try:
+        execution.run(output, None, None)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.4 * execution.scratch_bytes < taken < execution.scratch_bytes + 2**15
