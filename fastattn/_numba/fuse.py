@@ -34,6 +34,8 @@ LAYOUT = Layout(
 )
 read_call = reader(LAYOUT)
 WEIGHTS, VALUE, OUTPUT = range(3)
+# Columns of values that meet the rows of a task together.
+STRIP = 64
 
 
 @device
@@ -57,14 +59,78 @@ def put_products(
 
 
 @device
-def fuse_segment(tag, call, weights, value, output, segment, rows, first_column, columns, scratch):
+def fuse_strip(
+    tag,
+    call,
+    weights,
+    values,
+    value_stride,
+    output,
+    rows,
+    keys,
+    columns,
+    block,
+    width,
+    accumulate,
+    first,
+    scratch,
+):
+    """Step fuse for all rows of a task over one chain of keys and one strip of columns.
+
+    `first` tells the first strip that reads these weights.
+    """
+    item = item_size(tag)
+    for row in range(0, rows, TILE_ROWS):
+        group = min(rows - row, TILE_ROWS)
+        a, a_stride = weights + row * call.weights_row, call.weights_row
+        if not (call.weights_in_place and group == TILE_ROWS):
+            source, a, a_stride = a, scratch + call.at_weights, FUSE_KEYS * item
+            pack_matrix(
+                tag,
+                call.weights_code,
+                source,
+                call.weights_row,
+                call.weights_key,
+                group,
+                keys,
+                a,
+                a_stride,
+            )
+        elif first:
+            # Rows of weights lie far apart: without a word ahead each is a cache miss.
+            for ahead in range(TILE_ROWS, 2 * TILE_ROWS):
+                for offset in range(0, keys * item, 64):
+                    prefetch(a + ahead * a_stride + offset)
+        if call.reduced:
+            clear_row(tag, a + group * a_stride, 0, (TILE_ROWS - group) * FUSE_KEYS)
+            product_columns(
+                tag,
+                TILE_ROWS,
+                False,
+                a,
+                a_stride,
+                values,
+                value_stride,
+                block + row * width,
+                width,
+                keys,
+                (columns + LANES - 1) // LANES,
+                accumulate,
+            )
+        else:
+            target = output + row * call.output_row
+            put_products(
+                tag, call, a, a_stride, values, value_stride, group, keys, columns, block, target
+            )
+
+
+@device
+def fuse_segment(tag, call, weights, value, output, segment, rows, columns, width, scratch):
     """Step fuse for all rows of a task over one segment."""
     item = item_size(tag)
-    width = (columns + LANES - 1) // LANES * LANES * item
     start = segment * SEGMENT_KEYS
     keys = min(SEGMENT_KEYS, call.keys - start)
-    values = value + start * call.value_row + first_column * call.value_feature
-    value_stride = call.value_row
+    values, value_stride = value + start * call.value_row, call.value_row
     if not (call.value_in_place and columns % LANES == 0):
         source, values, value_stride = values, scratch + call.at_values, width
         pack_matrix(
@@ -78,61 +144,28 @@ def fuse_segment(tag, call, weights, value, output, segment, rows, first_column,
             values,
             width,
         )
-    block = scratch + call.at_block
+    # Values of one strip and chain stay in the first-level cache while all rows meet them. Strips
+    # are of one width: a narrow one at the end would not fill the tile.
+    strips = (columns + STRIP - 1) // STRIP
+    strip = ((columns + LANES - 1) // LANES + strips - 1) // strips * LANES
     for first in range(0, keys, FUSE_KEYS):
-        many = min(keys - first, FUSE_KEYS)
-        for row in range(0, rows, TILE_ROWS):
-            group = min(rows - row, TILE_ROWS)
-            a = weights + row * call.weights_row + (start + first) * call.weights_key
-            a_stride = call.weights_row
-            if not (call.weights_in_place and group == TILE_ROWS):
-                source, a, a_stride = a, scratch + call.at_weights, FUSE_KEYS * item
-                pack_matrix(
-                    tag,
-                    call.weights_code,
-                    source,
-                    call.weights_row,
-                    call.weights_key,
-                    group,
-                    many,
-                    a,
-                    a_stride,
-                )
-            else:
-                # Rows of weights lie far apart: without a word ahead each is a cache miss.
-                for ahead in range(TILE_ROWS, 2 * TILE_ROWS):
-                    for offset in range(0, many * item, 64):
-                        prefetch(a + ahead * a_stride + offset)
-            if call.reduced:
-                clear_row(tag, a + group * a_stride, 0, (TILE_ROWS - group) * FUSE_KEYS)
-                product_columns(
-                    tag,
-                    TILE_ROWS,
-                    False,
-                    a,
-                    a_stride,
-                    values + first * value_stride,
-                    value_stride,
-                    block + row * width,
-                    width,
-                    many,
-                    width // (LANES * item),
-                    first > 0,
-                )
-            else:
-                put_products(
-                    tag,
-                    call,
-                    a,
-                    a_stride,
-                    values + first * value_stride,
-                    value_stride,
-                    group,
-                    many,
-                    columns,
-                    block,
-                    output + row * call.output_row + (start + first) * call.output_key,
-                )
+        for column in range(0, columns, strip):
+            fuse_strip(
+                tag,
+                call,
+                weights + (start + first) * call.weights_key,
+                values + first * value_stride + column * item,
+                value_stride,
+                output + (start + first) * call.output_key + column * call.output_feature,
+                rows,
+                min(keys - first, FUSE_KEYS),
+                min(columns - column, strip),
+                scratch + call.at_block + column * item,
+                width,
+                first > 0,
+                column == 0,
+                scratch,
+            )
 
 
 @device(inlined=True)
@@ -149,14 +182,17 @@ def fuse_task(tag, call, task, scratch):
     weights = call.weights + operand_offset(call, WEIGHTS, entry_index)
     weights += first_row * call.weights_row
     value = call.value + operand_offset(call, VALUE, entry_index)
+    value += first_column * call.value_feature
     output = call.output + operand_offset(call, OUTPUT, entry_index)
     output += first_row * call.output_row + first_column * call.output_feature
     block, running = scratch + call.at_block, scratch + call.at_running
     clear_row(tag, running, 0, rows * width // item)
+    if columns % LANES:
+        # Subnormal numbers that the scratch held before would slow the padding's products down.
+        for key in range(min(SEGMENT_KEYS, call.keys)):
+            clear_row(tag, scratch + call.at_values + key * width, columns, width // item)
     for segment in range((call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS):
-        fuse_segment(
-            tag, call, weights, value, output, segment, rows, first_column, columns, scratch
-        )
+        fuse_segment(tag, call, weights, value, output, segment, rows, columns, width, scratch)
         if call.reduced:
             for place in range(0, rows * width, LANES * item):
                 store(running + place, load(tag, running + place) + load(tag, block + place))

@@ -37,7 +37,8 @@ _STREAM_BYTES = 1 << 25
 _STREAM_ROW = 1 << 11
 _LINE = 64
 _FUSE_ROWS = 192
-_FUSE_COLUMNS = 64
+# Columns of a task share one reading of the weights; two rows of them, in bytes, a row of scratch.
+_FUSE_COLUMN_BYTES = 1024
 _FLOPS_PER_SECOND = {4: 4e10, 8: 2e10}
 
 
@@ -162,10 +163,10 @@ def fuse(
         return entries * -(-rows // task_rows) * -(-features // task_columns)
 
     wanted = 4 * threads if threads > 1 else 1
-    columns = _FUSE_COLUMNS
+    columns = min(_FUSE_COLUMN_BYTES // item, padded(features, fusing.STRIP))
     task_rows = _halve(_FUSE_ROWS, TILE_ROWS, rows, lambda n: tasks(n, columns) >= wanted)
     task_rows = max(task_rows, min(24, padded(rows, TILE_ROWS)))
-    columns = _halve(_FUSE_COLUMNS, LANES, features, lambda n: tasks(task_rows, n) >= threads)
+    columns = _halve(columns, LANES, features, lambda n: tasks(task_rows, n) >= threads)
     native = [one.dtype == out.dtype and one.dtype.isnative for one in (weights, value)]
     output_key = 0 if reduce else out.strides[-2]
     record.set(
