@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,3 +163,32 @@ def test_a_run_becomes_a_sheet_a_file_and_tables(tmp_path) -> None:
     assert rewritten.startswith("a\n")
     assert rewritten.endswith("\nb\n")
     assert readme.rewrite(rewritten, readme.blocks(again)) == rewritten
+
+
+def test_pytest_bench_takes_the_flags_of_pytest_benchmark(tmp_path) -> None:
+    chosen = ["bench", "-k", "tiny-fastattn or tiny-numpy", "--bench-threads=1"]
+    saved = tmp_path / "saved"
+    flags = [
+        "--benchmark-max-time=0.01",
+        "--benchmark-min-rounds=3",
+        f"--benchmark-storage={saved}",
+    ]
+    for more in (
+        ["--benchmark-save=one", f"--benchmark-json={tmp_path / 'now.json'}"],
+        ["--benchmark-compare=0001", "--benchmark-compare-fail=min:100000%"],
+    ):
+        child = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, *flags, *more],
+            cwd=Path(cases.__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert child.returncode == 0, child.stdout + child.stderr
+    assert "0001_one" in child.stdout  # what it was compared with
+    assert len(list(saved.rglob("0001_one.json"))) == 1
+    written = json.loads((tmp_path / "now.json").read_text())["benchmarks"]
+    assert {one["group"] for one in written} == {"tiny"}
+    assert len(written) == 2
+    assert all(one["extra_info"]["threads"] == 1 for one in written)
