@@ -23,8 +23,10 @@ import numpy as np
 
 from fastattn._numba import compile, native
 
-# A parallel region costs some microseconds, more when the other threads sleep.
-_PARALLEL_SECONDS = 20e-6
+# A parallel region costs 2 µs, and 40 to 120 where the other threads have gone to sleep, which they
+# do after some milliseconds. In a loop of calls two threads draw level with one at 13 to 18 µs of
+# kernel, which the cautious estimates take for anything from 20 (many rows) to 90 (one row).
+_PARALLEL_SECONDS = 40e-6
 # Ctrl-C must be answered within a quarter of a second, and estimates may be wrong by a factor of
 # two. A slice ends with idle threads, up to one task long: no more slices than that needs.
 _UNSLICED_SECONDS = 0.125
@@ -138,7 +140,7 @@ class _Layer:
 
     def _admits_thread(self) -> bool:
         thread = threading.current_thread()
-        if thread in self.masters or thread is threading.main_thread():
+        if thread is threading.main_thread() or thread in self.masters:
             return True
         if len(self.masters) >= _MOST_MASTERS:
             return False
