@@ -100,7 +100,6 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
     high_padded = padded(high)
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
-        exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
         if call.weights:
             # Scores, until `finish_weights` knows the maximum and the sum of the whole row.
             index = entry_index * call.groups_of_heads * call.queries + first_row + block + r
@@ -109,6 +108,13 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
                 score = load(tag, row + column * item)
                 store_first(target + column * item, score, high - column)
         row_max = row_maximum(tag, row, low, high_padded)
+        store_scalar(scratch + call.at_state + 16 * r, row_max)
+    # In a loop of its own: the maxima of all rows are known, so that no row waits for its own.
+    for r in range(rows):
+        row = scratch + call.at_scores + r * SCORE_STRIDE * item
+        state = scratch + call.at_state + 16 * r
+        exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+        row_max = load_scalar(tag, state)
         row_sum = cast(tag, 0.0)
         if row_max == -np.inf:
             zero_columns(tag, row, low, high_padded)
@@ -116,8 +122,6 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
             row_sum = normalise_row(
                 tag, row, low, high_padded, row_max, row_factor(tag, call, exact)
             )
-        state = scratch + call.at_state + 16 * r
-        store_scalar(state, row_max)
         store_scalar(state + 8, row_sum)
 
 
