@@ -8,8 +8,6 @@ import tolerances
 import fastattn
 from fastattn import reference
 
-pytest.importorskip("fastattn._numba.stages")
-
 DTYPES = ("float32", "float64")
 # Rows around tile and task, keys around blocks and segments, features around vectors and tasks.
 SHAPES = [

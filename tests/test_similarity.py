@@ -7,8 +7,7 @@ import tolerances
 
 import fastattn
 from fastattn import reference
-
-stages = pytest.importorskip("fastattn._numba.stages")
+from fastattn._numba import stages
 
 METRICS = ("dot", "scaled_dot", "cosine", "euclidean")
 DTYPES = ("float32", "float64")
@@ -87,7 +86,7 @@ def test_nothing_between_the_rows_of_a_result_is_written(seed):
         assert (memory == 7.0).all()
 
 
-@pytest.mark.parametrize("metric", ("dot", "euclidean"))
+@pytest.mark.parametrize("metric", ["dot", "euclidean"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_result_stored_past_the_caches_has_the_same_bits(metric, dtype, seed, monkeypatch):
     """From any place of a cache line, and nothing beside it is written."""
