@@ -208,8 +208,9 @@ def assert_same_bits(actual, expected, *, about: Any = "") -> None:
 
 def canonical_bytes(array: np.ndarray) -> bytes:
     """Bytes of an array in which every NaN is the same NaN and every zero is +0."""
-    array = np.where(np.isnan(array), np.asarray(np.nan, array.dtype), array)
-    return (array + np.asarray(0, array.dtype)).tobytes()
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaN
+        array = np.where(np.isnan(array), np.asarray(np.nan, array.dtype), array)
+        return (array + np.asarray(0, array.dtype)).tobytes()
 
 
 def _first_difference(actual, expected, wrong, about) -> str:

@@ -52,7 +52,8 @@ def attention(
     array([[10.],
            [15.]])
     """
-    query, key, value = (np.asarray(array, dtype=np.float64) for array in (query, key, value))
+    with np.errstate(invalid="ignore"):  # a signalling NaN, which casts speak of
+        query, key, value = (np.asarray(array, dtype=np.float64) for array in (query, key, value))
     single = query.ndim == 1
     query = query[None] if single else query
     if enable_gqa:

@@ -18,9 +18,9 @@ def fuse(weights: ArrayLike, value: ArrayLike, *, reduce: bool = True) -> Float6
     >>> fuse([[0.25, 0.75]], [[4.0, 0.0], [0.0, 4.0]])
     array([[1., 3.]])
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    value = np.asarray(value, dtype=np.float64)
     with np.errstate(all="ignore"):
+        weights = np.asarray(weights, dtype=np.float64)
+        value = np.asarray(value, dtype=np.float64)
         products: Float64Array
         products = weights @ value if reduce else weights[..., None] * value[..., None, :, :]
     return products

@@ -33,8 +33,9 @@ def similarity(
     >>> similarity([[0.1, 0.2]], [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]]).round(5)
     array([[0.84366, 0.9778 , 1.     ]])
     """
-    query = np.asarray(query, dtype=np.float64)
-    key = np.asarray(key, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        query = np.asarray(query, dtype=np.float64)
+        key = np.asarray(key, dtype=np.float64)
     if query.ndim == 1:
         return similarity(query[None], key, metric=metric, scale=scale)[..., 0, :]
     if scale is None:
