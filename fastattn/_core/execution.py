@@ -20,6 +20,7 @@ __all__ = ["Backend", "Execution", "Repeat"]
 # repeat(query, key, value, mask, output, lse, weights): the same plan on other arrays of the same
 # signature. It gets the caller's arrays as they are (whose canonical strides the plan knows from
 # its problem) and fresh C-contiguous results of the caller's shapes; None where absent or unwanted.
+# Of a stage: repeat(first operand, second operand or mask, result), by addresses alone.
 Repeat = Callable[..., None]
 
 
@@ -45,6 +46,9 @@ class Execution(Protocol):
 
 class Backend(Protocol):
     """The functions of a backend module.
+
+    A stage may return a `Repeat` that does the same to other arrays of the same shapes, strides and
+    dtypes, from any number of threads at once (`fastattn._core.repeats`).
 
     Optional: ``about() -> dict[str, str | None]``, what `show_config` says of it (kernel cache,
     vector width, ...); entries of None are left out.
@@ -80,12 +84,12 @@ class Backend(Protocol):
         metric: str,
         scale: float,
         threads: int,
-    ) -> None:
+    ) -> Repeat | None:
         """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
 
     def softmax(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-    ) -> None:
+    ) -> Repeat | None:
         """Fill out (*rows, n) from x and mask (*rows, n).
 
         `out` may be x itself, element for element; any other overlap the face has removed.
@@ -93,15 +97,15 @@ class Backend(Protocol):
 
     def log_softmax(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-    ) -> None:
+    ) -> Repeat | None:
         """Fill out (*rows, n) as `softmax` does."""
 
     def logsumexp(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-    ) -> None:
+    ) -> Repeat | None:
         """Fill out (*rows) from x and mask (*rows, n)."""
 
     def fuse(
         self, weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int
-    ) -> None:
+    ) -> Repeat | None:
         """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fastattn._core.plan import padded
 from fastattn._core.problem import Problem
 
 from .memory import storage_code
@@ -203,16 +202,3 @@ def value_in_place(problem: Problem) -> bool:
         and value.shape[-1] % 16 == 0
         and (value.strides[-1] == value.itemsize or value.shape[-1] == 0)
     )
-
-
-def lay_out(record: Record, workers: int, **sizes: int) -> np.ndarray:
-    """Give every worker scratch of these parts; the record learns where they begin."""
-    size = 0
-    for field, part in sizes.items():
-        record.set(**{field: size})
-        size += padded(part, 64)
-    scratch = np.empty(workers * size + 64, np.uint8)
-    record.point(scratch=scratch)
-    record.words[record.layout.word["scratch"]] += -address(scratch) % 64
-    record.set(scratch_stride=size)
-    return scratch

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from fastattn._core.plan import LANES, SEGMENT_KEYS, padded
 
-from . import compile, launch
+from . import compile
 from . import softmax as kernel
-from .calls import Record, address, lay_out, merge_dims, storage_code
+from .calls import Record, address, merge_dims, storage_code
+from .planned import Planned, describe_entries, lay_out
 from .record import BOOL_MASK, FLOAT_MASK, NO_MASK
 
 __all__ = ["ENTRIES", "log_softmax", "logsumexp", "softmax"]
@@ -31,32 +31,34 @@ _CHUNK_BYTES = 1 << 16
 # Results larger than the caches are stored past them: reading each line before it is overwritten
 # costs a third of the memory traffic.
 _STREAM_BYTES = 1 << 25
+# Smaller results do not care where their blocks begin.
+_SHIFT_BYTES = 1 << 16
 _TASK_NUMBERS = 1 << 15
 _SECONDS_PER_NUMBER = 3e-9
 
 
 def softmax(
     x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-) -> None:
+) -> Planned | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
-    _normalise(kernel.SOFTMAX, x, mask, out, scale, threads)
+    return _normalise(kernel.SOFTMAX, x, mask, out, scale, threads)
 
 
 def log_softmax(
     x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-) -> None:
+) -> Planned | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
-    _normalise(kernel.LOG_SOFTMAX, x, mask, out, scale, threads)
+    return _normalise(kernel.LOG_SOFTMAX, x, mask, out, scale, threads)
 
 
 def logsumexp(
     x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-) -> None:
+) -> Planned | None:
     """Fill out (*rows) from x and mask (*rows, n)."""
     if x.shape[-1] == 0:
         out[...] = -np.inf
-        return
-    _normalise(kernel.LOGSUMEXP, x, mask, out[..., None], scale, threads)
+        return None
+    return _normalise(kernel.LOGSUMEXP, x, mask, out[..., None], scale, threads)
 
 
 class _Rows:
@@ -85,9 +87,9 @@ def _normalise(
     out: np.ndarray,
     scale: float,
     threads: int,
-) -> None:
+) -> Planned | None:
     if x.size == 0:
-        return
+        return None
     dtype = out.dtype
     item = dtype.itemsize
     view = _Rows(x, mask, out)
@@ -110,8 +112,9 @@ def _normalise(
     if block_rows * keys * item > (_CHUNK_BYTES if too_few else _BLOCK_BYTES):
         chunk_keys = max(SEGMENT_KEYS, _CHUNK_BYTES // (block_rows * item))
     chunks = -(-keys // chunk_keys)
-    row_shift = address(out) % 64 // item if sideways and view.row_steps[2] == item else 0
-    row_shift %= block_rows
+    row_shift = 0
+    if sideways and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES:
+        row_shift = address(out) % 64 // item % block_rows
     row_blocks = -(-(rows + row_shift) // block_rows)
     record.set(
         row_shift=row_shift,
@@ -127,20 +130,15 @@ def _normalise(
         row_blocks=row_blocks,
         chunk_keys=chunk_keys,
         chunks=chunks,
-        entry_rank=len(view.shape),
         **_factors(scale),
     )
-    record.point(
-        entry_shape=np.array([*view.shape, 1], np.int64),
-        entry_strides=np.array([*np.ravel(view.entry_steps), 0], np.int64),
-    )
+    describe_entries(record, view.shape, view.entry_steps)
     _describe(record, view, mask, sideways)
     width = block_rows if sideways else padded(chunk_keys)
     lines = chunk_keys if sideways else 1
     workers = min(threads, entries * row_blocks * chunks)
-    scratch = lay_out(
+    lay_out(
         record,
-        workers,
         at_stats=2 * max(block_rows, LANES) * item,
         at_lanes=LANES * LANES * item,
         at_block=lines * width * item,
@@ -149,11 +147,14 @@ def _normalise(
     entry = _NORMALISE[dtype]
     blocks = entries * row_blocks * chunks
     numbers = block_rows * chunk_keys
-    if chunks == 1:
-        _launch(entry, record, kernel.WHOLE, blocks, numbers, workers)
-    else:
-        _run_phases(entry, record, operation, dtype, entries * rows, blocks, numbers, workers)
-    del scratch
+    operands = (x, mask, out)
+    if chunks > 1:
+        _run_phases(entry, record, operation, operands, entries * rows, blocks, numbers, workers)
+        return None
+    planned = _phase(entry, record, kernel.WHOLE, blocks, numbers, workers)
+    planned(*operands)
+    # Of small results nothing but the addresses differs from call to call.
+    return planned if out.nbytes < _SHIFT_BYTES else None
 
 
 def _factors(scale: float) -> dict[str, float]:
@@ -167,9 +168,8 @@ def _factors(scale: float) -> dict[str, float]:
 
 
 def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bool) -> None:
-    x, _, out = view.operands
+    x = view.operands[0]
     (x_row, mask_row, out_row), (x_key, mask_key, out_key) = view.row_steps, view.key_steps
-    record.point(x=x, output=out)
     record.set(
         x_row=x_row,
         x_key=x_key,
@@ -183,7 +183,6 @@ def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bo
         mask_kind=NO_MASK,
     )
     if mask is not None:
-        record.point(mask=mask)
         record.set(
             mask_kind=BOOL_MASK if mask.dtype == np.bool_ else FLOAT_MASK,
             mask_code=storage_code(mask.dtype),
@@ -194,26 +193,29 @@ def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bo
         )
 
 
-def _launch(
+def _phase(
     entry: compile.Entry, record: Record, phase: int, blocks: int, numbers: int, workers: int
-) -> None:
+) -> Planned:
     task_blocks = max(1, min(_TASK_NUMBERS // max(numbers, 1), -(-blocks // (4 * workers))))
     record.set(phase=phase, blocks=blocks, task_blocks=task_blocks)
     seconds = task_blocks * (numbers * _SECONDS_PER_NUMBER + 1e-7)
-    launch.run(entry, record.words, -(-blocks // task_blocks), seconds, workers)
+    return Planned(
+        entry, record, ("x", "mask", "output"), -(-blocks // task_blocks), seconds, workers
+    )
 
 
 def _run_phases(
     entry: compile.Entry,
     record: Record,
     operation: int,
-    dtype: np.dtype[Any],
+    operands: tuple[np.ndarray, np.ndarray | None, np.ndarray],
     rows: int,
     blocks: int,
     numbers: int,
     workers: int,
 ) -> None:
     word = record.layout.word
+    dtype = operands[2].dtype
     keys, chunks = (int(record.words[word[field]]) for field in ("keys", "chunks"))
     entries = rows // int(record.words[word["rows"]])
     state = entries * int(record.words[word["padded_rows"]])
@@ -221,11 +223,11 @@ def _run_phases(
     sums = np.empty((-(-keys // SEGMENT_KEYS), state), dtype)
     record.set(sums_stride=state * dtype.itemsize)
     record.point(maxima=maxima, sums=sums)
-    _launch(entry, record, kernel.FIND_MAX, blocks, numbers, workers)
+    _phase(entry, record, kernel.FIND_MAX, blocks, numbers, workers)(*operands)
     with np.errstate(all="ignore"):
         state_max = np.fmax.reduce(maxima, axis=0)
         record.point(state_max=state_max)
-        _launch(entry, record, kernel.FIND_SUM, blocks, numbers, workers)
+        _phase(entry, record, kernel.FIND_SUM, blocks, numbers, workers)(*operands)
         # Sums of segments from left to right: `cumsum` cannot take another order, `sum` would.
         state_sum = np.cumsum(sums, axis=0, dtype=dtype)[-1].copy()
         state_max[np.isnan(maxima).any(axis=0)] = np.nan
@@ -233,4 +235,4 @@ def _run_phases(
     if operation == kernel.LOGSUMEXP:
         record.set(chunk_keys=0, chunks=1)
         blocks //= chunks
-    _launch(entry, record, kernel.FINISH, blocks, numbers, workers)
+    _phase(entry, record, kernel.FINISH, blocks, numbers, workers)(*operands)

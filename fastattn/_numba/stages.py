@@ -10,9 +10,9 @@ import numpy as np
 from fastattn._core.plan import LANES, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS, padded
 
 from . import fuse as fusing
-from . import launch
 from . import similarity as comparing
-from .calls import Record, address, lay_out, merge_dims, split_scale, storage_code
+from .calls import Record, address, merge_dims, split_scale, storage_code
+from .planned import Planned, describe_entries, lay_out
 
 __all__ = ["ENTRIES", "fuse", "similarity"]
 
@@ -47,11 +47,7 @@ def _entries(record: Record, operands: list[np.ndarray], inner: list[int]) -> in
     strides = [one.strides[: one.ndim - own] for one, own in zip(operands, inner, strict=True)]
     batch = operands[0].shape[: operands[0].ndim - inner[0]]
     shape, steps = merge_dims(batch, strides)
-    record.set(entry_rank=len(shape))
-    record.point(
-        entry_shape=np.array([*shape, 1], np.int64),
-        entry_strides=np.array([*np.ravel(steps), 0], np.int64),
-    )
+    describe_entries(record, shape, steps)
     return math.prod(batch)
 
 
@@ -80,10 +76,10 @@ def similarity(
     metric: str,
     scale: float,
     threads: int,
-) -> None:
+) -> Planned | None:
     """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
     if out.size == 0:
-        return
+        return None
     item = out.dtype.itemsize
     rows, features = query.shape[-2:]
     keys = key.shape[-2]
@@ -92,7 +88,6 @@ def similarity(
     words = split_scale(metric, scale, None, shaped=True)
     del words["shaped"], words["softcap"]
     record.set(**words)
-    record.point(query=query, key=key, output=out)
 
     streamed = _is_streamed(out)
     key_shift = address(out) % _LINE // item if streamed else 0
@@ -135,7 +130,6 @@ def similarity(
     workers = min(threads, many)
     lay_out(
         record,
-        workers,
         at_query=task_rows * padded(features) * item,
         at_exact=task_rows * 8,
         at_panel=PANEL_KEYS * features * item,
@@ -143,21 +137,23 @@ def similarity(
     )
     numbers = task_rows * task_keys * (features + 16)
     seconds = numbers * 2 / _FLOPS_PER_SECOND[item] + 1e-7
-    launch.run(_COMPARE[out.dtype], record.words, many, seconds, workers)
+    operands = ("query", "key", "output")
+    planned = Planned(_COMPARE[out.dtype], record, operands, many, seconds, workers)
+    planned(query, key, out)
+    return None if streamed else planned
 
 
 def fuse(
     weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int
-) -> None:
+) -> Planned | None:
     """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
     if out.size == 0:
-        return
+        return None
     item = out.dtype.itemsize
     rows, keys = weights.shape[-2:]
     features = value.shape[-1]
     record = Record(fusing.LAYOUT)
     entries = _entries(record, [weights, value, out], [2, 2, 2 if reduce else 3])
-    record.point(weights=weights, value=value, output=out)
 
     def tasks(task_rows: int, task_columns: int) -> int:
         return entries * -(-rows // task_rows) * -(-features // task_columns)
@@ -195,11 +191,13 @@ def fuse(
     width = padded(columns) * item
     lay_out(
         record,
-        workers,
         at_weights=TILE_ROWS * fusing.FUSE_KEYS * item,
         at_values=SEGMENT_KEYS * width,
         at_block=task_rows * width,
         at_running=task_rows * width,
     )
     seconds = task_rows * keys * (columns + 16) * 2 / _FLOPS_PER_SECOND[item] + 1e-7
-    launch.run(_FUSE[out.dtype], record.words, many, seconds, workers)
+    operands = ("weights", "value", "output")
+    planned = Planned(_FUSE[out.dtype], record, operands, many, seconds, workers)
+    planned(weights, value, out)
+    return planned

@@ -1,0 +1,142 @@
+"""Repeated calls of a stage: the plan of the first, on the arrays of each."""
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import oracle
+import pytest
+
+import fastattn
+from fastattn._core import repeats
+
+pytest.importorskip("fastattn._numba.stages")
+
+
+def _draw(rng, *shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _softmax_mask(rng):
+    return (_draw(rng, 5, 33), rng.random((5, 33)) < 0.7), lambda x, mask, **o: fastattn.softmax(
+        x, mask=mask, scale=0.3, **o
+    )
+
+
+CALLS = {
+    "softmax": lambda rng: ((_draw(rng, 5, 33),), fastattn.softmax),
+    "softmax, axis 0": lambda rng: (
+        (_draw(rng, 5, 33)[:, ::-2],),
+        lambda x, **o: fastattn.softmax(x, 0, **o),
+    ),
+    "softmax, all axes": lambda rng: (
+        (_draw(rng, 5, 33),),
+        lambda x, **o: fastattn.softmax(x, None, **o),
+    ),
+    "softmax, all axes, copied": lambda rng: (
+        (_draw(rng, 5, 33).T,),
+        lambda x, **o: fastattn.softmax(x, None, **o),
+    ),
+    "softmax, mask": _softmax_mask,
+    "log_softmax": lambda rng: ((_draw(rng, 2, 3, 7),), fastattn.log_softmax),
+    "logsumexp": lambda rng: ((_draw(rng, 40, 7),), fastattn.logsumexp),
+    "similarity": lambda rng: ((_draw(rng, 3, 5, 8), _draw(rng, 6, 8)), fastattn.similarity),
+    "similarity, one row": lambda rng: ((_draw(rng, 8), _draw(rng, 6, 8)), fastattn.similarity),
+    "fuse": lambda rng: ((_draw(rng, 5, 9), _draw(rng, 4, 9, 3)), fastattn.fuse),
+    "fuse, apart": lambda rng: (
+        (_draw(rng, 9), _draw(rng, 9, 3)),
+        lambda w, v, **o: fastattn.fuse(w, v, reduce=False, **o),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    monkeypatch.setattr(repeats, "_repeats", {})
+    return repeats._repeats
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("given", ["no out", "out", "strided out"])
+def test_a_repeated_call_is_about_its_own_arrays(name, given, seed, kept):
+    turns = [CALLS[name](np.random.default_rng([seed, turn])) for turn in range(3)]
+    fresh = []
+    for arrays, function in turns:
+        kept.clear()
+        fresh.append(function(*arrays))
+    kept.clear()
+    for (arrays, function), expected in zip(turns, fresh, strict=True):
+        options = {}
+        if given != "no out":
+            memory = np.full((*expected.shape, 2), 7, np.float32)
+            options["out"] = memory[..., 0] if given == "strided out" else memory[..., 0].copy()
+        result = function(*arrays, **options)
+        oracle.assert_same_bits(result, expected)
+        if options:
+            assert result is options["out"]
+            assert (memory[..., 1] == 7).all()
+    # A plan that reads or writes a copy is for one call.
+    assert len(kept) == ("copied" not in name)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_kept_calls_hold_no_array(name, seed, kept):
+    arrays, function = CALLS[name](np.random.default_rng(seed))
+    seen = [weakref.ref(array) for array in arrays]
+    function(*arrays)
+    del arrays
+    gc.collect()
+    assert not any(array() is not None for array in seen)
+
+
+def test_an_out_that_overlaps_is_seen_each_time(seed, kept):
+    rng = np.random.default_rng(seed)
+    memory = _draw(rng, 12, 20)
+    x = memory[:5]
+    apart = fastattn.softmax(x)
+    for out in (np.empty_like(x), memory[6:11], memory[2:7]):
+        memory[:] = _draw(np.random.default_rng(seed), 12, 20)
+        assert fastattn.softmax(x, out=out) is out
+        oracle.assert_same_bits(out, apart)
+    memory[:] = _draw(np.random.default_rng(seed), 12, 20)
+    for turn in range(2):
+        y = x.copy()
+        assert fastattn.softmax(y, out=y) is y
+        oracle.assert_same_bits(y, apart, about=turn)
+    key = _draw(rng, 5, 5)
+    expected = fastattn.similarity(x[:, :5].copy(), key)
+    for out in (np.empty((5, 5), np.float32), key):
+        oracle.assert_same_bits(fastattn.similarity(x[:, :5].copy(), key, out=out), expected)
+
+
+def test_what_would_fail_anew_fails_again(seed, kept):
+    x = _draw(np.random.default_rng(seed), 5, 7)
+    out = np.empty_like(x)
+    fastattn.softmax(x, 1)
+    fastattn.softmax(x, out=out)
+    fastattn.similarity(x, x)
+    for call, error in (
+        (lambda: fastattn.softmax(x, 1.0), TypeError),
+        (lambda: fastattn.softmax(x, scale=True), TypeError),
+        (lambda: fastattn.softmax(np.ma.array(x)), TypeError),
+        (lambda: fastattn.softmax(x, threads=True), TypeError),
+        (lambda: fastattn.softmax(x, backend="none"), ValueError),
+        (lambda: fastattn.similarity(x, x, metric=np.str_("cosine")), ValueError),
+    ):
+        with pytest.raises(error):
+            call()
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        fastattn.softmax(x, out=out)
+
+
+def test_as_many_are_kept_as_said_and_threads_may_share_them(seed, kept, monkeypatch):
+    monkeypatch.setattr(repeats, "_KEPT", 4)
+    rng = np.random.default_rng(seed)
+    arrays = [_draw(rng, rows, 9) for rows in (*range(1, 9), *range(1, 9))]
+    expected = [fastattn.softmax(x) for x in arrays]
+    assert len(kept) <= 4
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(pool.map(fastattn.softmax, arrays * 20), expected * 20, strict=True):
+            oracle.assert_same_bits(one, other)
