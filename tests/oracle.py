@@ -135,7 +135,8 @@ def score_size(
     if alibi_slopes is not None:
         lengths = others.get("key_lengths")
         keys = key.shape[-2] if lengths is None else np.max(lengths, initial=0)
-        size += finite_max(alibi_slopes) * farthest(query.shape[-2], keys, query_offset)
+        rows = query.shape[-2] if query.ndim > 1 else 1
+        size += finite_max(alibi_slopes) * farthest(rows, keys, query_offset)
     return size
 
 
