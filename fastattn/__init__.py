@@ -9,16 +9,20 @@ from fastattn._core.config import VERSION as __version__
 from fastattn._core.config import show_config
 from fastattn._core.threads import set_threads
 from fastattn.attention import attention, explain
+from fastattn.cache import KVCache
 from fastattn.fusion import fuse
 from fastattn.normalize import log_softmax, logsumexp, softmax
 from fastattn.similarity import similarity
 from fastattn.state import State, attention_state, merge_states
+from fastattn.varlen import attention_varlen
 
 __all__ = [
+    "KVCache",
     "State",
     "__version__",
     "attention",
     "attention_state",
+    "attention_varlen",
     "explain",
     "fuse",
     "log_softmax",

@@ -8,7 +8,8 @@ import numpy as np
 
 from fastattn._core import backends
 from fastattn._core import problem as problems
-from fastattn._core.arrays import check_out, deliver
+from fastattn._core.arrays import check_out
+from fastattn._core.problem import NO_EXTRAS, Extras
 from fastattn._core.recipe import Recipe, recipe, signature
 from fastattn._core.threads import resolve
 
@@ -37,7 +38,11 @@ def attention(
     query_offset: ArrayLike | None = None,
     window: tuple[int | None, int | None] | None = None,
     key_lengths: ArrayLike | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
     softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -49,11 +54,13 @@ def attention(
 
     .. math::
 
-        s_{ij} = c \tanh(\mathrm{scale} \cdot \mathrm{sim}(q_i, k_j) / c) + m_{ij}, \quad
-        o_i = \frac{\sum_j e^{s_{ij}} v_j}{\sum_j e^{s_{ij}}}
+        s_{ij} = c \tanh(\mathrm{scale} \cdot \mathrm{sim}(q_i, k_j) / c) + m_{ij}
+        - a \, |i + \mathrm{offset} - j|, \quad
+        o_i = \frac{\sum_j e^{s_{ij}} v_j}{e^{z} + \sum_j e^{s_{ij}}}
 
     over the keys :math:`j` visible to query row :math:`i`, where :math:`c` is `softcap` (no tanh
-    when None) and :math:`m` a float `mask`. The scores are never all in memory.
+    when None), :math:`m` a float `mask`, and :math:`a` and :math:`z` the slope and the sink of the
+    head (no such terms when None). The scores are never all in memory.
 
     Parameters
     ----------
@@ -70,7 +77,7 @@ def attention(
         Factor of the similarity, any finite number. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when
         E is 0), 1 for the others.
     mask : array_like, broadcasts to (..., L, S), optional
-        bool: True where a query may attend; float32 or float64: added to the scores, -inf hides.
+        bool: True where a query may attend; float: added to the scores, -inf hides.
         It does not change the dtype of the result. None: every key is visible.
     causal : bool or {"top_left", "bottom_right"}
         Key j is visible to row i iff ``j <= i + offset``. "top_left" means offset 0,
@@ -84,8 +91,18 @@ def attention(
         side, or None for the pair: unbounded.
     key_lengths : int or int array over the batch dims, optional
         Only the first n keys exist, ``0 <= n <= S``. Dims as for `query_offset`. None: all S.
+    query_segments, key_segments : int array, broadcast to (..., L) and (..., S), optional
+        Ids of documents packed into one row: a query attends to the keys of equal id. Stretches of
+        foreign keys are skipped. None: no such bound.
     softcap : float, optional
         Positive bound c of the scores, ``c * tanh(score / c)``, before the mask. None: no bound.
+    alibi_slopes : float array, broadcasts to the batch dims, optional
+        One slope per head, (H,): adds ``-slope * |i + offset - j|`` to the scores, the offset 0
+        unless `causal` or `query_offset` say otherwise. None: no such bias.
+    sinks : float array, broadcasts to the batch dims, optional
+        One more score per head, (H,), neither scaled nor capped, which takes weight and has no
+        value. It counts in the log-sum-exp: a row that sees no key then has its sink there. -inf
+        is no sink. None: no sinks.
     enable_gqa : bool
         Grouped queries: heads are axis -3, the H query heads a multiple of the Hkv key heads, and
         query head h reads key head ``h // (H // Hkv)``.
@@ -101,10 +118,10 @@ def attention(
     Returns
     -------
     output : ndarray, (..., L, Ev)
-        float32 if query, key and value all are, else float64 (integers and bools included). `out`
-        itself where given.
+        Of the dtype to which query, key and value promote (`np.result_type`; float16 with bfloat16:
+        float32; integers and bools: float64). `out` itself where given.
     lse : ndarray, (..., L)
-        Only with `return_lse`.
+        Only with `return_lse`. float64 if the output is, else float32.
     weights : ndarray, (..., L, S)
         Only with `return_weights`.
 
@@ -115,8 +132,8 @@ def attention(
         unknown, a number is out of range, ``causal=True`` is ambiguous (L differs from S and no
         offset is given), or the chosen backend cannot do the call.
     TypeError
-        If an operand is complex, half or extended precision, object, string, masked, sparse or
-        lazy, or an option has the wrong type.
+        If an operand is complex, extended precision, object, string, masked, sparse or lazy, or
+        an option has the wrong type.
 
     See Also
     --------
@@ -128,7 +145,8 @@ def attention(
     A row that sees no key is 0, with lse -inf and weights 0. What a hidden key or value holds, NaN
     included, never reaches a result. A NaN in a visible input reaches exactly the rows that see it.
 
-    Accuracy: at most 1.5 times the error of plain NumPy in the same dtype. The bits of a row
+    Accuracy: at most 1.5 times the error of plain NumPy in the same dtype. float16 and bfloat16
+    are computed in float32 and rounded once. The bits of a row
     depend on that row's query, the keys and values it sees, their positions and the options; not
     on the other rows, batch, threads, memory layout, the CPU (x86-64 with AVX2 and FMA) or what
     else is returned.
@@ -140,7 +158,9 @@ def attention(
     References
     ----------
     .. [1] A. Vaswani et al., "Attention is all you need", 2017, section 3.2.1.
-    .. [2] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", 2018, section 3.
+    .. [2] O. Press et al., "Train short, test long: attention with linear biases", 2022, section 3.
+    .. [3] G. Xiao et al., "Efficient streaming language models with attention sinks", 2024.
+    .. [4] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", 2018, section 3.
 
     Examples
     --------
@@ -167,6 +187,18 @@ def attention(
     """
     # Arguments are passed on by name: unpacking a tuple into a call costs a small call 0.1 µs.
     query, key, value, mask = problems.arrays(query, key, value, mask)
+    extras = NO_EXTRAS
+    if not (
+        key_lengths is None
+        and query_offset is None
+        and query_segments is None
+        and key_segments is None
+        and alibi_slopes is None
+        and sinks is None
+    ):
+        extras = Extras(
+            key_lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks
+        )
     call = signature(
         query,
         key,
@@ -182,24 +214,26 @@ def attention(
         return_weights,
         key_lengths is not None,
         query_offset is not None,
+        alibi_slopes is not None,
     )
     wanted = backends.choose(backend)
     workers = resolve(threads)
-    kept = _repeats.get((call, wanted, workers))
-    if kept is not None:
-        repeat, made = kept
-        output, lse, weights = made.allocate(out, (query, key, value, mask))
-        if out is None or output.flags.c_contiguous:
-            repeat(query, key, value, mask, output, lse, weights)
-            return _deliver(output, lse, weights, out)
+    if extras is NO_EXTRAS:
+        kept = _repeats.get((call, wanted, workers))
+        if kept is not None:
+            repeat, made = kept
+            output, lse, weights = made.allocate(out, (query, key, value, mask))
+            if out is None or output.flags.c_contiguous:
+                repeat(query, key, value, mask, output, lse, weights)
+                return made.deliver(output, lse, weights, out)
     made = recipe(call)
-    problem = problems.bind(made, query, key, value, mask, key_lengths, query_offset)
+    problem = problems.bind(made, query, key, value, mask, extras)
     execution = backends.prepare(problem, wanted, workers)
-    if key_lengths is None and query_offset is None:
+    if extras is NO_EXTRAS:
         _keep((call, wanted, workers), execution, made)
     results = made.allocate(out, (query, key, value, mask))
     execution.run(*made.canonical(results))
-    return _deliver(*results, out)
+    return made.deliver(*results, out)
 
 
 def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
@@ -209,16 +243,6 @@ def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
         if len(_repeats) >= _REPEATS_KEPT:
             _repeats.clear()
         _repeats[key] = function, made
-
-
-def _deliver(
-    output: np.ndarray, lse: np.ndarray | None, weights: np.ndarray | None, out: np.ndarray | None
-) -> Any:
-    if out is not None:
-        output = deliver(output, out)
-    if lse is None and weights is None:
-        return output
-    return tuple(result for result in (output, lse, weights) if result is not None)
 
 
 def explain(
@@ -233,7 +257,11 @@ def explain(
     query_offset: ArrayLike | None = None,
     window: tuple[int | None, int | None] | None = None,
     key_lengths: ArrayLike | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
     softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -245,7 +273,9 @@ def explain(
 
     Parameters
     ----------
-    query, key, value, similarity, scale, mask, causal, query_offset, window, key_lengths, softcap
+    query, key, value, similarity, scale, mask, causal, query_offset, window, key_lengths
+        As for `attention`.
+    query_segments, key_segments, softcap, alibi_slopes, sinks
         As for `attention`.
     enable_gqa, return_lse, return_weights, out, backend, threads
         As for `attention`.
@@ -271,6 +301,7 @@ def explain(
     ('reference', {})
     """
     operands = problems.arrays(query, key, value, mask)
+    extras = Extras(key_lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks)
     made = recipe(
         signature(
             *operands,
@@ -282,11 +313,10 @@ def explain(
             enable_gqa,
             return_lse,
             return_weights,
-            key_lengths is not None,
-            query_offset is not None,
+            *extras.given(),
         )
     )
     if out is not None:
-        check_out(out, made.output_shape, made.dtype)
-    problem = problems.bind(made, *operands, key_lengths, query_offset)
+        check_out(out, made.output_shape, made.output_dtype)
+    problem = problems.bind(made, *operands, extras)
     return backends.prepare(problem, backends.choose(backend), resolve(threads))

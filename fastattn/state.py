@@ -9,8 +9,10 @@ import numpy as np
 
 from fastattn._core import backends
 from fastattn._core import problem as problems
-from fastattn._core.arrays import as_array, check_dtype
+from fastattn._core.arrays import as_array, check_dtype, per_head, view
+from fastattn._core.layouts import layout
 from fastattn._core.plan import SEGMENT_KEYS
+from fastattn._core.problem import Extras
 from fastattn._core.recipe import Recipe, recipe, signature
 from fastattn._core.threads import resolve
 from fastattn._core.visibility import LARGEST_POSITION
@@ -110,11 +112,13 @@ class State:
         merged = self._backend.merge_states(self._state, next_state._state)
         return State(self._backend, self._recipe, merged, self.key_start, next_state.key_stop)
 
-    def finish(self, *, return_lse: bool = False) -> Any:
+    def finish(self, sinks: ArrayLike | None = None, return_lse: bool = False) -> Any:
         """Divide by the sum of weights: the output, as `attention` gives it.
 
         Parameters
         ----------
+        sinks : float array, broadcasts to the batch dims, optional
+            As for `attention`.
         return_lse : bool
             Append the log-sum-exp of each row's scores.
 
@@ -123,12 +127,24 @@ class State:
         output : ndarray, (..., L, Ev)
             Rows that saw no key are 0.
         lse : ndarray, (..., L)
-            Only with `return_lse`; -inf for rows that saw no key.
+            Only with `return_lse`; -inf, or the sink, for rows that saw no key.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the sinks are not as `attention` wants them.
         """
         made = self._recipe._replace(return_lse=bool(return_lse))
+        numbers = None
+        if sinks is not None:
+            numbers = per_head("sinks", sinks, made.batch, made.dtype, lowest_hides=True)
+            canonical = layout(
+                numbers.shape, numbers.strides, made.outer, made.kv_heads, made.groups, 0
+            )
+            numbers = view(numbers, canonical)
         results = made.allocate(None, ())
         output, lse, _ = made.canonical(results)
-        self._backend.finish_state(self._state, output, lse)
+        self._backend.finish_state(self._state, output, lse, numbers)
         return results[:2] if return_lse else results[0]
 
 
@@ -145,7 +161,10 @@ def attention_state(
     query_offset: ArrayLike | None = None,
     window: tuple[int | None, int | None] | None = None,
     key_lengths: ArrayLike | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
     softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
     enable_gqa: bool = False,
     backend: str | None = None,
     threads: int | None = None,
@@ -160,13 +179,15 @@ def attention_state(
         Keys ``key_start .. key_start + S - 1`` of the whole key axis.
     key_start : int
         Position of this part's first key, a multiple of 512, the segment size.
-    similarity, scale, softcap, enable_gqa, backend, threads
-        As for `attention`, the same for every part.
+    similarity, scale, softcap, alibi_slopes, enable_gqa, backend, threads
+        As for `attention`, the same for every part. Sinks belong to `State.finish`.
+    query_segments, key_segments
+        As for `attention`; key_segments are those of this part.
     mask : array_like, broadcasts to (..., L, S), optional
         The columns of this part.
     causal, query_offset, window, key_lengths
-        As for `attention`, in positions of the whole key axis. ``causal=True`` needs
-        `query_offset`, and "bottom_right" `key_lengths`, since S of the whole is not known here.
+        As for `attention`, in positions of the whole key axis (`alibi_slopes` too). ``causal=True``
+        needs `query_offset`, and "bottom_right" `key_lengths`: S of the whole is not known here.
 
     Returns
     -------
@@ -201,6 +222,7 @@ def attention_state(
         )
     key_start = int(key_start)
     operands = problems.arrays(query, key, value, mask)
+    extras = Extras(key_lengths, query_offset, query_segments, key_segments, alibi_slopes)
     made = recipe(
         signature(
             *operands,
@@ -210,12 +232,13 @@ def attention_state(
             window,
             softcap,
             enable_gqa,
-            lengths_given=key_lengths is not None,
-            offset_given=query_offset is not None,
+            False,
+            False,
+            *extras.given(),
             is_part=True,
         )
     )
-    problem = problems.bind(made, *operands, key_lengths, query_offset, key_start)
+    problem = problems.bind(made, *operands, extras, key_start)
     chosen = backends.pick(backend)
     state = chosen.attention_state(problem, key_start, resolve(threads))
     return State(chosen, made, state, key_start, key_start + made.keys)

@@ -14,7 +14,7 @@ import fastattn
 PACKAGE = Path(fastattn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FACE = {"attention", "state", "similarity", "normalize", "fusion"}
+FACE = {"attention", "varlen", "cache", "state", "similarity", "normalize", "fusion"}
 # What each room may import of fastattn. The face hands over to a backend by name, at run time.
 MAY_IMPORT = {
     "face": {"face", "_core"},
@@ -27,7 +27,15 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "public": {"face", "_core"},
 }
-VECTORS = {"emit", "memory", "simd", "elementary", "tile", "native"}  # write machine instructions
+VECTORS = {
+    "emit",
+    "memory",
+    "simd",
+    "elementary",
+    "tile",
+    "native",
+    "storage",
+}  # write machine instructions
 
 
 def module_of(path):
@@ -193,10 +201,12 @@ def test_public_names():
     assert shown == set(fastattn.__all__) - {"__version__"}
     assert fastattn.__all__ == sorted(fastattn.__all__)
     assert set(fastattn.__all__) == {
+        "KVCache",
         "State",
         "__version__",
         "attention",
         "attention_state",
+        "attention_varlen",
         "explain",
         "fuse",
         "log_softmax",

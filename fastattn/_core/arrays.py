@@ -20,8 +20,11 @@ __all__ = [
     "check_out",
     "compute_dtype",
     "deliver",
+    "dtypes",
     "finite_number",
     "is_direct",
+    "is_half",
+    "per_head",
     "result_array",
     "same_memory",
     "spread",
@@ -63,20 +66,23 @@ def as_array(name: str, x: Any) -> np.ndarray:
         ) from error
 
 
+def is_half(dtype: np.dtype) -> bool:
+    """Tell whether a dtype is float16 or ml_dtypes' bfloat16, which NumPy itself does not know."""
+    return dtype.itemsize == 2 and (dtype.kind == "f" or dtype.name == "bfloat16")
+
+
 def check_dtype(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
     """Raise TypeError unless `dtype` is one the kernels read; return whether it is a float."""
     kind = dtype.kind
-    if dtype.num in (_FLOAT32_NUMBER, _FLOAT64_NUMBER):
+    if dtype.num in (_FLOAT32_NUMBER, _FLOAT64_NUMBER) or is_half(dtype):
         return True
     if kind in "biu":
         return False
     what = f"{name} of shape {shape} has dtype {dtype}"
     if kind == "c":
         raise TypeError(f"{what}; complex numbers have no order to attend by: pass {name}.real")
-    if kind == "f" and dtype.itemsize > 8:
+    if kind == "f":
         raise TypeError(f"{what}; extended precision is not computed: {name}.astype(np.float64)")
-    if kind == "f" or dtype.name == "bfloat16":
-        raise TypeError(f"{what}; half precision is not computed yet: {name}.astype(np.float32)")
     if kind == "O":
         raise TypeError(
             f"{what}, which holds Python objects (ragged rows, None, or mixed columns?): build a "
@@ -85,23 +91,75 @@ def check_dtype(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
     raise TypeError(f"{what}; numbers are needed: {name}.astype(np.float64), if that has a meaning")
 
 
-def compute_dtype(*named: tuple[str, np.dtype, tuple[int, ...]]) -> np.dtype:
-    """Choose float32 if every operand is float32, else float64; each is (name, dtype, shape)."""
-    chosen: np.dtype = FLOAT32
+def dtypes(*named: tuple[str, np.dtype, tuple[int, ...]]) -> tuple[np.dtype, np.dtype]:
+    """Choose the dtypes to compute in and to return; each operand is (name, dtype, shape).
+
+    Floats promote as `np.result_type` says, float16 with bfloat16 to float32; integers and bools
+    give float64. Halves are computed in float32.
+    """
+    result: np.dtype | None = None
     for name, dtype, shape in named:
-        if not (check_dtype(name, dtype, shape) and dtype.num == _FLOAT32_NUMBER):
-            chosen = FLOAT64
-    return chosen
+        if not check_dtype(name, dtype, shape) or dtype.num == _FLOAT64_NUMBER:
+            dtype = FLOAT64
+        if result is None or dtype.num == _FLOAT64_NUMBER:
+            result = dtype
+        elif result.num != dtype.num and result.num != _FLOAT64_NUMBER:
+            result = FLOAT32
+    if result is None or result.num == _FLOAT32_NUMBER:
+        return FLOAT32, FLOAT32
+    if result.num == _FLOAT64_NUMBER:
+        return FLOAT64, FLOAT64
+    return FLOAT32, result.newbyteorder("=")
+
+
+def compute_dtype(*named: tuple[str, np.dtype, tuple[int, ...]]) -> np.dtype:
+    """Choose float64 if an operand needs it, else float32; each is (name, dtype, shape)."""
+    return dtypes(*named)[0]
 
 
 def check_mask_dtype(dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """Accept bool and float masks only: an integer mask could mean either, so it is asked for."""
-    if dtype.kind == "b" or dtype.num in (_FLOAT32_NUMBER, _FLOAT64_NUMBER):
+    if dtype.kind == "b" or dtype.num in (_FLOAT32_NUMBER, _FLOAT64_NUMBER) or is_half(dtype):
         return
     raise TypeError(
         f"mask of shape {shape} has dtype {dtype}; it must be bool (True = may attend: "
-        "mask.astype(bool)) or float32/float64 (added to the scores: mask.astype(np.float32))"
+        "mask.astype(bool)) or a float of at most 64 bits (added to the scores: "
+        "mask.astype(np.float32))"
     )
+
+
+def per_head(
+    name: str, x: Any, batch: tuple[int, ...], dtype: np.dtype, lowest_hides: bool = False
+) -> np.ndarray:
+    """Return one number per head, or broadcast to the batch dims, as a checked copy in `dtype`.
+
+    -inf is accepted where `lowest_hides`.
+    """
+    array = as_array(name, x)
+    shape = array.shape
+    check_dtype(name, array.dtype, shape)
+    if not batch and shape == (1,):
+        array = array.reshape(())
+    padded = (1,) * (len(batch) - array.ndim) + array.shape
+    if array.ndim > len(batch) or any(
+        n not in (1, size) for n, size in zip(padded, batch, strict=True)
+    ):
+        raise ValueError(
+            f"{name} of shape {shape} does not broadcast to the batch dims {batch}, heads last: "
+            + (f"one number per head has shape ({batch[-1]},)" if batch else "pass one number")
+        )
+    with np.errstate(over="ignore"):
+        numbers = np.array(array, dtype=dtype, order="C")
+    wrong = ~np.isfinite(numbers)
+    if lowest_hides:
+        wrong &= numbers != -np.inf
+    if wrong.any():
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{name} of shape {shape} holds {array[at]} at {at}: every entry must be finite"
+            + (" or -inf" if lowest_hides else "")
+        )
+    return numbers
 
 
 def view(array: np.ndarray, layout: Layout, writeable: bool = False) -> np.ndarray:

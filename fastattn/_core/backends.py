@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from fastattn._core.execution import Backend, Execution
 from fastattn._core.problem import Problem
+from fastattn._core.ragged import RaggedProblem
 
 __all__ = [
     "KNOWN",
@@ -108,14 +109,17 @@ def pick(backend: Any) -> Backend:
     return load(choose(backend) or _AUTOMATIC[0])
 
 
-def prepare(problem: Problem, wanted: str | None, threads: int) -> Execution:
+def prepare(problem: Problem | RaggedProblem, wanted: str | None, threads: int) -> Execution:
     """Plan a call on the backend named `wanted`, or on the first that does it."""
     refusals: dict[str, str] = {}
     for name in _AUTOMATIC if wanted is None else (wanted,):
         backend = load(name)
         reason = backend.refusal(problem)
         if reason is None:
-            execution = backend.prepare_attention(problem, threads)
+            if isinstance(problem, RaggedProblem):
+                execution = backend.prepare_varlen(problem, threads)
+            else:
+                execution = backend.prepare_attention(problem, threads)
             execution.refusals.update(refusals)
             return execution
         refusals[name] = reason

@@ -2,7 +2,8 @@
 
 A backend is a module ``fastattn/_numba/backend.py`` or ``fastattn/reference/backend.py``. Every
 array it receives is validated: operands are read-only views in canonical, broadcast shape (any
-strides, alignment, byte order, real dtype), results are preallocated in the compute dtype.
+strides, alignment, byte order, real dtype). The output is preallocated in the problem's
+`output_dtype`, log-sum-exp and weights in the compute dtype.
 `threads` is resolved: an int of at least 1.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastattn._core.problem import Problem
+from fastattn._core.ragged import RaggedProblem
 
 __all__ = ["Backend", "Execution", "Repeat"]
 
@@ -56,11 +58,17 @@ class Backend(Protocol):
 
     name: str
 
-    def refusal(self, problem: Problem) -> str | None:
+    def refusal(self, problem: Problem | RaggedProblem) -> str | None:
         """Say why this backend cannot do the call, or None."""
 
     def prepare_attention(self, problem: Problem, threads: int) -> Execution:
         """Plan the call; runs nothing."""
+
+    def prepare_varlen(self, problem: RaggedProblem, threads: int) -> Execution:
+        """Plan a ragged call; `run` gets (Hkv, G, rows, Ev) and (Hkv, G, rows), heads first.
+
+        Rows of no sequence are not touched.
+        """
 
     def attention_state(self, problem: Problem, key_start: int, threads: int) -> Any:
         """Compute one part of the keys into a state only this backend understands.
@@ -73,8 +81,10 @@ class Backend(Protocol):
     def merge_states(self, state: Any, following: Any) -> Any:
         """Fold two states, the left one's keys first; neither is changed."""
 
-    def finish_state(self, state: Any, output: np.ndarray, lse: np.ndarray | None) -> None:
-        """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
+    def finish_state(
+        self, state: Any, output: np.ndarray, lse: np.ndarray | None, sinks: np.ndarray | None
+    ) -> None:
+        """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L); sinks are (*batch, Hkv, G)."""
 
     def similarity(
         self,

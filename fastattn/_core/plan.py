@@ -6,6 +6,8 @@ No bit of a result depends on a plan. What bits depend on are constants of the a
 
 from typing import NamedTuple
 
+from fastattn._core.pages import PAGE_KEYS
+
 SEGMENT_KEYS = 512
 BLOCK_ROWS = 24
 TILE_ROWS = 6
@@ -14,17 +16,19 @@ PANEL_KEYS = 64
 # would fall into the same few cache sets.
 SCORE_STRIDE = SEGMENT_KEYS + 16
 LANES = 16
+# A worker's own copy of the call record.
+RECORD_BYTES = 1280
 
 # Rows of a task, largest first. Keys are packed once a task and segment, which at 240 rows costs
 # about one per cent; smaller tasks balance better.
-_TASK_ROWS = (240, 120, 48, 24)
-_TASKS_PER_WORKER = 8
+TASK_ROWS = (240, 120, 48, 24)
+TASKS_PER_WORKER = 8
 # Partial states of split tasks are folded whenever they would take more than this.
 _PARTIAL_BYTES = 8 << 20
 # What a core does at least, for the length of a task.
-_FLOPS_PER_SECOND = {4: 4e10, 8: 2e10}
-_BYTES_PER_SECOND = 4e9
-_LONGEST_TASK = 0.08
+FLOPS_PER_SECOND = {4: 4e10, 8: 2e10}
+BYTES_PER_SECOND = 4e9
+LONGEST_TASK = 0.08
 
 
 _SECONDS_PER_BUNDLE = 2e-5
@@ -32,7 +36,7 @@ _SECONDS_PER_BUNDLE = 2e-5
 
 def _bundle(tasks: int, workers: int, seconds: float) -> int:
     """Tasks to take at once: worth some microseconds, and still enough bundles to balance."""
-    return max(1, min(int(_SECONDS_PER_BUNDLE / seconds), tasks // (_TASKS_PER_WORKER * workers)))
+    return max(1, min(int(_SECONDS_PER_BUNDLE / seconds), tasks // (TASKS_PER_WORKER * workers)))
 
 
 class AttentionPlan(NamedTuple):
@@ -87,6 +91,10 @@ class Scratch(NamedTuple):
     at_rows: int
     at_packed: int
     at_state: int
+    at_stage: int
+    at_chunks: int
+    at_ids: int
+    at_record: int
     size: int
 
 
@@ -102,6 +110,7 @@ def scratch_layout(
     value_features: int,
     item: int,
     value_in_place: bool,
+    key_staged: bool = False,
 ) -> Scratch:
     """Lay out one worker's scratch."""
     rows = padded(task_rows, TILE_ROWS)
@@ -118,6 +127,10 @@ def scratch_layout(
         task_rows * 5 * 8,
         (SEGMENT_KEYS // PANEL_KEYS) * 8,
         block * 16,
+        PANEL_KEYS * features * item if key_staged else 0,
+        padded(SEGMENT_KEYS // PAGE_KEYS) * 8,
+        2 * (SEGMENT_KEYS // PANEL_KEYS) * 8,
+        RECORD_BYTES,
     )
     offsets = [0]
     for size in sizes:
@@ -136,6 +149,7 @@ def plan_attention(
     workers: int,
     value_in_place: bool,
     weights: bool,
+    key_staged: bool = False,
     split_always: bool = False,
     keep_partials: bool = False,
 ) -> AttentionPlan:
@@ -148,24 +162,26 @@ def plan_attention(
 
     def seconds(task_rows: int, task_segments: int) -> float:
         share = task_segments / segments
-        compute = task_rows * flops_per_row / _FLOPS_PER_SECOND[item]
-        memory = keys * (features + value_features) * item / _BYTES_PER_SECOND
+        compute = task_rows * flops_per_row / FLOPS_PER_SECOND[item]
+        memory = keys * (features + value_features) * item / BYTES_PER_SECOND
         return share * (compute + memory) + 1e-7
 
-    task_rows = max(1, min(rows, _TASK_ROWS[-1]))
-    for candidate in _TASK_ROWS:
+    task_rows = max(1, min(rows, TASK_ROWS[-1]))
+    for candidate in TASK_ROWS:
         candidate = max(1, min(rows, candidate))
-        enough = entries * -(-rows // candidate) >= _TASKS_PER_WORKER * workers
-        if (enough or workers == 1) and seconds(candidate, segments) <= _LONGEST_TASK:
+        enough = entries * -(-rows // candidate) >= TASKS_PER_WORKER * workers
+        if (enough or workers == 1) and seconds(candidate, segments) <= LONGEST_TASK:
             task_rows = candidate
             break
     row_tasks = -(-rows // task_rows)
     tasks = entries * row_tasks
     starved = tasks < 2 * workers and workers > 1
-    too_long = seconds(task_rows, segments) > _LONGEST_TASK
+    too_long = seconds(task_rows, segments) > LONGEST_TASK
     split = split_always or (segments > 1 and not weights and (starved or too_long))
     wave_entries, wave_segments = entries, segments
-    scratch = scratch_layout(task_rows, keys, features, value_features, item, value_in_place)
+    scratch = scratch_layout(
+        task_rows, keys, features, value_features, item, value_in_place, key_staged
+    )
     total = scratch.size * workers
     if split:
         row_bytes = (padded(value_features) + 2) * item

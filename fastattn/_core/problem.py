@@ -25,15 +25,51 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, view
-from fastattn._core.recipe import Recipe, layout
-from fastattn._core.visibility import LARGEST_POSITION, positions
+from fastattn._core.arrays import Layout, as_array, per_head, view
+from fastattn._core.layouts import layout
+from fastattn._core.pages import Pages
+from fastattn._core.recipe import Recipe
+from fastattn._core.visibility import (
+    LARGEST_POSITION,
+    check_together,
+    positions,
+    segment_ids,
+)
 
-__all__ = ["Problem", "arrays", "bind"]
+__all__ = ["NO_EXTRAS", "Extras", "Gathered", "Problem", "arrays", "bind"]
 
 _ndarray = np.ndarray
 # query, key, value, mask
 Operands = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+
+
+class Extras(NamedTuple):
+    """The small arrays of one call, over its batch, heads or rows; as the caller gave them."""
+
+    key_lengths: Any = None
+    query_offset: Any = None
+    query_segments: Any = None
+    key_segments: Any = None
+    alibi_slopes: Any = None
+    sinks: Any = None
+
+    def given(self) -> tuple[bool, bool, bool]:
+        """Tell a signature what it needs to know of them."""
+        return (
+            self.key_lengths is not None,
+            self.query_offset is not None,
+            self.alibi_slopes is not None,
+        )
+
+
+NO_EXTRAS = Extras()
+
+
+class Gathered(NamedTuple):
+    """Keys and values that are rows of tables, in the order of a list of row numbers."""
+
+    indices: np.ndarray  # int32 or int64, contiguous
+    rows: int  # of the tables
 
 
 class Problem(NamedTuple):
@@ -55,6 +91,12 @@ class Problem(NamedTuple):
     output_dtype: np.dtype
     return_lse: bool
     return_weights: bool
+    query_segments: np.ndarray | None = None  # int64 (*batch, Hkv, G, L)
+    key_segments: np.ndarray | None = None  # int64 (*batch, Hkv, G, S)
+    alibi_slopes: np.ndarray | None = None  # (*batch, Hkv, G), compute dtype
+    sinks: np.ndarray | None = None  # (*batch, Hkv, G), compute dtype
+    pages: Pages | None = None  # then key and value say shapes and dtypes only
+    gathered: Gathered | None = None  # then key and value are tables, and their S that of the list
 
 
 def bind(
@@ -63,36 +105,17 @@ def bind(
     key: np.ndarray,
     value: np.ndarray,
     mask: np.ndarray | None,
-    key_lengths: Any,
-    query_offset: Any,
+    extras: Extras = NO_EXTRAS,
     key_start: int = 0,
 ) -> Problem:
-    """Join a recipe with the arrays of one call; checks the values of the per-batch arrays.
+    """Join a recipe with the arrays of one call; checks the values of the small ones.
 
     `key_start` is the position of key 0 of a part; the problem is in the part's own coordinates.
     """
-    rows, keys, batch = recipe.rows, recipe.keys, recipe.batch
-    lengths: Any = None
-    if key_lengths is not None:
-        largest, bound = (
-            (keys, f"S = {keys}") if not recipe.is_part else (LARGEST_POSITION, "2**53")
-        )
-        lengths = positions("key_lengths", key_lengths, batch, 0, largest, bound)
-    offset: Any = 0
-    if query_offset is not None:
-        offset = positions(
-            "query_offset", query_offset, batch, -LARGEST_POSITION, LARGEST_POSITION, "2**53"
-        )
-    if recipe.alignment == "bottom_right":
-        offset = (keys if lengths is None else lengths) - rows
-    elif recipe.alignment == "zero":
-        offset = 0
-    if recipe.causal or recipe.window != (None, None):
-        offset = offset - key_start
-    if lengths is not None:
-        lengths = _per_batch(np.clip(lengths - key_start, 0, keys), recipe)
-    if isinstance(offset, (np.ndarray, np.integer)):
-        offset = _per_batch(np.asarray(offset), recipe) if np.ndim(offset) else int(offset)
+    offset, lengths = _positions(recipe, extras, key_start)
+    problem_extras: dict[str, np.ndarray | None] = {}
+    if extras is not NO_EXTRAS:
+        problem_extras = _extras(recipe, extras)
     return Problem(
         view(query, recipe.query),
         view(key, recipe.key),
@@ -107,17 +130,75 @@ def bind(
         recipe.softcap,
         recipe.dtype,
         recipe.output_shape,
-        recipe.dtype,
+        recipe.output_dtype,
         recipe.return_lse,
         recipe.return_weights,
+        **problem_extras,  # type: ignore[arg-type]
     )
+
+
+def _positions(
+    recipe: Recipe, extras: Extras, key_start: int
+) -> tuple[np.ndarray | int, np.ndarray | None]:
+    """Resolve where row 0 stands and how many keys there are, in the coordinates of a part."""
+    rows, keys, batch = recipe.rows, recipe.keys, recipe.batch
+    lengths: Any = None
+    if extras.key_lengths is not None:
+        largest, bound = (
+            (keys, f"S = {keys}") if not recipe.is_part else (LARGEST_POSITION, "2**53")
+        )
+        lengths = positions("key_lengths", extras.key_lengths, batch, 0, largest, bound)
+    offset: Any = 0
+    if extras.query_offset is not None:
+        offset = positions(
+            "query_offset", extras.query_offset, batch, -LARGEST_POSITION, LARGEST_POSITION, "2**53"
+        )
+    if recipe.alignment == "bottom_right":
+        offset = (keys if lengths is None else lengths) - rows
+    elif recipe.alignment == "zero":
+        offset = 0
+    if recipe.positioned:
+        offset = offset - key_start
+    if lengths is not None:
+        lengths = _per_batch(np.clip(lengths - key_start, 0, keys), recipe)
+    if isinstance(offset, (np.ndarray, np.integer)):
+        offset = _per_batch(np.asarray(offset), recipe) if np.ndim(offset) else int(offset)
+    return offset, lengths
+
+
+def _extras(recipe: Recipe, extras: Extras) -> dict[str, np.ndarray | None]:
+    """Check and lay out what is not about positions: segments, slopes and sinks."""
+    check_together(extras.query_segments, extras.key_segments)
+    found: dict[str, np.ndarray | None] = {}
+    for name, length in (("query_segments", recipe.rows), ("key_segments", recipe.keys)):
+        ids = getattr(extras, name)
+        if ids is not None:
+            if np.ndim(ids) == 0 and len(recipe.lse_shape) == len(recipe.batch):
+                ids = np.reshape(ids, 1)  # a 1-D query has no L axis
+            ids = segment_ids(name, ids, recipe.batch, length)
+            ids = view(ids, _over_batch(ids, recipe, 1))
+        found[name] = ids
+    for name in ("alibi_slopes", "sinks"):
+        numbers = getattr(extras, name)
+        if numbers is not None:
+            numbers = per_head(name, numbers, recipe.batch, recipe.dtype, name == "sinks")
+            numbers = view(numbers, _over_batch(numbers, recipe, 0))
+        found[name] = numbers
+    return found
+
+
+def _over_batch(array: np.ndarray, recipe: Recipe, trailing: int) -> Layout:
+    """Lay an array that broadcasts to the batch dims out as (*batch, Hkv, G, ...)."""
+    shape, strides = layout(
+        array.shape, array.strides, recipe.outer, recipe.kv_heads, recipe.groups, trailing
+    )
+    return shape, strides
 
 
 def _per_batch(array: np.ndarray, recipe: Recipe) -> np.ndarray:
     """View one integer, or integers over the batch, as (*batch, Hkv, G)."""
     array = np.array(array, dtype=np.int64, order="C")
-    canonical = layout(array.shape, array.strides, recipe.outer, recipe.kv_heads, recipe.groups, 0)
-    return view(array, canonical)
+    return view(array, _over_batch(array, recipe, 0))
 
 
 def arrays(query: Any, key: Any, value: Any, mask: Any) -> Operands:

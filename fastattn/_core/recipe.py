@@ -12,12 +12,13 @@ import numpy as np
 
 from fastattn._core.arrays import (
     Layout,
-    check_mask_dtype,
-    compute_dtype,
+    deliver,
+    dtypes,
     finite_number,
     result_array,
     view,
 )
+from fastattn._core.layouts import layout, mask_layout
 from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "Signature",
     "check_similarity",
     "default_scale",
-    "layout",
     "recipe",
     "signature",
 ]
@@ -61,6 +61,7 @@ class Signature(NamedTuple):
     return_weights: bool
     lengths_given: bool
     offset_given: bool
+    alibi_given: bool
     is_part: bool  # the keys are a part of a longer axis (attention_state)
 
 
@@ -81,12 +82,14 @@ class Recipe(NamedTuple):
     value: Layout
     mask: Layout | None
     alignment: str  # "zero", "given" or "bottom_right"
+    positioned: bool  # some option asks where a query stands
     causal: bool
     window: Window
     similarity: str
     scale: float
     softcap: float | None
-    dtype: np.dtype
+    dtype: np.dtype  # to compute in, and of lse
+    output_dtype: np.dtype
     output_shape: tuple[int, ...]
     lse_shape: tuple[int, ...]
     weights_shape: tuple[int, ...]
@@ -96,14 +99,29 @@ class Recipe(NamedTuple):
 
     def allocate(self, out: Any, inputs: tuple[np.ndarray | None, ...]) -> Results:
         """Make output, lse and weights of the caller's shapes; `out` serves where it can."""
-        dtype = self.dtype
         return (
-            _empty(self.output_shape, dtype)
+            _empty(self.output_shape, self.output_dtype)
             if out is None
-            else result_array(out, self.output_shape, dtype, inputs),
-            _empty(self.lse_shape, dtype) if self.return_lse else None,
-            _empty(self.weights_shape, dtype) if self.return_weights else None,
+            else result_array(out, self.output_shape, self.output_dtype, inputs),
+            _empty(self.lse_shape, self.dtype) if self.return_lse else None,
+            _empty(self.weights_shape, self.dtype) if self.return_weights else None,
         )
+
+    def deliver(
+        self,
+        output: np.ndarray,
+        lse: np.ndarray | None,
+        weights: np.ndarray | None,
+        out: np.ndarray | None,
+    ) -> Any:
+        """Return what the caller asked for: the output alone, or a tuple."""
+        if out is not None:
+            output = deliver(output, out)
+        if lse is None and weights is None:
+            return output
+        if weights is not None and self.output_dtype is not self.dtype:
+            weights = weights.astype(self.output_dtype)
+        return tuple(result for result in (output, lse, weights) if result is not None)
 
     def canonical(self, results: Results) -> Results:
         """View results as (*batch, Hkv, G, L, ...) for a backend to fill."""
@@ -152,6 +170,7 @@ def signature(
     return_weights: Any = False,
     lengths_given: bool = False,
     offset_given: bool = False,
+    alibi_given: bool = False,
     is_part: bool = False,
 ) -> tuple[Any, ...]:
     """Make the hashable signature of a call whose arrays are plain ndarrays.
@@ -194,6 +213,7 @@ def signature(
         True if return_weights else False,  # noqa: SIM210
         lengths_given,
         offset_given,
+        alibi_given,
         is_part,
     )
 
@@ -219,7 +239,7 @@ def _make_recipe(call: Signature) -> Recipe:
     q_shape, q_strides = _shape_and_strides(call.query_shape, call.query_strides, call.query_dtype)
     k_shape, k_strides = _shape_and_strides(call.key_shape, call.key_strides, call.key_dtype)
     v_shape, v_strides = _shape_and_strides(call.value_shape, call.value_strides, call.value_dtype)
-    dtype = compute_dtype(
+    dtype, output_dtype = dtypes(
         ("query", call.query_dtype, q_shape),
         ("key", call.key_dtype, k_shape),
         ("value", call.value_dtype, v_shape),
@@ -233,9 +253,10 @@ def _make_recipe(call: Signature) -> Recipe:
     outer, heads, kv_heads = _batch(q_shape, k_shape, v_shape, call.enable_gqa)
     groups = heads // kv_heads if kv_heads else 1
     batch = (*outer, heads) if max(len(q_shape), len(k_shape), len(v_shape)) > 2 else ()
+    positioned = call.window is not None or call.alibi_given
     alignment = alignment_of(
         call.causal,
-        call.window is not None,
+        positioned,
         call.offset_given,
         rows,
         None if call.is_part else keys,
@@ -257,14 +278,16 @@ def _make_recipe(call: Signature) -> Recipe:
         query=layout(q_shape, q_strides, outer, kv_heads, groups, 2),
         key=layout(k_shape, k_strides, outer, kv_heads, None, 2),
         value=layout(v_shape, v_strides, outer, kv_heads, None, 2),
-        mask=call.mask and _mask_layout(call.mask, outer, heads, batch, groups, (rows, keys)),
+        mask=call.mask and mask_layout(call.mask, outer, heads, batch, groups, (rows, keys)),
         alignment=alignment,
+        positioned=positioned or call.causal is not False,
         causal=call.causal is not False,
         window=call.window or (None, None),
         similarity=call.similarity,
         scale=scale,
         softcap=call.softcap,
         dtype=dtype,
+        output_dtype=output_dtype,
         output_shape=(*batch, *row, value_features),
         lse_shape=(*batch, *row),
         weights_shape=(*batch, *row, keys),
@@ -330,56 +353,3 @@ def _batch(
             f"{heads} over {kv}: {shown}; heads are axis -3"
         )
     return outer, heads, kv
-
-
-def layout(
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    outer: tuple[int, ...],
-    kv_heads: int,
-    groups: int | None,
-    trailing: int,
-) -> Layout:
-    """Lay an array out as (*outer, kv_heads, groups, *trailing); None leaves the groups axis out.
-
-    Splitting the heads axis h = kv * G + g is always a view: strides (G * s, s).
-    """
-    dims = len(shape) - trailing
-    sizes, steps = shape[:dims], strides[:dims]
-    step = 0 if dims == 0 or sizes[-1] == 1 else steps[-1]
-    missing = len(outer) - max(dims - 1, 0)
-    outer_strides = (0,) * missing + tuple(
-        0 if size == 1 else stride for size, stride in zip(sizes[:-1], steps[:-1], strict=True)
-    )
-    if groups is None:
-        return (*outer, kv_heads, *shape[dims:]), (*outer_strides, step, *strides[dims:])
-    return (
-        (*outer, kv_heads, groups, *shape[dims:]),
-        (*outer_strides, step * groups, step, *strides[dims:]),
-    )
-
-
-def _mask_layout(
-    mask: tuple[Any, ...],
-    outer: tuple[int, ...],
-    heads: int,
-    batch: tuple[int, ...],
-    groups: int,
-    tail: tuple[int, int],
-) -> Layout:
-    shape, strides, dtype = mask
-    check_mask_dtype(dtype, shape)
-    full = (*batch, *tail)
-    padded = (1,) * (len(full) - len(shape)) + shape
-    if len(shape) > len(full) or any(
-        n not in (1, size) for n, size in zip(padded, full, strict=True)
-    ):
-        raise ValueError(
-            f"mask of shape {shape} does not broadcast to the scores' {full} (batch, L, S): every "
-            "dim must be equal or 1"
-            + ("; one mask of keys per batch row is mask[:, None, None, :]" * (len(full) == 4))
-        )
-    steps = (0,) * (len(full) - len(shape)) + strides
-    steps = tuple(0 if n == 1 else step for n, step in zip(padded, steps, strict=True))
-    kv_heads = heads // groups if groups else 0
-    return layout(full, steps, outer, kv_heads, groups, 2)

@@ -17,8 +17,10 @@ __all__ = [
     "Window",
     "alignment_of",
     "check_causal",
+    "check_together",
     "check_window",
     "positions",
+    "segment_ids",
 ]
 
 Window = tuple[int | None, int | None]
@@ -128,4 +130,48 @@ def _raise_range(name: str, array: np.ndarray, smallest: int, largest: int, boun
     raise ValueError(
         f"{name} holds {wrong}, outside {smallest}..{bound}: np.clip({name}, {smallest}, "
         f"{largest}) if that is what is meant"
+    )
+
+
+def check_together(query_segments: Any, key_segments: Any) -> None:
+    """Raise ValueError where only one of the two arrays of segment ids is given."""
+    if (query_segments is None) != (key_segments is None):
+        given, missing = "query_segments", "key_segments"
+        if query_segments is None:
+            given, missing = missing, given
+        raise ValueError(
+            f"{given} without {missing}: a query attends to the keys whose id equals its own, so "
+            "both are needed (for self-attention pass the same ids twice)"
+        )
+
+
+def segment_ids(name: str, x: Any, batch: tuple[int, ...], length: int) -> np.ndarray:
+    """Return ids of documents along an axis as int64 (..., length), leading dims as given.
+
+    Dims that a zero stride repeats are not repeated in the copy.
+    """
+    array = as_array(name, x)
+    shape = array.shape
+    full = (*batch, length)
+    padded = (1,) * (len(full) - len(shape)) + shape
+    if (
+        len(shape) not in range(1, len(full) + 1)
+        or padded[-1] != length
+        or any(n not in (1, size) for n, size in zip(padded[:-1], batch, strict=True))
+    ):
+        raise ValueError(
+            f"{name} of shape {shape} does not broadcast to {full} (batch, {length} ids): its last "
+            "dim must be that long, and every other equal or 1"
+            + (f"; one row of ids per batch entry is {name}[:, None]" * (len(batch) == 2))
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} of shape {shape} has dtype {array.dtype}; ids are integers: "
+            f"{name}.astype(np.int64)"
+        )
+    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} holds {int(array.max())}, beyond int64")
+    repeated = [stride == 0 for stride in array.strides[:-1]]
+    return np.array(
+        array[tuple(slice(1) if again else slice(None) for again in repeated)], np.int64, order="C"
     )

@@ -30,27 +30,28 @@ from .blocks import (
     visible_span,
 )
 from .compile import device, entry
+from .documents import find_documents, segment_span
 from .emit import LANES
-from .finish import finish_row, finish_weights
+from .entries import enter_entry, enter_sequence, find_sequence, own_record
+from .finish import finish_row, finish_weights, fold_sink
 from .memory import load, load_scalar, store, store_scalar
 from .native import atomic_next, load_int64, store_int64
 from .pack import clear_row, normalise_query, pack_matrix, scale_row
+from .places import row_place, stage_rows
 from .record import (
     COSINE,
     EUCLIDEAN,
-    KEY,
-    LENGTHS,
-    MASK,
-    OFFSETS,
+    LSE,
     OUTPUT,
     QUERY,
     VALUE,
     operand_offset,
     read_record,
 )
-from .rows import fold_row, fuse_block
+from .rows import FUSE_KEYS, fold_row, fuse_block
 from .scores import score_block
 from .simd import cast, item_size
+from .storage import widen_row
 
 
 @device
@@ -59,23 +60,19 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
     item = item_size(tag)
     width = padded(call.features)
     query = call.query + operand_offset(call, QUERY, entry_index)
-    lengths = call.lengths + operand_offset(call, LENGTHS, entry_index)
-    offsets = call.offsets + operand_offset(call, OFFSETS, entry_index)
     head, i = divmod(first_row, call.queries)
     for r in range(rows):
         source = query + head * call.query_head + i * call.query_row
         target = scratch + call.at_query + r * width * item
-        pack_matrix(
-            tag, call.query_code, source, 0, call.query_feature, 1, call.features, target, 0
-        )
+        widen_row(tag, call.query_code, source, call.query_feature, call.features, target)
         clear_row(tag, target, call.features, width)
         exact = True
         if call.metric == COSINE:
             normalise_query(tag, target, width)
         if call.query_first * call.query_second != 1.0:
             exact = scale_row(tag, target, width, call, call.metric == EUCLIDEAN)
-        position = i + load_int64(offsets + head * call.offsets_head, 0)
-        length = load_int64(lengths + head * call.lengths_head, 0)
+        position = i + load_int64(call.entry_offsets + head * call.offsets_head, 0)
+        length = load_int64(call.entry_lengths + head * call.lengths_head, 0)
         begin = min(max(0, position - call.left), call.keys)
         end = max(min(length, position + call.right + 1, call.keys), begin)
         store_int64(slot(call, scratch, BEGIN, r), 0, begin)
@@ -106,16 +103,16 @@ def forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop
 
 @device
 def attend_block(
-    tag, call, key, mask, values, value_stride, entry_index, segment, first_row, block, rows,
-    low, high, scratch,
+    tag, call, values, value_stride, entry_index, segment, first_row, block, rows, low, high,
+    scratch,
 ):  # fmt: skip
     """One block of rows over one segment, from scores to the folded state."""
     item = item_size(tag)
     queries = scratch + call.at_query + block * padded(call.features) * item
     repairing = False
     while True:
-        score_block(tag, call, key, segment, queries, rows, low, high, scratch)
-        reveal_block(tag, call, mask, segment, first_row, block, rows, low, high, scratch)
+        score_block(tag, call, segment, queries, rows, low, high, scratch)
+        reveal_block(tag, call, segment, first_row, block, rows, low, high, scratch)
         if repairing:
             fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, scratch)
             break
@@ -130,43 +127,70 @@ def attend_block(
 
 
 @device
+def place_values(tag, call, segment, low, high, scratch):
+    """List where the values of a segment lie, packing columns low to high if they must be.
+
+    Returns the distance between rows. The list names the first row of each 128 keys.
+    """
+    start = segment * SEGMENT_KEYS
+    keys = min(SEGMENT_KEYS, call.keys - start)
+    stride = call.value_row
+    packed = scratch + call.at_values
+    if not call.value_in_place:
+        stride = padded(call.value_features) * item_size(tag)
+        place = packed + low * stride
+        if call.indices != 0 or call.entry_value_pages != 0:
+            stage_rows(tag, call, VALUE, start + low, high - low, place, stride)
+        else:
+            source = call.entry_value + (start + low) * call.value_row
+            pack_matrix(
+                tag, call.value_code, source, call.value_row, call.value_feature, high - low,
+                call.value_features, place, stride,
+            )  # fmt: skip
+    for chunk in range((keys + FUSE_KEYS - 1) // FUSE_KEYS):
+        first = packed + chunk * FUSE_KEYS * stride
+        if call.value_in_place:
+            j = start + chunk * FUSE_KEYS
+            first = row_place(call, call.entry_value, call.entry_value_pages, stride, j)
+        store_int64(scratch + call.at_chunks, chunk, first)
+    return stride
+
+
+@device
+def clear_padding(tag, call, scratch):
+    """Zeros beside packed values: a NaN that the scratch held must not call for a repair."""
+    stride = padded(call.value_features) * item_size(tag)
+    for row in range(min(SEGMENT_KEYS, call.keys)):
+        place = scratch + call.at_values + row * stride
+        clear_row(tag, place, call.value_features, padded(call.value_features))
+
+
+@device
 def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch):
     """A block of rows over segments first to stop."""
-    key = call.key + operand_offset(call, KEY, entry_index)
-    value = call.value + operand_offset(call, VALUE, entry_index)
-    mask = call.mask + operand_offset(call, MASK, entry_index)
     low, high = visible_span(call, scratch, 0, rows)
     first_segment = max(first_segment, low // SEGMENT_KEYS)
     stop_segment = min(stop_segment, (high + SEGMENT_KEYS - 1) // SEGMENT_KEYS)
-    packed_stride = padded(call.value_features) * item_size(tag)
+    narrowing = call.query_ids != 0 and call.key_ids_head == 0 and call.weights == 0
     if not call.value_in_place:
-        # What the scratch held before must not look like a NaN that calls for a repair.
-        for row in range(min(SEGMENT_KEYS, call.keys)):
-            place = scratch + call.at_values + row * packed_stride
-            clear_row(tag, place, call.value_features, padded(call.value_features))
+        clear_padding(tag, call, scratch)
     for segment in range(first_segment, stop_segment):
-        start = segment * SEGMENT_KEYS
-        keys = min(SEGMENT_KEYS, call.keys - start)
         for panel in range(SEGMENT_KEYS // PANEL_KEYS):
             store_int64(scratch + call.at_packed, panel, 0)
-        values = value + start * call.value_row
-        value_stride = call.value_row
-        if not call.value_in_place:
-            values = scratch + call.at_values
-            value_stride = packed_stride
-            pack_matrix(
-                tag, call.value_code, value + start * call.value_row, call.value_row,
-                call.value_feature, keys, call.value_features, values, value_stride,
-            )  # fmt: skip
+        if narrowing:
+            find_documents(call, segment, scratch)
+        low, high = segment_span(call, segment, first_row, 0, rows, narrowing, scratch)
+        if low >= high:
+            continue
+        value_stride = place_values(tag, call, segment, low, high, scratch)
+        values = scratch + call.at_chunks
         for block in range(0, rows, BLOCK_ROWS):
-            block_rows = min(rows - block, BLOCK_ROWS)
-            low, high = visible_span(call, scratch, block, block + block_rows)
-            low = max(low - start, 0) // LANES * LANES
-            high = min(high - start, keys)
+            stop = min(rows, block + BLOCK_ROWS)
+            low, high = segment_span(call, segment, first_row, block, stop, narrowing, scratch)
             if low < high:
                 attend_block(
-                    tag, call, key, mask, values, value_stride, entry_index, segment, first_row,
-                    block, block_rows, low, high, scratch,
+                    tag, call, values, value_stride, entry_index, segment, first_row, block,
+                    stop - block, low, high, scratch,
                 )  # fmt: skip
 
 
@@ -175,21 +199,29 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
     """Step finish for all rows of a task."""
     width = padded(call.value_features) * item_size(tag)
     output = call.output + operand_offset(call, OUTPUT, entry_index)
+    lse = 0
     head, i = divmod(first_row, call.queries)
     for r in range(rows):
-        row_max = load_scalar(tag, slot(call, scratch, RUNNING_MAX, r))
-        row_sum = load_scalar(tag, slot(call, scratch, RUNNING_SUM, r))
         exact = load_int64(slot(call, scratch, EXACT, r), 0) != 0
+        factor = row_factor(tag, call, exact)
         running = scratch + call.at_running + r * width
-        index = entry_index * call.groups_of_heads * call.queries + first_row + r
-        target = output + head * call.output_head + i * call.output_row
+        max_place = slot(call, scratch, RUNNING_MAX, r)
+        sum_place = slot(call, scratch, RUNNING_SUM, r)
+        if call.sinks:
+            zeros = scratch + call.at_block
+            fold_sink(tag, call, max_place, sum_place, running, head, entry_index, factor, zeros)
+        row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
         if call.weights:
+            index = entry_index * call.groups_of_heads * call.queries + first_row + r
             place = call.weights + index * call.keys * item_size(tag)
             begin = load_int64(slot(call, scratch, BEGIN, r), 0)
             end = load_int64(slot(call, scratch, END, r), 0)
-            factor = row_factor(tag, call, exact)
             finish_weights(tag, call, place, begin, end, row_max, row_sum, factor)
-        finish_row(tag, call, index, row_max, row_sum, running, exact, target)
+        if call.lse:
+            lse = call.lse + operand_offset(call, LSE, entry_index)
+            lse += head * call.lse_head + i * call.lse_row
+        target = output + head * call.output_head + i * call.output_row
+        finish_row(tag, call, row_max, row_sum, running, exact, target, lse)
         i += 1
         if i == call.queries:
             head, i = head + 1, 0
@@ -207,6 +239,7 @@ def attend_task(tag, call, task, scratch):
     # Under a causal mask the last rows see most: the long tasks go first.
     first_row = (call.row_tasks - 1 - task % call.row_tasks) * call.task_rows
     rows = min(call.task_rows, call.groups_of_heads * call.queries - first_row)
+    enter_entry(call, entry_index)
     prepare_rows(tag, call, entry_index, first_row, rows, scratch)
     if call.split:
         forget_partials(
@@ -223,14 +256,49 @@ def attend(tag, call_address, worker):
 
     Neighbours on one worker read memory in order, which is what prefetching relies on.
     """
-    call = read_record(call_address)
-    scratch = call.scratch + worker * call.scratch_stride
+    shared = read_record(call_address)
+    call = own_record(call_address, worker)
+    scratch = shared.scratch + worker * shared.scratch_stride
+    sequence = -1
     while True:
-        first = atomic_next(call_address) * call.bundle
-        if first >= call.stop_task * call.bundle:
+        bundle = atomic_next(call_address)
+        if bundle >= shared.stop_task:
             break
-        for task in range(first, min(first + call.bundle, call.tasks)):
+        first, stop = bundle * call.bundle, min((bundle + 1) * call.bundle, call.tasks)
+        if call.ragged:
+            first, stop = load_int64(call.borders, bundle), load_int64(call.borders, bundle + 1)
+        for task in range(first, stop):
+            if call.ragged:
+                here = find_sequence(shared, sequence, task)
+                if here != sequence:
+                    enter_sequence(call, shared, here)
+                    sequence = here
+                task -= load_int64(shared.first_task, here)
             attend_task(tag, call, task, scratch)
+
+
+@device
+def finish_folded(tag, call, index, max_place, sum_place, running, exact, scratch):
+    """Step finish for row `index` of a fold; the state at the two places stays as it is."""
+    rows = call.groups_of_heads * call.queries
+    entry_index, row = divmod(call.first_entry * rows + index, rows)
+    head, i = divmod(row, call.queries)
+    row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+    if call.sinks:
+        max_place = slot(call, scratch, RUNNING_MAX, 0)
+        sum_place = slot(call, scratch, RUNNING_SUM, 0)
+        store_scalar(max_place, row_max)
+        store_scalar(sum_place, row_sum)
+        factor, zeros = row_factor(tag, call, exact), scratch + call.at_block
+        fold_sink(tag, call, max_place, sum_place, running, head, entry_index, factor, zeros)
+        row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+    target = call.output + operand_offset(call, OUTPUT, entry_index)
+    target += head * call.output_head + i * call.output_row
+    lse = 0
+    if call.lse:
+        lse = call.lse + operand_offset(call, LSE, entry_index)
+        lse += head * call.lse_head + i * call.lse_row
+    finish_row(tag, call, row_max, row_sum, running, exact, target, lse)
 
 
 @device(inlined=True)
@@ -238,7 +306,8 @@ def fold(tag, call_address, worker):
     """Take blocks of rows until none is left; fold what `attend` left with `split`, and finish."""
     call = read_record(call_address)
     item = item_size(tag)
-    running = call.scratch + worker * call.scratch_stride + call.at_block
+    scratch = call.scratch + worker * call.scratch_stride
+    running = scratch + call.at_running
     width = padded(call.value_features) * item
     rows = call.groups_of_heads * call.queries
     while True:
@@ -261,14 +330,7 @@ def fold(tag, call_address, worker):
             if not call.suspend:
                 for offset in range(0, width, LANES * item):
                     store(running + offset, load(tag, state + offset))
-                entry_index, row = divmod(call.first_entry * rows + index, rows)
-                head, i = divmod(row, call.queries)
-                target = call.output + operand_offset(call, OUTPUT, entry_index)
-                target += head * call.output_head + i * call.output_row
-                finish_row(
-                    tag, call, call.first_entry * rows + index, load_scalar(tag, row_max),
-                    load_scalar(tag, row_sum), running, exact, target,
-                )  # fmt: skip
+                finish_folded(tag, call, index, row_max, row_sum, running, exact, scratch)
 
 
 @entry

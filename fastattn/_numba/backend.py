@@ -17,10 +17,12 @@ from fastattn._core.plan import (
     scratch_layout,
 )
 from fastattn._core.problem import Problem
+from fastattn._core.ragged import RaggedProblem
 
 from . import attention, compile, launch, normalize, repeat, stages
-from .calls import Record, describe, give_scratch, take_scratch, value_in_place
+from .calls import Record, describe, give_scratch, key_staged, take_scratch, value_in_place
 from .normalize import log_softmax, logsumexp, softmax
+from .ragged import RaggedExecution
 from .record import WORD
 from .stages import fuse, similarity
 
@@ -34,6 +36,7 @@ __all__ = [
     "merge_states",
     "name",
     "prepare_attention",
+    "prepare_varlen",
     "refusal",
     "similarity",
     "softmax",
@@ -75,10 +78,9 @@ class Execution:
         """Fill (*batch, Hkv, G, L, Ev), (*batch, Hkv, G, L) and (*batch, Hkv, G, L, S)."""
         if math.prod(self.problem.query.shape[:-1]) == 0:
             return
-        record = _record(self.problem, self.plan, output)
-        for field, array in (("lse", lse), ("weights", weights)):
-            if array is not None:
-                record.point(**{field: array})
+        record = _record(self.problem, self.plan, output, lse)
+        if weights is not None:
+            record.point(weights=weights)
         self._launch(record)
 
     def repeat(self) -> Callable[..., None] | None:
@@ -87,7 +89,7 @@ class Execution:
         rows = problem.query.shape[:-1]
         if plan.split_keys or problem.return_weights or math.prod(rows) == 0:
             return None
-        output = np.empty((*rows, problem.value.shape[-1]), problem.dtype)
+        output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
         record = _record(problem, plan, output)
         return repeat.repeating(_ENTRIES[problem.dtype][0], record, *_bundles(plan), plan.workers)
 
@@ -124,12 +126,15 @@ def _layout(problem: Problem, plan: AttentionPlan) -> Scratch:
         problem.value.shape[-1],
         problem.dtype.itemsize,
         value_in_place(problem),
+        key_staged(problem),
     )
 
 
-def _record(problem: Problem, plan: AttentionPlan, output: np.ndarray) -> Record:
-    """Everything a kernel needs to know, but scratch, lse and weights."""
-    record = describe(problem, output)
+def _record(
+    problem: Problem, plan: AttentionPlan, output: np.ndarray, lse: np.ndarray | None = None
+) -> Record:
+    """Everything a kernel needs to know, but scratch and weights."""
+    record = describe(problem, output, lse)
     places = _layout(problem, plan)._asdict()
     record.set(
         scratch_stride=places.pop("size"),
@@ -228,7 +233,7 @@ class _State(NamedTuple):
     parts: _Partials
 
 
-def refusal(problem: Problem) -> str | None:
+def refusal(problem: Problem | RaggedProblem) -> str | None:
     """Say why this backend cannot do a call, or None."""
     return compile.refusal()
 
@@ -244,6 +249,7 @@ def _plan(problem: Problem, threads: int, **options: Any) -> AttentionPlan:
         workers=threads,
         value_in_place=value_in_place(problem),
         weights=problem.return_weights,
+        key_staged=key_staged(problem),
         **options,
     )
 
@@ -253,10 +259,27 @@ def prepare_attention(problem: Problem, threads: int) -> Execution:
     return Execution(problem, _plan(problem, threads))
 
 
+def prepare_varlen(problem: RaggedProblem, threads: int) -> RaggedExecution:
+    """Plan one ragged call; runs nothing."""
+    entry = _ENTRIES[problem.dtype][0]
+
+    def launch(record: Record, bundles: int, seconds: float, workers: int) -> None:
+        _run(entry, record, bundles, seconds, workers)
+
+    return RaggedExecution(problem, threads, launch, _attend_alone)
+
+
+def _attend_alone(
+    problem: Problem, threads: int, output: np.ndarray, lse: np.ndarray | None
+) -> None:
+    """Attend in one long sequence of a ragged call, whose segments are shared among threads."""
+    prepare_attention(problem, threads).run(output, lse, None)
+
+
 def _any_output(problem: Problem) -> np.ndarray:
     """Stand in for the output of a call that writes none."""
     shape = (*problem.query.shape[:-1], problem.value.shape[-1])
-    return np.broadcast_to(np.empty(1, problem.dtype), shape)
+    return np.broadcast_to(np.empty(1, problem.output_dtype), shape)
 
 
 def attention_state(problem: Problem, key_start: int, threads: int) -> _State:
@@ -297,8 +320,12 @@ def merge_states(state: _State, following: _State) -> _State:
     return state._replace(parts=merged)
 
 
-def finish_state(state: _State, output: np.ndarray, lse: np.ndarray | None) -> None:
+def finish_state(
+    state: _State, output: np.ndarray, lse: np.ndarray | None, sinks: np.ndarray | None
+) -> None:
     """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
+    if sinks is not None:
+        state = state._replace(problem=state.problem._replace(sinks=sinks))
     rows = len(state.parts.exact)
     if rows:
         scratch = _Partials.empty(rows, 1, state.problem)
@@ -315,9 +342,7 @@ def _fold_parts(
     suspend: bool,
 ) -> None:
     problem = state.problem
-    record = _record(problem, _plan(problem, state.threads), output)
-    if lse is not None:
-        record.point(lse=lse)
+    record = _record(problem, _plan(problem, state.threads), output, lse)
     _point_partials(record, state.parts, into)
     segments = state.parts.row_max.shape[1]
     record.set(entries=math.prod(problem.query.shape[:-3]), segment_tasks=segments)

@@ -21,7 +21,7 @@ from .rows import (
     row_maximum,
     zero_columns,
 )
-from .scores import mask_row, reveal_row, shape_row
+from .scores import bias_row, documents_row, mask_row, reveal_row, shape_row
 from .simd import cast, item_size
 
 LOG2_E = 1.4426950408889634
@@ -73,7 +73,7 @@ def visible_span(call, scratch, first, stop):
 
 
 @device
-def reveal_block(tag, call, mask, segment, first_row, block, rows, low, high, scratch):
+def reveal_block(tag, call, segment, first_row, block, rows, low, high, scratch):
     """Steps shape and reveal."""
     item = item_size(tag)
     start = segment * SEGMENT_KEYS
@@ -85,10 +85,19 @@ def reveal_block(tag, call, mask, segment, first_row, block, rows, low, high, sc
             shape_row(tag, call, row, low, high_padded, exact)
         begin = load_int64(slot(call, scratch, BEGIN, block + r), 0) - start
         end = load_int64(slot(call, scratch, END, block + r), 0) - start
-        if call.mask_kind != NO_MASK:
+        if call.mask_kind != NO_MASK or call.alibi or call.query_ids:
             head, i = divmod(first_row + block + r, call.queries)
-            place = mask + head * call.mask_head + i * call.mask_row + start * call.mask_key
-            mask_row(tag, call, place, row, low, high)
+            if call.mask_kind != NO_MASK:
+                place = call.entry_mask + head * call.mask_head + i * call.mask_row
+                mask_row(tag, call, place + start * call.mask_key, row, low, high)
+            if call.alibi:
+                slope = load_scalar(tag, call.entry_alibi + head * call.alibi_head)
+                position = i + load_int64(call.entry_offsets + head * call.offsets_head, 0)
+                bias_row(tag, row, low, high_padded, position - start, slope)
+            if call.query_ids:
+                own = load_int64(call.entry_query_ids + head * call.query_ids_head, i)
+                ids = call.entry_key_ids + head * call.key_ids_head + 8 * start
+                documents_row(tag, row, low, high, own, ids)
         if begin > low or end < high_padded:
             reveal_row(tag, row, low, high_padded, begin, end)
 

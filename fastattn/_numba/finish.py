@@ -7,14 +7,18 @@ from .compile import device
 from .elementary import exp2_lowest, exp2_product, natural_log
 from .emit import LANES
 from .memory import load, load_first, load_scalar, store, store_first, store_scalar
+from .pack import clear_row
+from .record import SINKS, operand_offset
+from .rows import fold_row
 from .simd import cast, fma, item_size, select_equal, splat, unless_nan
+from .storage import round_row
 
 
 @device
-def finish_row(tag, call, index, row_max, row_sum, running, exact, target):
-    """Write row `index` of all rows and its lse; an empty one gives 0 and -inf.
+def finish_row(tag, call, row_max, row_sum, running, exact, target, lse_target):
+    """Write a row's output and, unless that address is 0, its lse; an empty one gives 0 and -inf.
 
-    `target` is the address of its output. Overwrites `running`.
+    Overwrites `running`.
     """
     item = item_size(tag)
     empty = row_max == -np.inf
@@ -30,21 +34,28 @@ def finish_row(tag, call, index, row_max, row_sum, running, exact, target):
             remainder = fma(zero - quotient, total, weighted)
             result = unless_nan(fma(remainder, inverse, quotient), quotient)
         store(running + offset, result)
-    whole = 0
-    if call.output_feature == item:
-        whole = call.value_features // LANES * LANES
-        for e in range(0, whole, LANES):
-            store(target + e * item, load(tag, running + e * item))
-    for e in range(whole, call.value_features):
-        value = load_scalar(tag, running + e * item)
-        store_scalar(target + e * call.output_feature, value)
-    if call.lse:
+    round_row(tag, call.output_code, running, call.value_features, target, call.output_feature)
+    if lse_target != 0:
         lse = -np.inf
         if not empty:
             # What turns the maximum, as scored, into a final score.
             scale = 1.0 if call.shaped or not exact else call.rest
             lse = natural_log(np.float64(row_sum)) + np.float64(row_max) * scale
-        store_scalar(call.lse + index * item, cast(tag, lse))
+        store_scalar(lse_target, cast(tag, lse))
+
+
+@device
+def fold_sink(tag, call, max_place, sum_place, running, head, entry_index, factor, zeros):
+    """Fold the sink of a head into a row's running state: weight without a value.
+
+    Overwrites the row `zeros`.
+    """
+    width = padded(call.value_features)
+    place = call.sinks + operand_offset(call, SINKS, entry_index) + head * call.sinks_head
+    clear_row(tag, zeros, 0, width)
+    one, bytes_wide = cast(tag, 1.0), width * item_size(tag)
+    sink = load_scalar(tag, place)
+    fold_row(tag, max_place, sum_place, running, sink, one, zeros, bytes_wide, factor)
 
 
 @device

@@ -156,7 +156,8 @@ def prefetch(typing_context, address):
 STORAGE_CODES = {
     name: code
     for code, name in enumerate(
-        "float32 float64 bool int8 uint8 int16 uint16 int32 uint32 int64 uint64".split()
+        "float32 float64 bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 "
+        "float16 bfloat16".split()
     )
 }
 SWAPPED = 16
@@ -183,7 +184,7 @@ def native_code(typing_context, tag):
 
 def _convert_storage(builder, address, name, swapped, target):
     """Load one element of a storage type and convert it to the LLVM float `target`."""
-    size = np.dtype(name).itemsize
+    size = 2 if name == "bfloat16" else np.dtype(name).itemsize
     bits = load_ir(builder, address, ir.IntType(8 * size))
     if swapped and size > 1:
         bits = builder.bswap(bits)
@@ -193,10 +194,14 @@ def _convert_storage(builder, address, name, swapped, target):
         return builder.uitofp(bits, target)
     if name.startswith("int"):
         return builder.sitofp(bits, target)
-    value = builder.bitcast(bits, ir.FloatType() if size == 4 else ir.DoubleType())
+    if name == "bfloat16":
+        bits = builder.shl(builder.zext(bits, I32), I32(16))
+        size = 4
+    kind = {2: ir.HalfType(), 4: ir.FloatType(), 8: ir.DoubleType()}[size]
+    value = builder.bitcast(bits, kind)
     if value.type == target:
         return value
-    if size == 4:
+    if size < 8:
         return builder.fpext(value, target)
     return builder.fptrunc(value, target)
 

@@ -136,6 +136,17 @@ def load_int64(typingctx, address, index):
 
 
 @intrinsic
+def load_int32(typingctx, address):
+    """Return the int32 at ``address`` as int64."""
+
+    def codegen(context, builder, signature, arguments):
+        word = builder.load(_pointer(builder, arguments[0], _INT32), align=4)
+        return builder.sext(word, _INT64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
 def store_int64(typingctx, address, index, value):
     """Set the int64 number ``index`` of those that begin at ``address``."""
 

@@ -12,8 +12,6 @@ from .elementary import inverse_exponent
 from .emit import LANES
 from .memory import (
     load,
-    load_as,
-    load_scalar,
     native_code,
     prefetch,
     store,
@@ -34,6 +32,7 @@ from .simd import (
     splat,
     square_root,
 )
+from .storage import widen_row
 
 # How many rows ahead of packing keys are fetched.
 PREFETCH_KEYS = 32
@@ -50,10 +49,7 @@ def pack_matrix(
     """
     item = item_size(tag)
     native = code == native_code(tag)
-    if native and inner_stride == item:
-        for outer in range(outers):
-            _copy_row(tag, source + outer * outer_stride, target + outer * target_stride, inners)
-    elif native and outer_stride == item and outers >= 4:
+    if native and inner_stride != item and outer_stride == item and outers >= 4:
         for first in range(0, inners, LANES):
             start = source + first * inner_stride
             end = target + first * item
@@ -77,20 +73,7 @@ def pack_matrix(
     else:
         for outer in range(outers):
             row = source + outer * outer_stride
-            place = target + outer * target_stride
-            for inner in range(inners):
-                value = load_as(tag, code, row + inner * inner_stride)
-                store_scalar(place + inner * item, value)
-
-
-@device
-def _copy_row(tag, source, target, length):
-    item = item_size(tag)
-    whole = length // LANES * LANES
-    for i in range(0, whole, LANES):
-        store(target + i * item, load(tag, source + i * item))
-    for i in range(whole, length):
-        store_scalar(target + i * item, load_scalar(tag, source + i * item))
+            widen_row(tag, code, row, inner_stride, inners, target + outer * target_stride)
 
 
 @device
@@ -169,19 +152,15 @@ def normalise_keys(tag, panel, features):
 def pack_panel(tag, call, key, first, target):
     """Pack keys first to first + 64 (fewer at the end) of one head into a panel."""
     keys = min(call.keys - first, PANEL_KEYS)
-    stride = PANEL_KEYS * item_size(tag)
     source = key + first * call.key_row
-    pack_matrix(
-        tag,
-        call.key_code,
-        source,
-        call.key_feature,
-        call.key_row,
-        call.features,
-        keys,
-        target,
-        stride,
-    )
+    pack_keys(tag, call, call.key_code, source, call.key_feature, call.key_row, keys, target)
+
+
+@device
+def pack_keys(tag, call, code, source, feature_stride, row_stride, keys, target):
+    """Pack up to 64 key rows into a panel; cosine norms and the exact part of scale go onto it."""
+    stride = PANEL_KEYS * item_size(tag)
+    pack_matrix(tag, code, source, feature_stride, row_stride, call.features, keys, target, stride)
     if call.metric == COSINE:
         normalise_keys(tag, target, call.features)
     elif call.key_factor != 1.0:

@@ -29,21 +29,35 @@ _INTEGER_FIELDS = """
     query query_head query_row query_feature query_code
     key key_row key_feature key_code
     value value_row value_feature value_code value_in_place
+    key_staged indices index_bytes table_rows
+    key_pages value_pages key_scales value_scales
     mask mask_head mask_row mask_key mask_code mask_kind
     lengths lengths_head offsets offsets_head left right
-    output output_head output_row output_feature
-    lse weights
+    query_ids query_ids_head key_ids key_ids_head
+    alibi alibi_head sinks sinks_head
+    output output_head output_row output_feature output_code
+    lse lse_head lse_row weights
+    entry_key entry_value entry_key_pages entry_value_pages entry_key_scales entry_value_scales
+    entry_mask entry_query_ids entry_key_ids entry_alibi entry_offsets entry_lengths
+    ragged sequences borders first_task query_splits key_splits offsets_step
     metric shaped rescaled
     state_output state_max state_sum state_exact resume suspend
     partial_output partial_max partial_sum
     scratch scratch_stride
     at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
+    at_stage at_chunks at_ids at_record
 """.split()
 _FLOAT_FIELDS = "query_first query_second key_factor difference_factor rest softcap".split()
 
 # Rows of the stride table `entry_strides`, one stride a batch dim each.
-OPERANDS = ("query", "key", "value", "mask", "lengths", "offsets", "output")
-QUERY, KEY, VALUE, MASK, LENGTHS, OFFSETS, OUTPUT = range(len(OPERANDS))
+OPERANDS = (
+    "query", "key", "value", "mask", "lengths", "offsets", "output", "lse",
+    "query_ids", "key_ids", "alibi", "sinks", "pages", "scales",
+)  # fmt: skip
+(
+    QUERY, KEY, VALUE, MASK, LENGTHS, OFFSETS, OUTPUT, LSE,
+    QUERY_IDS, KEY_IDS, ALIBI, SINKS, PAGES, SCALES,
+) = range(len(OPERANDS))  # fmt: skip
 
 
 class Layout(types.Type):
@@ -93,9 +107,16 @@ def reader(layout: Layout):
     return read_record
 
 
+@intrinsic
+def record_address(typing_context, record):
+    """The address of a record."""
+    return types.int64(record), lambda context, builder, signature, arguments: arguments[0]
+
+
 # The record of attention.
 RECORD = Layout("Call", _INTEGER_FIELDS, _FLOAT_FIELDS)
 WORD = RECORD.word
+RECORD_WORDS = len(WORD)
 read_record = reader(RECORD)
 
 

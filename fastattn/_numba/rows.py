@@ -8,6 +8,7 @@ from .compile import device
 from .elementary import exp2_lowest, exp2_product
 from .emit import LANES
 from .memory import load, load_scalar, store, store_scalar
+from .native import load_int64
 from .scores import product_columns
 from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
 
@@ -65,7 +66,7 @@ def zero_columns(tag, scores, low, high):
 def fuse_block(tag, call, rows, low, high, values, value_stride, scratch):
     """Step fuse: weights times values, columns low to high, into the block's output rows.
 
-    `values` is the address of the segment's first value row.
+    `values` is the address of a list: where the value rows of each 128 keys of the segment begin.
     """
     item = item_size(tag)
     scores, block = scratch + call.at_scores, scratch + call.at_block
@@ -75,7 +76,7 @@ def fuse_block(tag, call, rows, low, high, values, value_stride, scratch):
     first = low
     while first < high:
         keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
-        b = values + first * value_stride
+        b = load_int64(values, first // FUSE_KEYS) + first % FUSE_KEYS * value_stride
         for start in range(0, vectors, 4):
             count = min(vectors - start, 4)
             offset = start * LANES * item
@@ -114,7 +115,9 @@ def fuse_visible_row(tag, scores, low, high, row_max, factor, values, value_stri
             score = load_scalar(tag, scores + column * item)
             if score != -np.inf:
                 weight = exp2_product(splat(score - row_max), wide, lowest)
-                chain = fma(weight, load(tag, values + column * value_stride + offset), chain)
+                chunk = load_int64(values, column // FUSE_KEYS) + offset
+                value = load(tag, chunk + column % FUSE_KEYS * value_stride)
+                chain = fma(weight, value, chain)
         total = total + chain
         store(target + offset, total)
 

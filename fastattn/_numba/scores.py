@@ -13,15 +13,19 @@ from .elementary import tanh_product
 from .emit import LANES
 from .memory import load, load_as, load_scalar, native_code, store, store_scalar
 from .native import load_int64, store_int64
-from .pack import pack_panel
+from .places import pack_entry_panel
 from .record import BOOL_MASK, EUCLIDEAN, FLOAT_MASK
 from .simd import (
+    absolute,
     cast,
+    fma,
     item_size,
     keep_lanes,
+    lane_floats,
     largest_finite,
     select_bytes,
     select_equal,
+    select_same,
     splat,
     tile_width,
 )
@@ -81,7 +85,7 @@ def _distance_columns(tag, factor, a, a_stride, b, b_stride, c, c_stride, depth,
 
 
 @device
-def score_block(tag, call, key, segment, queries, rows, low, high, scratch):
+def score_block(tag, call, segment, queries, rows, low, high, scratch):
     """Steps pack and score: similarities of a block, columns low to high, before any scale.
 
     Packs the panels it needs that no block of this task has packed before (a flag a panel tells).
@@ -94,7 +98,7 @@ def score_block(tag, call, key, segment, queries, rows, low, high, scratch):
     for panel in range(low // PANEL_KEYS, (high + PANEL_KEYS - 1) // PANEL_KEYS):
         place = scratch + call.at_panels + panel * panel_bytes
         if load_int64(packed, panel) == 0:
-            pack_panel(tag, call, key, segment * SEGMENT_KEYS + panel * PANEL_KEYS, place)
+            pack_entry_panel(tag, call, segment * SEGMENT_KEYS + panel * PANEL_KEYS, place, scratch)
             store_int64(packed, panel, 1)
         first = max(low, panel * PANEL_KEYS)
         vectors = (min(high, (panel + 1) * PANEL_KEYS) - first + LANES - 1) // LANES
@@ -191,6 +195,36 @@ def mask_row(tag, call, mask, scores, low, high):
             if abs(bias) < np.inf:
                 bias = min(max(bias, -largest_finite(tag)), largest_finite(tag))
             store_scalar(place, load_scalar(tag, place) + cast(tag, bias))
+
+
+@device
+def bias_row(tag, scores, low, high, distance, slope):
+    """Step shape by ALiBi: subtract slope times distance from the columns low to high.
+
+    `distance` is the query's position less the key's of column 0. A hidden score stays hidden.
+    """
+    item = item_size(tag)
+    hidden = cast(tag, -np.inf)
+    steepness = splat(cast(tag, 0.0) - slope)
+    for column in range(low, high, LANES):
+        place = scores + column * item
+        score = load(tag, place)
+        away = absolute(splat(cast(tag, distance - column)) - lane_floats(tag))
+        store(place, select_equal(score, hidden, score, fma(steepness, away, score)))
+
+
+@device
+def documents_row(tag, scores, low, high, query_id, key_ids):
+    """Step reveal by documents: hide columns low to high whose id differs from the query's."""
+    item = item_size(tag)
+    hidden = cast(tag, -np.inf)
+    whole = low + (high - low) // LANES * LANES
+    for column in range(low, whole, LANES):
+        place = scores + column * item
+        store(place, select_same(key_ids + 8 * column, query_id, load(tag, place), hidden))
+    for column in range(whole, high):
+        if load_int64(key_ids, column) != query_id:
+            store_scalar(scores + column * item, hidden)
 
 
 @device

@@ -221,6 +221,31 @@ def select_bytes(typing_context, address, vector, other):
     return sig, codegen
 
 
+@intrinsic
+def select_same(typing_context, address, number, vector, other):
+    """Per lane: `vector` where the int64 at `address + 8 lane` is `number`, else `other`."""
+    sig = vector(types.int64, types.int64, vector, vector.element)
+
+    def codegen(context, builder, sig, args):
+        found = load_ir(builder, args[0], ir.VectorType(I64, LANES))
+        same = builder.icmp_signed("==", found, splat_ir(builder, args[1]))
+        return builder.select(same, args[2], splat_ir(builder, args[3]))
+
+    return sig, codegen
+
+
+@intrinsic
+def lane_floats(typing_context, tag):
+    """The numbers 0 to 15."""
+    sig = VECTOR_OF[tag](tag)
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(VECTOR_OF[tag])
+        return ir.Constant(kind, [float(lane) for lane in range(LANES)])
+
+    return sig, codegen
+
+
 # --- arithmetic -------------------------------------------------------------------------------
 
 

@@ -1,0 +1,232 @@
+"""Keys and values that grow: a pool of pages, and the table that says whose they are.
+
+A page holds 128 keys of all heads and their values. Pages come in chunks that are never moved, so
+growing copies nothing; entries may share a page (`reorder`), and then whoever writes first takes a
+copy of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["PAGE_KEYS", "PageTable", "Pages", "quantise"]
+
+# The kernel's chains over values are 128 keys long and its key panels 64: neither crosses a page.
+PAGE_KEYS = 128
+# A chunk holds as many pages as there are already, up to about this many bytes.
+_CHUNK_BYTES = 256 << 20
+# New keys are written this many (key, head) rows at a time, which bounds the temporary copy.
+_ROWS_AT_ONCE = 1 << 15
+
+
+class Pages(NamedTuple):
+    """Where a call finds keys and values that lie in pages; addresses are of head 0."""
+
+    dtype: np.dtype  # of storage
+    key: np.ndarray  # int64 (*batch, pages), address of a page's first key
+    value: np.ndarray  # int64 (*batch, pages)
+    key_scale: np.ndarray | None  # int64 (*batch, pages), of float32 (heads, PAGE_KEYS); int8 only
+    value_scale: np.ndarray | None
+    kept: tuple[np.ndarray, ...]  # the memory behind the addresses
+
+
+class _Chunk(NamedTuple):
+    """Pages allocated together."""
+
+    key: np.ndarray  # (pages, heads, PAGE_KEYS, E)
+    value: np.ndarray  # (pages, heads, PAGE_KEYS, Ev)
+    key_scale: np.ndarray  # (pages, heads, PAGE_KEYS), no heads where nothing is quantised
+    value_scale: np.ndarray
+
+
+def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round each row (last axis) to int8 with one float32 scale: the largest becomes 127.
+
+    A row of zeros has scale 0. Requires finite input.
+    """
+    scale = np.abs(x).max(axis=-1, initial=0.0).astype(np.float32) / np.float32(127)
+    safe = np.where(scale > 0, scale, 1)[..., None]
+    return np.clip(np.rint(x / safe), -127, 127).astype(np.int8), scale
+
+
+class PageTable:
+    """The pages of `entries` growing sequences.
+
+    Attributes
+    ----------
+    lengths : ndarray, int64 (entries,)
+        Keys in each sequence.
+    """
+
+    def __init__(
+        self, entries: int, heads: int, features: tuple[int, int], dtype: np.dtype
+    ) -> None:
+        self.heads, self.features, self.dtype = heads, features, dtype
+        self.scaled = dtype == np.int8
+        self.lengths = np.zeros(entries, np.int64)
+        self._chunks: list[_Chunk] = []
+        self._where = np.empty((0, 2), np.int64)  # page -> chunk, place in it
+        self._uses = np.empty(0, np.int64)  # page -> entries that hold it
+        self._pages = np.full((entries, 0), -1, np.int64)  # entry, page number -> page
+
+    @property
+    def longest(self) -> int:
+        """Keys of the longest sequence."""
+        return int(self.lengths.max(initial=0))
+
+    def append(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray) -> None:
+        """Write the first `counts` of the new keys behind each sequence's last.
+
+        `key` and `value` are (entries, heads, new, features). If memory runs out the sequences are
+        as they were before.
+        """
+        stop = self.lengths + counts
+        self._make_room(self.lengths, stop)
+        step = max(1, _ROWS_AT_ONCE // max(1, self.heads * len(counts)))
+        for first in range(0, key.shape[2], step):
+            tokens = np.arange(first, min(first + step, key.shape[2]))
+            entry, at = np.nonzero(tokens[None, :] < counts[:, None])
+            if len(entry):
+                token = tokens[at]
+                self._write(entry, self.lengths[entry] + token, key, value, token)
+        self.lengths = stop
+
+    def truncate(self, lengths: np.ndarray) -> None:
+        """Forget the keys from `lengths` on; whole pages go back to the pool."""
+        kept = -(-lengths // PAGE_KEYS)
+        self._pages[np.arange(self._pages.shape[1]) >= kept[:, None]] = -1
+        self.lengths = lengths.astype(np.int64)
+        self._count()
+
+    def reorder(self, sources: np.ndarray) -> None:
+        """Let entry i go on from what entry ``sources[i]`` holds; pages are shared, not copied."""
+        self._pages = self._pages[sources]
+        self.lengths = self.lengths[sources]
+        self._count()
+
+    def pages(self, batch: tuple[int, ...]) -> Pages:
+        """Look up where every page is, up to the longest sequence; 0 where an entry has none."""
+        count = -(-self.longest // PAGE_KEYS)
+        held = self._pages[:, :count]
+        shape = (*batch, count)
+
+        def addresses(part: str) -> np.ndarray:
+            arrays = [getattr(chunk, part) for chunk in self._chunks]
+            bases = np.array([a.__array_interface__["data"][0] for a in arrays], np.int64)
+            steps = np.array([a.strides[0] for a in arrays], np.int64)
+            if not len(self._where):
+                return np.zeros(shape, np.int64)
+            chunk, place = self._where.T
+            found = (bases[chunk] + place * steps[chunk])[held]
+            return np.where(held < 0, 0, found).reshape(shape)
+
+        return Pages(
+            dtype=self.dtype,
+            key=addresses("key"),
+            value=addresses("value"),
+            key_scale=addresses("key_scale") if self.scaled else None,
+            value_scale=addresses("value_scale") if self.scaled else None,
+            kept=tuple(array for chunk in self._chunks for array in chunk),
+        )
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Copy all keys and values: (entries, heads, longest, features), 0 beyond a length."""
+        entries, longest = len(self.lengths), self.longest
+        dtype = np.dtype(np.float32) if self.scaled else self.dtype
+        results = [np.zeros((entries, self.heads, longest, n), dtype) for n in self.features]
+        for entry, length in enumerate(self.lengths):
+            for number in range(-(-int(length) // PAGE_KEYS)):
+                chunk, place = self._where[self._pages[entry, number]]
+                first = number * PAGE_KEYS
+                count = min(int(length) - first, PAGE_KEYS)
+                for result, part in zip(results, ("key", "value"), strict=True):
+                    rows = getattr(self._chunks[chunk], part)[place, :, :count]
+                    if self.scaled:
+                        scale = getattr(self._chunks[chunk], f"{part}_scale")[place, :, :count]
+                        rows = rows.astype(np.float32) * scale[..., None]
+                    result[entry, :, first : first + count] = rows
+        return results[0], results[1]
+
+    def _write(
+        self,
+        entry: np.ndarray,
+        position: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        token: np.ndarray,
+    ) -> None:
+        """Put tokens (entry, token) of the new arrays at positions of their sequences."""
+        chunks, places = self._where[self._pages[entry, position // PAGE_KEYS]].T
+        rows = position % PAGE_KEYS
+        for number in np.unique(chunks):
+            chosen = chunks == number
+            source = entry[chosen], slice(None), token[chosen]
+            target = places[chosen], slice(None), rows[chosen]
+            chunk = self._chunks[number]
+            for new, stored, scales in (
+                (key, chunk.key, chunk.key_scale),
+                (value, chunk.value, chunk.value_scale),
+            ):
+                if self.scaled:
+                    stored[target], scales[target] = quantise(new[source])
+                else:
+                    with np.errstate(over="ignore"):
+                        stored[target] = new[source]
+
+    def _make_room(self, start: np.ndarray, stop: np.ndarray) -> None:
+        """Give every entry pages of its own for positions start to stop."""
+        first, last = start // PAGE_KEYS, -(-stop // PAGE_KEYS)
+        count = int(last.max(initial=0))
+        held = self._pages
+        if count > held.shape[1]:
+            # Half as many again: the table is copied a few times, the pages never.
+            wider = max(count, held.shape[1] * 3 // 2) - held.shape[1]
+            held = np.pad(held, ((0, 0), (0, wider)), constant_values=-1)
+        number = np.arange(held.shape[1])
+        written = (number >= first[:, None]) & (number < last[:, None])
+        wanting = written & (held < 0)
+        shared = written & (held >= 0)
+        shared[shared] = self._uses[held[shared]] > 1
+        if held is self._pages and not wanting.any() and not shared.any():
+            return
+        fresh = self._take(int(wanting.sum() + shared.sum()))
+        copies = fresh[int(wanting.sum()) :]
+        for old, new in zip(held[shared], copies, strict=True):
+            self._copy(int(old), int(new))
+        held = held.copy()
+        held[wanting], held[shared] = fresh[: len(fresh) - len(copies)], copies
+        self._pages = held
+        self._count()
+
+    def _take(self, count: int) -> np.ndarray:
+        """Find free pages, after allocating a chunk if there are too few."""
+        free = np.flatnonzero(self._uses == 0)
+        if len(free) < count:
+            have = len(self._where)
+            page = self.heads * PAGE_KEYS * sum(self.features) * self.dtype.itemsize
+            most = max(1, _CHUNK_BYTES // max(1, page))
+            size = max(count - len(free), min(have, most))
+            shape = (size, self.heads, PAGE_KEYS)
+            scales = shape if self.scaled else (size, 0, PAGE_KEYS)
+            self._chunks.append(
+                _Chunk(
+                    *(np.empty((*shape, n), self.dtype) for n in self.features),
+                    *(np.empty(scales, np.float32) for _ in self.features),
+                )
+            )
+            where = np.stack([np.full(size, len(self._chunks) - 1), np.arange(size)], axis=1)
+            self._where = np.concatenate([self._where, where])
+            self._uses = np.concatenate([self._uses, np.zeros(size, np.int64)])
+            free = np.flatnonzero(self._uses == 0)
+        return free[:count]
+
+    def _copy(self, source: int, target: int) -> None:
+        (one, here), (other, there) = self._where[source], self._where[target]
+        for old, new in zip(self._chunks[one], self._chunks[other], strict=True):
+            new[there] = old[here]
+
+    def _count(self) -> None:
+        held: Any = self._pages[self._pages >= 0]
+        self._uses = np.bincount(held, minlength=len(self._where)).astype(np.int64)

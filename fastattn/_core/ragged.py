@@ -1,0 +1,258 @@
+"""One ragged call, validated and canonical: sequences of any lengths in packed arrays.
+
+Sequence b holds the query rows ``query_splits[b] .. query_splits[b + 1]`` and the keys
+``key_splits[b] .. key_splits[b + 1]``, of the packed arrays or, with `key_indices`, of the list of
+row numbers into tables. Everything that `fastattn.attention` counts on the key axis counts here
+from the sequence's own first key.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastattn._core.arrays import as_array, per_head, view
+from fastattn._core.layouts import layout
+from fastattn._core.problem import arrays
+from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.visibility import (
+    LARGEST_POSITION,
+    Window,
+    alignment_of,
+    check_causal,
+    check_together,
+    check_window,
+    positions,
+    segment_ids,
+)
+
+__all__ = ["RaggedProblem", "head_major", "ragged_problem"]
+
+
+class RaggedProblem(NamedTuple):
+    """One ragged attention call; arrays are read-only views, splits and offsets are copies."""
+
+    query: np.ndarray  # (Hkv, G, rows, E); any storage
+    key: np.ndarray  # (Hkv, keys or table rows, E)
+    value: np.ndarray  # (Hkv, keys or table rows, Ev)
+    query_splits: np.ndarray  # int64 (batch + 1,), never decreasing, within 0..rows
+    key_splits: np.ndarray  # int64 (batch + 1,), within 0..keys or 0..len(key_indices)
+    key_indices: np.ndarray | None  # int32 or int64, native, every used one a row of the tables
+    query_offset: np.ndarray | int  # int64 (batch,), or one int: where a sequence's row 0 stands
+    causal: bool
+    window: Window
+    similarity: str
+    scale: float
+    softcap: float | None
+    alibi_slopes: np.ndarray | None  # (Hkv, G), compute dtype
+    sinks: np.ndarray | None  # (Hkv, G), compute dtype
+    query_segments: np.ndarray | None  # int64 (rows,)
+    key_segments: np.ndarray | None  # int64 (keys,) or (len(key_indices),)
+    dtype: np.dtype  # compute dtype
+    output_shape: tuple[int, ...]  # what the caller gets
+    output_dtype: np.dtype
+    return_lse: bool
+
+
+def head_major(array: np.ndarray) -> np.ndarray:
+    """View a packed (total, H, n) array as (H, total, n), and (total, H) as (H, total)."""
+    return array.swapaxes(0, 1) if array.ndim > 1 else array
+
+
+def ragged_problem(
+    query: Any,
+    key: Any,
+    value: Any,
+    query_splits: Any,
+    key_splits: Any,
+    *,
+    key_indices: Any,
+    similarity: str,
+    scale: Any,
+    causal: Any,
+    query_offset: Any,
+    window: Any,
+    query_segments: Any,
+    key_segments: Any,
+    softcap: Any,
+    alibi_slopes: Any,
+    sinks: Any,
+    enable_gqa: Any,
+    return_lse: Any,
+) -> tuple[Recipe, RaggedProblem]:
+    """Validate a ragged call; the recipe is that of the packed arrays, heads first."""
+    query, key, value, _ = arrays(query, key, value, None)
+    _check_packed(query, key, value)
+    packed = [head_major(x) if x.ndim == 3 else x for x in (query, key, value)]
+    made = recipe(
+        signature(
+            packed[0],
+            packed[1],
+            packed[2],
+            None,
+            similarity,
+            scale,
+            softcap=softcap,
+            enable_gqa=enable_gqa,
+            return_lse=return_lse,
+        )
+    )
+    rows, keys = made.rows, made.keys
+    own = _splits("query_splits", query_splits, rows, f"the {rows} query rows")
+    if key_indices is None:
+        indices, listed, what = None, keys, f"the {keys} packed keys"
+    else:
+        indices = _indices(key_indices)
+        listed, what = len(indices), f"the {len(indices)} key_indices"
+    theirs = _splits("key_splits", key_splits, listed, what)
+    if len(own) != len(theirs):
+        raise ValueError(
+            f"query_splits of shape {own.shape} and key_splits of shape {theirs.shape} disagree on "
+            "the number of sequences: both need batch + 1 entries"
+        )
+    if indices is not None:
+        _check_indices(indices, theirs, keys)
+    check_together(query_segments, key_segments)
+    bounds = check_window(window) if window is not None else None
+    return made, RaggedProblem(
+        query=view(packed[0], made.query),
+        key=view(packed[1], made.key),
+        value=view(packed[2], made.value),
+        query_splits=own,
+        key_splits=theirs,
+        key_indices=indices,
+        query_offset=_offsets(
+            check_causal(causal), bounds, alibi_slopes is not None, query_offset, own, theirs
+        ),
+        causal=check_causal(causal) is not False,
+        window=bounds or (None, None),
+        similarity=made.similarity,
+        scale=made.scale,
+        softcap=made.softcap,
+        alibi_slopes=_heads("alibi_slopes", alibi_slopes, made),
+        sinks=_heads("sinks", sinks, made),
+        query_segments=_segments("query_segments", query_segments, rows),
+        key_segments=_segments("key_segments", key_segments, listed),
+        dtype=made.dtype,
+        output_shape=_caller_shape(made),
+        output_dtype=made.output_dtype,
+        return_lse=made.return_lse,
+    )
+
+
+def _caller_shape(made: Recipe) -> tuple[int, ...]:
+    shape = made.output_shape
+    return shape if len(shape) == 2 else (shape[1], shape[0], shape[2])
+
+
+def _check_packed(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> None:
+    shown = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if any(x.ndim not in (2, 3) for x in (query, key, value)):
+        raise ValueError(
+            f"packed arrays are (total, heads, features) or (total, features): {shown}; lay "
+            "sequences end to end with np.concatenate, and say with splits where each begins"
+        )
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query has E = {query.shape[-1]} features and key E = {key.shape[-1]}: {shown}; "
+            "their last axes must match"
+        )
+    if len(key) != len(value):
+        raise ValueError(
+            f"key has {len(key)} rows and value {len(value)}: {shown}; one value row per key is "
+            "needed (axis 0 of both)"
+        )
+
+
+def _splits(name: str, x: Any, total: int, what: str) -> np.ndarray:
+    """Return offsets as an int64 copy: never decreasing, within 0..total."""
+    array = as_array(name, x)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(
+            f"{name} of shape {array.shape} must hold batch + 1 offsets: sequence b is "
+            f"{name}[b]:{name}[b + 1], e.g. np.r_[0, np.cumsum(lengths)]"
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} of shape {array.shape} has dtype {array.dtype}; it must hold integers: "
+            f"{name}.astype(np.int64), once every entry is a whole number"
+        )
+    # A copy, though other threads rarely write splits: a kernel trusts them with its addresses.
+    splits = array.astype(np.int64)
+    if array.dtype == np.uint64 and int(array.max()) > LARGEST_POSITION:
+        raise ValueError(f"{name} ends at {int(array.max())}, beyond {what}")
+    falls = np.flatnonzero(splits[1:] < splits[:-1])
+    if len(falls):
+        b = int(falls[0])
+        raise ValueError(
+            f"{name} decreases from {splits[b]} to {splits[b + 1]} at entry {b + 1}: sequence {b} "
+            f"would have {splits[b + 1] - splits[b]} rows; offsets never decrease (are these "
+            "lengths? np.r_[0, np.cumsum(lengths)])"
+        )
+    if splits[0] < 0 or splits[-1] > total:
+        raise ValueError(
+            f"{name} runs from {splits[0]} to {splits[-1]}, outside {what} (0..{total})"
+        )
+    return splits
+
+
+def _indices(x: Any) -> np.ndarray:
+    array = as_array("key_indices", x)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"key_indices of shape {array.shape} and dtype {array.dtype} must be one flat list of "
+            "integers, row numbers of the key and value tables, cut into sequences by key_splits"
+        )
+    # Read in place where it can be: a list of indices may be larger than the tables.
+    plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
+    if plain and array.dtype in (np.int32, np.int64):
+        return array
+    return array.astype(np.int64)
+
+
+def _check_indices(indices: np.ndarray, splits: np.ndarray, rows: int) -> None:
+    first, last = int(splits[0]), int(splits[-1])
+    used = indices[first:last]
+    if not len(used) or (int(used.min()) >= 0 and int(used.max()) < rows):
+        return
+    at = first + int(np.argmax((used < 0) | (used >= rows)))
+    sequence = int(np.searchsorted(splits, at, side="right")) - 1
+    raise ValueError(
+        f"key_indices[{at}] is {indices[at]} (sequence {sequence}), outside the tables' rows "
+        f"0..{rows - 1}: indices count from 0 and negative ones do not wrap"
+    )
+
+
+def _offsets(
+    causal: Any, window: Window | None, biased: bool, given: Any, own: np.ndarray, keys: np.ndarray
+) -> np.ndarray | int:
+    """Where each sequence's query row 0 stands on its own key axis."""
+    # Whether L = S is asked sequence by sequence, below.
+    alignment = alignment_of(causal, window is not None or biased, given is not None, 0, 0)
+    batch = len(own) - 1
+    if given is not None:
+        offset = positions(
+            "query_offset", given, (batch,), -LARGEST_POSITION, LARGEST_POSITION, "2**53"
+        )
+        if alignment == "given":
+            return np.broadcast_to(offset, batch) if offset.ndim else int(offset)
+    elif alignment == "bottom_right":
+        return np.diff(keys) - np.diff(own)
+    elif causal is True:
+        differ = np.flatnonzero(np.diff(own) != np.diff(keys))
+        if len(differ):
+            b = int(differ[0])
+            alignment_of(True, False, False, int(own[b + 1] - own[b]), int(keys[b + 1] - keys[b]))
+    return 0
+
+
+def _heads(name: str, x: Any, made: Recipe) -> np.ndarray | None:
+    if x is None:
+        return None
+    array = per_head(name, x, made.batch, made.dtype, lowest_hides=name == "sinks")
+    return view(array, layout(array.shape, array.strides, (), made.kv_heads, made.groups, 0))
+
+
+def _segments(name: str, x: Any, length: int) -> np.ndarray | None:
+    return None if x is None else segment_ids(name, x, (), length)

@@ -1,0 +1,323 @@
+"""The key-value cache: sequences that grow, in pages that never move."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastattn._core import backends
+from fastattn._core import problem as problems
+from fastattn._core.arrays import as_array
+from fastattn._core.pages import PageTable
+from fastattn._core.problem import Extras
+from fastattn._core.recipe import recipe, signature
+from fastattn._core.threads import resolve
+from fastattn._core.visibility import positions
+from fastattn.attention import attention
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+__all__ = ["KVCache"]
+
+_STORAGE = ("float32", "float64", "float16", "bfloat16", "int8")
+
+
+class KVCache:
+    r"""Keys and values of a batch of sequences that grow token by token.
+
+    `attend` gives the very bits of `attention` over the same keys: for int8 storage, over the
+    dequantised keys :math:`\hat k = \mathrm{scale} \cdot q`.
+
+    Parameters
+    ----------
+    batch_shape : int or tuple of int
+        The batch dims, without heads: one sequence per element.
+    heads : int
+        Key heads Hkv; queries may have a multiple of them.
+    head_dim : int
+        Features E of a key.
+    dtype : {float32, float64, float16, bfloat16, int8}
+        How keys and values are stored. int8 keeps one float32 scale per token and head, the
+        largest magnitude divided by 127: an element is off by at most half a scale, 0.4 % of the
+        largest of its row. bfloat16 needs the package ml_dtypes.
+    value_dim : int, optional
+        Features Ev of a value. None: `head_dim`.
+
+    Notes
+    -----
+    Memory grows in pages of 128 tokens (all heads); nothing that is there is copied. `reorder`
+    shares pages between sequences until one of them writes. Attending from several threads at
+    once is safe; changing the cache while another thread uses it is not.
+
+    References
+    ----------
+    .. [1] W. Kwon et al., "Efficient memory management for large language model serving with
+       PagedAttention", 2023, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> rng = np.random.default_rng(0)
+    >>> key, value = rng.standard_normal((2, 1, 2, 10, 8), dtype=np.float32)
+    >>> cache = fastattn.KVCache(1, heads=2, head_dim=8)
+    >>> cache.append(key, value)
+    >>> cache.lengths
+    array([10])
+    >>> query = rng.standard_normal((1, 2, 1, 8), dtype=np.float32)
+    >>> bool(np.all(cache.attend(query) == fastattn.attention(query, key, value)))
+    True
+    """
+
+    def __init__(
+        self,
+        batch_shape: int | tuple[int, ...],
+        heads: int,
+        head_dim: int,
+        *,
+        dtype: DTypeLike = np.float32,
+        value_dim: int | None = None,
+    ) -> None:
+        shape = batch_shape if isinstance(batch_shape, tuple) else (batch_shape,)
+        self.batch_shape = tuple(_size("batch_shape", n) for n in shape)
+        self.heads = _size("heads", heads)
+        self.head_dim = _size("head_dim", head_dim)
+        self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
+        self.dtype = _storage(dtype)
+        entries = int(np.prod(self.batch_shape, dtype=np.int64))
+        self._table = PageTable(entries, self.heads, (self.head_dim, self.value_dim), self.dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"<KVCache {self.batch_shape}, {self.heads} heads of {self.head_dim}, {self.dtype}, "
+            f"up to {self._table.longest} keys>"
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens in each sequence, int64 of the batch shape; a copy."""
+        return self._table.lengths.reshape(self.batch_shape).copy()
+
+    def append(self, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None = None) -> None:
+        """Add new tokens behind each sequence's last.
+
+        Parameters
+        ----------
+        key : array_like, (*batch_shape, Hkv, n, E)
+            n new keys for every sequence.
+        value : array_like, (*batch_shape, Hkv, n, Ev)
+            Their values.
+        lengths : int or int array of the batch shape, optional
+            Only the first so many of the n tokens are added, ``0 <= lengths <= n``. None: all.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit the cache, a length is out of range, or int8 storage meets a
+            number that is not finite. The cache is unchanged then.
+        TypeError
+            If an array is no real float array.
+        """
+        new = self._tokens("key", key, self.head_dim), self._tokens("value", value, self.value_dim)
+        if new[0].shape[-2] != new[1].shape[-2]:
+            raise ValueError(
+                f"key has {new[0].shape[-2]} new tokens and value {new[1].shape[-2]}: one value "
+                "row per key is needed (axis -2 of both)"
+            )
+        count = new[0].shape[-2]
+        entries = len(self._table.lengths)
+        counts = np.full(entries, count, np.int64)
+        if lengths is not None:
+            counts = self._per_entry("lengths", lengths, count, f"{count} new tokens")
+        flat = [x.reshape(entries, self.heads, count, x.shape[-1]) for x in new]
+        self._table.append(flat[0], flat[1], counts)
+
+    def attend(
+        self,
+        query: ArrayLike,
+        *,
+        similarity: str = "scaled_dot",
+        scale: float | None = None,
+        mask: ArrayLike | None = None,
+        causal: bool | str = "bottom_right",
+        query_offset: ArrayLike | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        query_segments: ArrayLike | None = None,
+        key_segments: ArrayLike | None = None,
+        softcap: float | None = None,
+        alibi_slopes: ArrayLike | None = None,
+        sinks: ArrayLike | None = None,
+        return_lse: bool = False,
+        return_weights: bool = False,
+        out: np.ndarray | None = None,
+        backend: str | None = None,
+        threads: int | None = None,
+    ) -> Any:
+        """Attend from queries to all keys in the cache.
+
+        Parameters
+        ----------
+        query : array_like, (*batch_shape, H, L, E)
+            H is a multiple of the cache's heads; query head h reads key head
+            ``h // (H // heads)``.
+        causal : bool or {"top_left", "bottom_right"}
+            By default the last query stands at its sequence's last key: query row i sees the keys
+            up to ``lengths - L + i``. With `query_offset` write True; False: every key.
+        mask : array_like, broadcasts to (*batch_shape, H, L, S), optional
+            S is the longest length.
+        similarity, scale, query_offset, window, query_segments, key_segments, softcap
+            As for `attention`.
+        alibi_slopes, sinks, return_lse, return_weights, out, backend, threads
+            As for `attention`.
+
+        Returns
+        -------
+        output : ndarray, (*batch_shape, H, L, Ev)
+            And log-sum-exp and weights, as `attention` returns them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `attention`.
+        """
+        wanted = backends.choose(backend)
+        lengths = self.lengths[..., None]
+        extras = Extras(lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks)
+        if wanted == "reference":
+            return attention(
+                query, *self.dense(), similarity=similarity, scale=scale, mask=mask, causal=causal,
+                window=window, softcap=softcap, enable_gqa=True, return_lse=return_lse,
+                return_weights=return_weights, out=out, backend=wanted, threads=threads,
+                **extras._asdict(),
+            )  # fmt: skip
+        seen = np.dtype(np.float32) if self.dtype == np.int8 else self.dtype
+        shape = (*self.batch_shape, self.heads, self._table.longest)
+        # Only shape and dtype of these are ever looked at.
+        key = np.broadcast_to(np.zeros((), seen), (*shape, self.head_dim))
+        value = np.broadcast_to(np.zeros((), seen), (*shape, self.value_dim))
+        operands = problems.arrays(query, key, value, mask)
+        self._check_query(operands[0])
+        made = recipe(
+            signature(
+                *operands, similarity, scale, causal, window, softcap, True, return_lse,
+                return_weights, *extras.given(),
+            )
+        )  # fmt: skip
+        problem = problems.bind(made, *operands, extras)
+        problem = problem._replace(pages=self._table.pages(self.batch_shape))
+        execution = backends.prepare(problem, wanted, resolve(threads))
+        results = made.allocate(out, operands)
+        execution.run(*made.canonical(results))
+        return made.deliver(*results, out)
+
+    def truncate(self, lengths: ArrayLike) -> None:
+        """Forget the tokens from `lengths` on, e.g. rejected drafts.
+
+        Parameters
+        ----------
+        lengths : int or int array of the batch shape
+            Tokens to keep in each sequence, at most what it has.
+
+        Raises
+        ------
+        ValueError
+            If a length is negative or beyond what its sequence has; the cache is unchanged then.
+        """
+        most = self._table.longest
+        kept = self._per_entry("lengths", lengths, most, f"{most}, the longest sequence")
+        beyond = np.flatnonzero(kept > self._table.lengths)
+        if len(beyond):
+            b = int(beyond[0])
+            raise ValueError(
+                f"sequence {b} has {self._table.lengths[b]} tokens and cannot be truncated to "
+                f"{kept[b]}: np.minimum(lengths, cache.lengths)"
+            )
+        self._table.truncate(kept)
+
+    def reorder(self, indices: ArrayLike) -> None:
+        """Replace sequence i by what sequence ``indices[i]`` holds, e.g. surviving beams.
+
+        Parameters
+        ----------
+        indices : int array of the batch shape
+            Flat numbers of sequences, 0 to the number of sequences - 1; repeats are fine.
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong or a number does not exist; the cache is unchanged then.
+        """
+        entries = len(self._table.lengths)
+        array = as_array("indices", indices)
+        if array.size != entries or array.shape not in (self.batch_shape, (entries,)):
+            raise ValueError(
+                f"indices of shape {array.shape} must say for each of the {self.batch_shape} "
+                "sequences which one it goes on from"
+            )
+        flat = positions("indices", array.reshape(-1), (entries,), 0, entries - 1, str(entries - 1))
+        self._table.reorder(flat)
+
+    def dense(self) -> tuple[np.ndarray, np.ndarray]:
+        """Copy what is stored: keys and values, (*batch_shape, Hkv, longest, E or Ev).
+
+        Zeros beyond a sequence's length; int8 is dequantised to float32.
+        """
+        return tuple(  # type: ignore[return-value]
+            x.reshape(*self.batch_shape, *x.shape[1:]) for x in self._table.read()
+        )
+
+    def _tokens(self, name: str, x: Any, features: int) -> np.ndarray:
+        array = as_array(name, x)
+        want = (*self.batch_shape, self.heads, "n", features)
+        if array.ndim != len(want) or any(
+            size != n for size, n in zip(array.shape, want, strict=True) if n != "n"
+        ):
+            raise ValueError(
+                f"{name} of shape {array.shape} does not fit this cache, whose new tokens are "
+                f"({', '.join(map(str, want))}): (batch, heads, tokens, features)"
+            )
+        if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
+            raise TypeError(
+                f"{name} of shape {array.shape} has dtype {array.dtype}; real floats are needed: "
+                f"{name}.astype(np.float32)"
+            )
+        if self.dtype == np.int8 and not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} of shape {array.shape} holds NaN or inf, which int8 storage cannot keep: "
+                "use dtype=float16 or wider"
+            )
+        return array
+
+    def _per_entry(self, name: str, x: Any, largest: int, bound: str) -> np.ndarray:
+        array = positions(name, x, self.batch_shape, 0, largest, bound)
+        return np.broadcast_to(array, self.batch_shape).reshape(-1).copy()
+
+    def _check_query(self, query: np.ndarray) -> None:
+        if query.ndim != len(self.batch_shape) + 3 or query.shape[:-3] != self.batch_shape:
+            raise ValueError(
+                f"query of shape {query.shape} does not fit this cache: it must be "
+                f"{(*self.batch_shape, 'H', 'L', self.head_dim)} (batch, heads, queries, features)"
+            )
+
+
+def _size(name: str, n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, not {n!r}")
+    if n < 0:
+        raise ValueError(f"{name} must not be negative: {n}")
+    return int(n)
+
+
+def _storage(dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+        if dtype == "bfloat16":
+            from ml_dtypes import bfloat16
+
+            found = np.dtype(bfloat16)
+    if found is None or found.name not in _STORAGE:
+        raise ValueError(f"a cache cannot store {dtype!r}: one of {', '.join(_STORAGE)}")
+    return np.dtype(found.newbyteorder("="))

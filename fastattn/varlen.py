@@ -1,0 +1,198 @@
+"""The ragged face: sequences of any lengths, packed end to end or gathered from tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastattn._core import backends
+from fastattn._core.arrays import deliver, result_array
+from fastattn._core.ragged import RaggedProblem, head_major, ragged_problem
+from fastattn._core.threads import resolve
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["attention_varlen"]
+
+_NOT_RAGGED = {
+    "mask": "hide keys with key_splits, or with query_segments= and key_segments=; a mask of one "
+    "sequence goes into a call of fastattn.attention",
+    "key_lengths": "key_splits say how many keys each sequence has",
+    "return_weights": "call fastattn.attention for the sequences whose weights are wanted",
+}
+
+
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    query_splits: ArrayLike,
+    key_splits: ArrayLike,
+    *,
+    key_indices: ArrayLike | None = None,
+    similarity: str = "scaled_dot",
+    scale: float | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
+    softcap: float | None = None,
+    alibi_slopes: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    out: np.ndarray | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    **not_ragged: Any,
+) -> Any:
+    r"""Attend in many sequences of different lengths, without padding.
+
+    Sequence b is a call of `attention` of its own,
+
+    .. math::
+
+        o_i = \frac{\sum_j e^{s_{ij}} v_j}{\sum_j e^{s_{ij}}}, \quad
+        i \in [Q_b, Q_{b+1}), \; j \in [K_b, K_{b+1})
+
+    with :math:`Q` the `query_splits` and :math:`K` the `key_splits`, and gives the very bits of
+    that call.
+
+    Parameters
+    ----------
+    query : array_like, (total queries, H, E) or (total queries, E)
+        The queries of all sequences, end to end.
+    key : array_like, (total keys, Hkv, E) or (total keys, E)
+        The keys of all sequences; with `key_indices` a table of keys.
+    value : array_like, (total keys, Hkv, Ev) or (total keys, Ev)
+        One row per key.
+    query_splits, key_splits : int array, (batch + 1,)
+        Sequence b is ``splits[b] : splits[b + 1]``, never decreasing; empty sequences are fine.
+        Arrow's list offsets, FlashAttention's ``cu_seqlens``. The first need not be 0; query rows
+        before the first and after the last belong to no sequence and give 0.
+    key_indices : int array, 1-D, optional
+        Row numbers of the tables `key` and `value`: sequence b sees rows
+        ``key_indices[key_splits[b] : key_splits[b + 1]]``, read where they lie. int32 and int64
+        are used in place.
+    similarity, scale, softcap, enable_gqa, backend, threads
+        As for `attention`.
+    causal : bool or {"top_left", "bottom_right"}
+        As for `attention`, in each sequence by its own lengths.
+    query_offset : int or int array (batch,), optional
+        Position of each sequence's first query on its own key axis.
+    window : tuple (left, right), optional
+        As for `attention`.
+    query_segments, key_segments : int array, (total queries,) and (total keys,), optional
+        Attend within equal ids only. With `key_indices` the ids go along that list.
+    alibi_slopes, sinks : float array, (H,), optional
+        As for `attention`.
+    return_lse : bool
+        Append the natural-log log-sum-exp of each row's scores.
+    not_ragged
+        `mask`, `key_lengths` and `return_weights` of `attention` make no sense here; each is
+        refused with what to do instead.
+    out : ndarray, (total queries, H, Ev) or (total queries, Ev), optional
+        Where to store the output; may overlap an input. None: a new array.
+
+    Returns
+    -------
+    output : ndarray, (total queries, H, Ev) or (total queries, Ev)
+        Of the dtype `attention` gives. `out` itself where given.
+    lse : ndarray, (total queries, H) or (total queries,)
+        Only with `return_lse`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit each other, splits decrease or leave their array, an index leaves the
+        tables, or an option is wrong as for `attention`; nothing has been computed then.
+    TypeError
+        If splits or indices are no integers, or as for `attention`.
+
+    See Also
+    --------
+    attention : one batch of equal lengths.
+    KVCache : sequences that grow.
+
+    Notes
+    -----
+    Work is balanced by keys, not by sequences. Gathered rows are read inside the kernel: memory
+    beside inputs and results is scratch, and 40 bytes a sequence. The bits of a row depend on
+    its own sequence alone: not on its neighbours, their order or number, nor on whether its keys
+    are packed, gathered or in a `KVCache`.
+
+    References
+    ----------
+    .. [1] T. Dao, "FlashAttention-2", 2023 (``flash_attn_varlen_func``, ``cu_seqlens``).
+
+    Examples
+    --------
+    Two users with histories of one and two items, one query each:
+
+    >>> import numpy as np, fastattn
+    >>> items = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> fastattn.attention_varlen(
+    ...     np.array([[1.0, 0.0], [0.0, 5.0]]), items, items, [0, 1, 2], [0, 1, 3]
+    ... ).round(2)
+    array([[1. , 0. ],
+           [0.5, 1. ]])
+
+    The same from a table of items and lists of what each user saw:
+
+    >>> fastattn.attention_varlen(
+    ...     np.array([[1.0, 0.0], [0.0, 5.0]]), items, items, [0, 1, 2], [0, 1, 3],
+    ...     key_indices=[0, 1, 2],
+    ... ).round(2)
+    array([[1. , 0. ],
+           [0.5, 1. ]])
+    """
+    for option in not_ragged:
+        if option in _NOT_RAGGED:
+            raise ValueError(f"attention_varlen has no {option}=: {_NOT_RAGGED[option]}")
+        raise TypeError(f"attention_varlen() got an unexpected keyword argument {option!r}")
+    made, problem = ragged_problem(
+        query,
+        key,
+        value,
+        query_splits,
+        key_splits,
+        key_indices=key_indices,
+        similarity=similarity,
+        scale=scale,
+        causal=causal,
+        query_offset=query_offset,
+        window=window,
+        query_segments=query_segments,
+        key_segments=key_segments,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        sinks=sinks,
+        enable_gqa=enable_gqa,
+        return_lse=return_lse,
+    )
+    execution = backends.prepare(problem, backends.choose(backend), resolve(threads))
+    inputs = (problem.query, problem.key, problem.value, problem.key_indices)
+    output = result_array(out, problem.output_shape, problem.output_dtype, inputs)
+    lse = np.empty(problem.output_shape[:-1], problem.dtype) if problem.return_lse else None
+    _clear_outside(problem, output, lse)
+    results = (_heads_first(output), None if lse is None else head_major(lse), None)
+    spread = made.canonical(results)
+    execution.run(spread[0], spread[1], None)
+    output = deliver(output, out)
+    return output if lse is None else (output, lse)
+
+
+def _heads_first(output: np.ndarray) -> np.ndarray:
+    return head_major(output) if output.ndim == 3 else output
+
+
+def _clear_outside(problem: RaggedProblem, output: np.ndarray, lse: np.ndarray | None) -> None:
+    """Rows that belong to no sequence see no key."""
+    first, last = int(problem.query_splits[0]), int(problem.query_splits[-1])
+    for outside in (slice(None, first), slice(last, None)):
+        output[outside] = 0
+        if lse is not None:
+            lse[outside] = -np.inf
