@@ -320,4 +320,5 @@ def _storage(dtype: Any) -> np.dtype:
             found = np.dtype(bfloat16)
     if found is None or found.name not in _STORAGE:
         raise ValueError(f"a cache cannot store {dtype!r}: one of {', '.join(_STORAGE)}")
-    return np.dtype(found.newbyteorder("="))
+    native: np.dtype = found.newbyteorder("=")
+    return native

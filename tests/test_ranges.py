@@ -1,6 +1,8 @@
 """The ends of the number range and of addresses, on every backend."""
 
+import gc
 import mmap
+import weakref
 
 import numpy as np
 import pytest
@@ -139,3 +141,33 @@ def test_strides_beyond_two_to_the_31(backend, wide, operand, axis):
     far[...] = near
     operands[operand] = far
     assert np.array_equal(fastattn.attention(**operands), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "softcap", [5e-324, 1e-300, 1e-45, 1e-40, 1e-38, 1e38, 1e39, 1e300, 1.7e308]
+)
+def test_softcaps_beyond_the_range_of_the_dtype(backend, dtype, softcap):
+    """A cap too small hides all differences, one too large none; neither is NaN."""
+    check(*arrays(dtype, 26, 130), softcap=softcap)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean", "cosine"])
+def test_a_scale_of_zero_where_the_product_overflows(backend, similarity):
+    query, key, value = arrays("float32", 26, 130)
+    query, key = query * np.float32(1e20), key * np.float32(1e20)
+    check(query, key, value, similarity=similarity, scale=0.0)
+    assert not fastattn.similarity(query, key, metric=similarity, scale=0).any()
+
+
+@pytest.mark.parametrize("start", [0, 512])
+def test_a_state_does_not_keep_its_operands(exact_backend, start):
+    def part():
+        key = np.ones((512, 8))
+        state = fastattn.attention_state(np.ones((3, 8)), key, key, key_start=start)
+        return state, weakref.ref(key)
+
+    state, key = part()
+    gc.collect()
+    assert key() is None
+    assert state.finish().shape == (3, 8)

@@ -31,12 +31,25 @@ BYTES_PER_SECOND = 4e9
 LONGEST_TASK = 0.08
 
 
+# Below this a call has its rows cut evenly among the workers, and no finer: packing the same keys
+# in every task costs it more than an uneven end.
+_SHORT_CALL = 1e-3
+
 _SECONDS_PER_BUNDLE = 2e-5
 
 
 def _bundle(tasks: int, workers: int, seconds: float) -> int:
     """Tasks to take at once: worth some microseconds, and still enough bundles to balance."""
     return max(1, min(int(_SECONDS_PER_BUNDLE / seconds), tasks // (TASKS_PER_WORKER * workers)))
+
+
+def _even_rows(entries: int, rows: int, workers: int) -> int:
+    """Rows of a task so that every worker has equally many tasks, at least two, if blocks allow."""
+    pieces = 1
+    while entries * pieces % workers or entries * pieces < 2 * workers:
+        pieces += 1
+    even = padded(-(-rows // pieces), TILE_ROWS)
+    return max(1, min(rows, max(even, BLOCK_ROWS)))
 
 
 class AttentionPlan(NamedTuple):
@@ -167,7 +180,11 @@ def plan_attention(
         return share * (compute + memory) + 1e-7
 
     task_rows = max(1, min(rows, TASK_ROWS[-1]))
-    for candidate in TASK_ROWS:
+    candidates = TASK_ROWS
+    if workers > 1 and entries * seconds(rows, segments) < _SHORT_CALL:
+        candidates = ()
+        task_rows = _even_rows(entries, rows, workers)
+    for candidate in candidates:
         candidate = max(1, min(rows, candidate))
         enough = entries * -(-rows // candidate) >= TASKS_PER_WORKER * workers
         if (enough or workers == 1) and seconds(candidate, segments) <= LONGEST_TASK:

@@ -282,15 +282,25 @@ def _any_output(problem: Problem) -> np.ndarray:
     return np.broadcast_to(np.empty(1, problem.output_dtype), shape)
 
 
+def _sizes_alone(problem: Problem) -> Problem:
+    """Let go of the operands: a state outlives its part, and only folds and finishes."""
+    operands = {
+        name: np.broadcast_to(np.empty(1, problem.dtype), getattr(problem, name).shape)
+        for name in ("query", "key", "value")
+    }
+    return problem._replace(**operands, mask=None, query_segments=None, key_segments=None)
+
+
 def attention_state(problem: Problem, key_start: int, threads: int) -> _State:
     """Attend over one part of the keys."""
     folded = key_start == 0
     plan = _plan(problem, threads, keep_partials=not folded, split_always=True)
     entries = math.prod(problem.query.shape[:-3])
     rows = entries * _rows(problem)
+    sizes = _sizes_alone(problem)
     state = _Partials.empty(rows, 1 if folded else plan.segments, problem)
     if rows == 0:
-        return _State(problem, threads, folded, state)
+        return _State(sizes, threads, folded, state)
     record = _record(problem, plan, _any_output(problem))
     if not folded:
         record.set(entries=entries, split=1, segment_tasks=plan.segments)
@@ -298,14 +308,14 @@ def attention_state(problem: Problem, key_start: int, threads: int) -> _State:
         tasks = entries * plan.row_tasks * plan.segments
         record.set(tasks=tasks)
         _run(_ENTRIES[problem.dtype][0], record, tasks, plan.seconds_per_task, plan.workers)
-        return _State(problem, threads, folded, state)
+        return _State(sizes, threads, folded, state)
     partial = _Partials.empty(plan.wave_entries * _rows(problem), plan.wave_segments, problem)
     for entry in range(0, entries, plan.wave_entries):
         here = min(plan.wave_entries, entries - entry)
         chosen = slice(entry * _rows(problem), (entry + here) * _rows(problem))
         into = _Partials(*(array[chosen] for array in state))
         _attend_waves(record, problem, plan, entry, here, partial, into, suspend=True)
-    return _State(problem, threads, folded, state)
+    return _State(sizes, threads, folded, state)
 
 
 def merge_states(state: _State, following: _State) -> _State:

@@ -51,7 +51,9 @@ def split_scale(
         softcap=softcap or 0.0,
     )
     if scale == 0.0:
-        return words | dict(rest=0.0, shaped=1, rescaled=1)
+        # On the operands too: 0 times a product that overflowed would be NaN.
+        factor = "difference_factor" if metric == EUCLIDEAN else "key_factor"
+        return words | {factor: 0.0} | dict(rest=0.0, shaped=1, rescaled=1)
     mantissa, exponent = math.frexp(abs(scale))
     rest, exponent = 2.0 * mantissa, exponent - 1
     if metric == EUCLIDEAN:
@@ -69,6 +71,12 @@ def split_scale(
         words["query_second"] = math.ldexp(1.0, exponent - exponent // 2)
     rescaled = softcap is not None or (shaped and rest != 1.0)
     return words | dict(rest=rest, shaped=int(shaped), rescaled=int(rescaled))
+
+
+def _representable(softcap: float | None, dtype: np.dtype) -> float | None:
+    """Bring a cap into the range where neither it nor its inverse overflows; no score tells."""
+    tiny = float(np.finfo(dtype).tiny)
+    return None if softcap is None else min(max(softcap, tiny), 1.0 / tiny)
 
 
 def merge_dims(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[list, list]:
@@ -159,7 +167,12 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
         value_in_place=int(value_in_place(problem)),
         key_staged=int(key_staged(problem)),
         mask_kind=NO_MASK,
-        **split_scale(problem.similarity, problem.scale, problem.softcap, adds),
+        **split_scale(
+            problem.similarity,
+            problem.scale,
+            _representable(problem.softcap, problem.dtype),
+            adds,
+        ),
     )
     for field, array in (("query", query), ("output", output)):
         head, row, feature = array.strides[-3:]
