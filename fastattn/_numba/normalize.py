@@ -112,9 +112,8 @@ def _normalise(
     if block_rows * keys * item > (_CHUNK_BYTES if too_few else _BLOCK_BYTES):
         chunk_keys = max(SEGMENT_KEYS, _CHUNK_BYTES // (block_rows * item))
     chunks = -(-keys // chunk_keys)
-    row_shift = 0
-    if sideways and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES:
-        row_shift = address(out) % 64 // item % block_rows
+    shifted = sideways and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES
+    row_shift = address(out) % 64 // item % block_rows if shifted else 0
     row_blocks = -(-(rows + row_shift) // block_rows)
     record.set(
         row_shift=row_shift,
@@ -153,8 +152,8 @@ def _normalise(
         return None
     planned = _phase(entry, record, kernel.WHOLE, blocks, numbers, workers)
     planned(*operands)
-    # Of small results nothing but the addresses differs from call to call.
-    return planned if out.nbytes < _SHIFT_BYTES else None
+    # Where a result lies decides nothing: the same plan serves other arrays.
+    return None if shifted or out.nbytes >= _STREAM_BYTES else planned
 
 
 def _factors(scale: float) -> dict[str, float]:

@@ -22,6 +22,8 @@ from .memory import (
     load_as,
     load_first,
     load_scalar,
+    native_code,
+    prefetch,
     store,
     store_first,
     store_scalar,
@@ -55,6 +57,27 @@ LAYOUT = Layout(
 )
 read_call = reader(LAYOUT)
 X, MASK, OUTPUT = range(3)
+# Lines that are fetched before their turn.
+COPY_AHEAD = 24
+
+
+@device
+def copy_lines(tag, source, source_stride, lines, lanes, target, target_stride):
+    """Copy lines that lie too far apart for the machine to fetch them ahead by itself."""
+    item = item_size(tag)
+    whole = lanes // LANES * LANES
+    zero = cast(tag, 0.0)
+    for _ in range(lines):
+        ahead = source + COPY_AHEAD * source_stride
+        for offset in range(0, lanes * item, 64):
+            prefetch(ahead + offset)
+        for lane in range(0, whole, LANES):
+            store(target + lane * item, load(tag, source + lane * item))
+        if whole < lanes:
+            rest = load_first(source + whole * item, lanes - whole, zero)
+            store(target + whole * item, rest)
+        source += source_stride
+        target += target_stride
 
 
 @device(inlined=True)
@@ -62,7 +85,10 @@ def gather(tag, call, x, mask, lines, lanes, target):
     """Step gather: scale and mask `lines` x `lanes` scores into scratch rows."""
     item = item_size(tag)
     stride = call.block_stride
-    pack_matrix(tag, call.x_code, x, call.x_line, call.x_lane, lines, lanes, target, stride)
+    if call.sideways and call.x_lane == item and call.x_code == native_code(tag):
+        copy_lines(tag, x, call.x_line, lines, lanes, target, stride)
+    else:
+        pack_matrix(tag, call.x_code, x, call.x_line, call.x_lane, lines, lanes, target, stride)
     first, second = splat(cast(tag, call.power_first)), splat(cast(tag, call.power_second))
     rest = splat(cast(tag, call.rest))
     for line in range(lines):
