@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import strategies
+import tolerances
 
 import fastattn
 from fastattn import reference
@@ -95,6 +96,8 @@ class Call:
         options["query_offset"] = options.get("query_offset", 0) + first
         if "mask" in options:
             options["mask"] = _take(options["mask"], -2, slice(first, stop))
+        if "query_segments" in options:
+            options["query_segments"] = options["query_segments"][..., first:stop]
         return replace(self, query=self.query[..., first:stop, :], options=options)
 
     def key_prefix(self, keys: int) -> "Call":
@@ -102,6 +105,8 @@ class Call:
         options = dict(self.options)
         if "mask" in options:
             options["mask"] = _take(options["mask"], -1, slice(0, keys))
+        if "key_segments" in options:
+            options["key_segments"] = options["key_segments"][..., :keys]
         if "key_lengths" in options:
             options["key_lengths"] = np.minimum(options["key_lengths"], keys)
         return replace(
@@ -112,11 +117,10 @@ class Call:
         """Some of the elements of a batch axis, counted from the right (-1: the heads)."""
         query, key, value = (_take(array, axis - 2, chosen) for array in self.arrays)
         options = dict(self.options)
-        if "mask" in options:
-            options["mask"] = _take(options["mask"], axis - 2, chosen)
-        for name in ("key_lengths", "query_offset"):
+        trailing = {"mask": 2, "query_segments": 1, "key_segments": 1}
+        for name in ("key_lengths", "query_offset", "alibi_slopes", "sinks", *trailing):
             if np.ndim(options.get(name, 0)):
-                options[name] = _take(options[name], axis, chosen)
+                options[name] = _take(options[name], axis - trailing.get(name, 0), chosen)
         return replace(self, query=query, key=key, value=value, options=options)
 
 
@@ -152,7 +156,7 @@ def visible(call: Call) -> np.ndarray:
         np.zeros_like(call.query, dtype=float),
         np.zeros_like(call.key, dtype=float),
         np.zeros_like(call.value, dtype=float),
-        **{**options, "similarity": "dot", "softcap": None},
+        **{**options, "similarity": "dot", **dict.fromkeys(("softcap", "alibi_slopes", "sinks"))},
         return_weights=True,
     )[1]
     return weights > 0
@@ -252,7 +256,7 @@ def lengths_against_truncation(call: Call, rng: np.random.Generator) -> Pairs:
 
 def hidden_contents(call: Call, rng: np.random.Generator) -> Pairs:
     """Rows that do not see a key do not see what it holds, be it inf or NaN."""
-    if not call.keys or call.key.dtype.kind != "f":
+    if not call.keys or not _is_float(call.key):
         return
     sees = visible(call)
     for poison in (np.nan, np.inf, -np.inf):
@@ -260,10 +264,29 @@ def hidden_contents(call: Call, rng: np.random.Generator) -> Pairs:
         clean = ~(sees & chosen).any(axis=-1)
         key = np.where(chosen[:, None], poison, call.key).astype(call.key.dtype)
         value = call.value
-        if value.dtype.kind == "f":
+        if _is_float(value):
             value = np.where(chosen[:, None], poison, value).astype(value.dtype)
         poisoned = replace(call, key=key, value=value)
         yield call.picking(clean), poisoned.picking(clean)
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or tolerances.is_small(array.dtype)
+
+
+def documents_as_a_mask(call: Call, rng: np.random.Generator) -> Pairs:
+    """Ids hide what the mask that says the same hides, and nothing else."""
+    options = dict(call.options)
+    if "query_segments" not in options:
+        return
+    ids = options.pop("query_segments"), options.pop("key_segments")
+    same = ids[0][..., :, None] == ids[1][..., None, :]
+    mask = options.get("mask")
+    if mask is not None and mask.dtype != bool:
+        options["mask"] = np.where(same, mask, np.array(-np.inf, mask.dtype))
+    else:
+        options["mask"] = same if mask is None else same & mask
+    yield call, replace(call, options=options)
 
 
 def results_asked_for(call: Call, rng: np.random.Generator) -> Pairs:
@@ -287,6 +310,8 @@ def results_asked_for(call: Call, rng: np.random.Generator) -> Pairs:
 
 def streamed_states(call: Call, rng: np.random.Generator) -> Pairs:
     """Parts of the keys, each from a segment border on, merge to the one call."""
+    if "sinks" in call.options:
+        return  # they join when a state is finished, to rounding
     segments = -(-call.keys // SEGMENT_KEYS)
     for _ in range(2):
         inner = rng.random(max(segments - 1, 0)) < 0.6
@@ -308,6 +333,8 @@ def _state(call: Call, first: int, stop: int) -> Any:
     options = dict(call.options)
     if "mask" in options:
         options["mask"] = _take(options["mask"], -1, slice(first, stop))
+    if "key_segments" in options:
+        options["key_segments"] = options["key_segments"][..., first:stop]
     key, value = call.key[..., first:stop, :], call.value[..., first:stop, :]
     return fastattn.attention_state(call.query, key, value, key_start=first, **options)
 
@@ -335,6 +362,7 @@ RELATIONS: dict[str, Callable[[Call, np.random.Generator], Pairs]] = {
         causal_prefix,
         lengths_against_truncation,
         hidden_contents,
+        documents_as_a_mask,
         results_asked_for,
         streamed_states,
     )

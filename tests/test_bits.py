@@ -29,6 +29,9 @@ FEATURES = {
     "masks": ("bool_mask", "cosine", "scale"),
     "biased": ("float_mask_hiding", "softcap"),
     "grouped": ("grouped", "causal_offsets"),
+    "sloped": ("alibi_at_offset", "sinks_of_each"),
+    "documents": ("documents", "causal_top_left", "sinks"),
+    "small": ("float16", "documents_of_each", "window_both"),
 }
 RANDOM_BLOCKS = 8
 
