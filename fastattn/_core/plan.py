@@ -46,7 +46,7 @@ def _bundle(tasks: int, workers: int, seconds: float) -> int:
 def _even_rows(entries: int, rows: int, workers: int) -> int:
     """Rows of a task so that every worker has equally many tasks, at least two, if blocks allow."""
     pieces = 1
-    while entries * pieces % workers or entries * pieces < 2 * workers:
+    while entries and (entries * pieces % workers or entries * pieces < 2 * workers):
         pieces += 1
     even = padded(-(-rows // pieces), TILE_ROWS)
     return max(1, min(rows, max(even, BLOCK_ROWS)))
@@ -180,7 +180,7 @@ def plan_attention(
         return share * (compute + memory) + 1e-7
 
     task_rows = max(1, min(rows, TASK_ROWS[-1]))
-    candidates = TASK_ROWS
+    candidates: tuple[int, ...] = TASK_ROWS
     if workers > 1 and entries * seconds(rows, segments) < _SHORT_CALL:
         candidates = ()
         task_rows = _even_rows(entries, rows, workers)
