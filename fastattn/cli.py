@@ -61,7 +61,7 @@ def _open_standard_streams() -> None:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """Join a negative number to its option: argparse would take ``-1e3`` for one itself."""
+    """Join negative numbers to their option: argparse would take ``-1e3`` for one itself."""
     joined: list[str] = []
     for argument in arguments:
         if joined and joined[-1] in _NUMBERS and _is_negative(argument):
@@ -71,12 +71,12 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-_NUMBERS = ("--scale", "--softcap")
+_NUMBERS = ("--scale", "--softcap", "--alibi-slopes", "--sinks")
 
 
 def _is_negative(text: str) -> bool:
     try:
-        return text.startswith("-") and not math.isnan(float(text))
+        return text.startswith("-") and not any(math.isnan(float(n)) for n in text.split(","))
     except ValueError:
         return False
 
@@ -112,17 +112,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--value", required=True, metavar="FILE", help="(..., S, Ev)")
     files.add_argument("--out", required=True, metavar="FILE", help="(..., L, Ev) is written here")
     files.add_argument("--mask", metavar="FILE", help="bool (True = may attend) or float")
+    files.add_argument("--query-segments", metavar="FILE", help="ids of documents, (..., L)")
+    files.add_argument("--key-segments", metavar="FILE", help="ids of documents, (..., S)")
+    files.add_argument("--bfloat16", action="store_true", help="dtype V2 in a file is bfloat16")
     files.add_argument("--return-lse", action="store_true", help="needs --lse-out")
     files.add_argument("--lse-out", metavar="FILE", help="write the rows' log-sum-exp here")
     _add_options(parser.add_argument_group("attention"))
     job = parser.add_argument_group("job")
     job.add_argument("--max-memory", type=_size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP)
-    job.add_argument(
-        "--chunk-rows",
-        type=_count,
-        metavar="N",
-        help="at most so many output rows per chunk (default: some seconds of work)",
-    )
+    rows = "at most so many output rows per chunk (default: some seconds of work)"
+    job.add_argument("--chunk-rows", type=_count, metavar="N", help=rows)
     job.add_argument("--resume", action="store_true", help="go on with a job that was killed")
     job.add_argument(
         "--overwrite",
@@ -168,6 +167,18 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
         help="only the first so many keys exist",
     )
     group.add_argument("--softcap", type=_positive, metavar="NUMBER")
+    group.add_argument(
+        "--alibi-slopes",
+        type=_numbers_or_path,
+        metavar="NUMBERS|FILE",
+        help="one slope per head, like 0.5,0.25: subtracts slope * |i + offset - j|",
+    )
+    group.add_argument(
+        "--sinks",
+        type=_numbers_or_path,
+        metavar="NUMBERS|FILE",
+        help="one more score per head, which takes weight and has no value",
+    )
     group.add_argument(
         "--enable-gqa", action="store_true", help="query heads are a multiple of key heads"
     )
@@ -220,6 +231,8 @@ def _job(arguments: argparse.Namespace) -> "Job":
         out=arguments.out,
         lse_out=arguments.lse_out,
         mask=arguments.mask,
+        query_segments=arguments.query_segments,
+        key_segments=arguments.key_segments,
         similarity=arguments.similarity,
         scale=arguments.scale,
         causal=True if arguments.causal == "true" else arguments.causal,
@@ -227,9 +240,12 @@ def _job(arguments: argparse.Namespace) -> "Job":
         window=None if arguments.window is None else tuple(arguments.window),
         key_lengths=arguments.key_lengths,
         softcap=arguments.softcap,
+        alibi_slopes=arguments.alibi_slopes,
+        sinks=arguments.sinks,
         enable_gqa=arguments.enable_gqa,
         threads=arguments.threads,
         backend=arguments.backend,
+        bfloat16=arguments.bfloat16,
         max_memory=arguments.max_memory,
         chunk_rows=arguments.chunk_rows,
         overwrite=arguments.overwrite,
@@ -367,6 +383,17 @@ def _integer_or_path(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _numbers_or_path(text: str) -> tuple[float, ...] | str:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        if "," in text and not os.path.exists(text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither numbers separated by commas nor a file: {error}"
+            ) from None
+    return text
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ import numpy as np
 
 from fastattn.batch import Job, Summary, run_job
 
-ROLES = ("query", "key", "value", "mask", "query_offset", "key_lengths")
+ROLES = (
+    "query", "key", "value", "mask", "query_offset", "key_lengths",
+    "query_segments", "key_segments", "alibi_slopes", "sinks",
+)  # fmt: skip
 
 
 def arrays(

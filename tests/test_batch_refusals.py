@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 import jobs
 import numpy as np
@@ -22,7 +23,22 @@ REFUSED = {
     "unknown similarity": (jobs.arrays(), {"similarity": "manhattan"}, "manhattan"),
     "unknown backend": (jobs.arrays(), {"backend": "fortran"}, "fortran"),
     "complex": (jobs.arrays(dtype=np.complex64), {}, "complex"),
-    "half": (jobs.arrays(dtype=np.float16), {}, "float32"),
+    "extended": (jobs.arrays(dtype=np.longdouble), {}, "float64"),
+    "one kind of ids": (jobs.arrays() | {"key_segments": np.arange(45)}, {}, "query_segments"),
+    "ids of another length": (
+        jobs.arrays() | {"query_segments": np.arange(37), "key_segments": np.arange(44)},
+        {},
+        r"\(44,\)",
+    ),
+    "too few slopes": (jobs.arrays(), {"alibi_slopes": (1.0, 2.0)}, r"batch dims \(3, 4\)"),
+    "infinite slope": (jobs.arrays(), {"alibi_slopes": (float("inf"),)}, "finite"),
+    "sinks that are no numbers": (jobs.arrays(), {"sinks": (float("nan"),)}, "or -inf"),
+    "too many ids for the memory": (
+        jobs.arrays((2, 8), (300, 8))
+        | {"query_segments": np.arange(2), "key_segments": np.arange(300)},
+        {"max_memory": 2000},
+        r"key_segments\.npy: its 2400 bytes are more than --max-memory",
+    ),
     "integer mask": (jobs.arrays() | {"mask": np.ones((37, 45), int)}, {}, "mask"),
     "mask too small": (jobs.arrays() | {"mask": np.ones((37, 44), bool)}, {}, r"\(37, 44\)"),
     "one number per key": (jobs.arrays() | {"value": np.zeros(45)}, {}, r"\(45,\)"),
@@ -43,6 +59,24 @@ def test_lengths_must_be_integers(tmp_path):
     inputs = jobs.arrays() | {"key_lengths": np.full((3, 1), np.nan)}
     with pytest.raises(JobError, match=r"key-lengths.*expected integers.*float64 \(3, 1\)"):
         run_job(jobs.save(tmp_path, inputs))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint64])
+def test_ids_must_be_integers_that_fit(dtype, tmp_path):
+    ids = {"query_segments": np.zeros(37, dtype), "key_segments": np.zeros(45, dtype)}
+    with pytest.raises(JobError, match=r"query-segments.*expected ids that fit into int64"):
+        run_job(jobs.save(tmp_path, jobs.arrays() | ids))
+
+
+def test_raw_bytes_are_bfloat16_only_when_told_so(tmp_path, monkeypatch):
+    raw = {role: array.view("V2") for role, array in jobs.arrays(dtype=np.float16).items()}
+    job = jobs.save(tmp_path, raw)
+    with pytest.raises(JobError, match=r"query\.npy.*bfloat16: give --bfloat16"):
+        run_job(job)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(UsageError, match="pip install ml_dtypes"):
+        run_job(dataclasses.replace(job, bfloat16=True))
+    assert jobs.names(tmp_path) == set()
 
 
 class Meddler(Notes):

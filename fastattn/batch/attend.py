@@ -1,5 +1,6 @@
 """The calls of the public face that a job is made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,8 @@ import numpy as np
 import fastattn
 from fastattn.batch.borders import Borders, Chunk
 from fastattn.batch.errors import UsageError
-from fastattn.batch.inputs import Inputs, Integers
-from fastattn.batch.job import OPTIONS, Job
+from fastattn.batch.inputs import Inputs, Small
+from fastattn.batch.job import FILES, OPTIONS, SEGMENTS, Job
 from fastattn.batch.readers import NpyFile, Range
 
 Shapes = dict[str, tuple[int, ...]]
@@ -36,14 +37,14 @@ def attend_whole(
 ) -> list[np.ndarray]:
     """One call for a chunk, whose keys are read whole."""
     keys = (0, inputs.layout.keys)
-    options = inputs.options(chunk)
-    options["mask"] = inputs.read("mask", chunk, keys) if "mask" in inputs.files else None
     results = fastattn.attention(
         inputs.read("query", chunk, keys),
         cache.read("key", chunk),
         cache.read("value", chunk),
+        sinks=inputs.sinks_of(chunk),
         return_lse=with_lse,
-        **options,
+        **inputs.read_all(("mask", *SEGMENTS), chunk, keys),
+        **inputs.options(chunk),
     )
     return list(results) if with_lse else [results]
 
@@ -54,22 +55,22 @@ def attend_streamed(
     """One chunk against its keys part by part, which gives the very bits of one call."""
     options = inputs.options(chunk)
     query = inputs.read("query", chunk, (0, 0))
+    options |= inputs.read_all(("query_segments",), chunk, (0, 0))
     visible = inputs.visible_keys(chunk)
     state = _before_the_first(inputs, borders, chunk, visible, query)
     for keys in borders.parts(visible):
-        mask = inputs.read("mask", chunk, keys) if "mask" in inputs.files else None
         part = fastattn.attention_state(
             query,
             inputs.read("key", chunk, keys),
             inputs.read("value", chunk, keys),
             key_start=keys[0],
-            mask=mask,
+            **inputs.read_all(("mask", "key_segments"), chunk, keys),
             **options,
         )
         state = part if state is None else state.merge(part)
         del part
     assert state is not None
-    results = state.finish(return_lse=with_lse)
+    results = state.finish(inputs.sinks_of(chunk), return_lse=with_lse)
     return list(results) if with_lse else [results]
 
 
@@ -80,7 +81,8 @@ def _before_the_first(
 
     Only a state that begins at key 0 folds what is merged into it; others keep their segments
     apart, and would grow with every part. None where there are no such keys, or where the backend
-    (the reference) would spend memory on them.
+    (the reference) would spend memory on them. What hides them is their position, so ids of
+    documents are not needed.
     """
     hidden = (0, next(borders.parts(visible))[0])
     shapes = _shapes(inputs, chunk, hidden)
@@ -93,12 +95,12 @@ def _before_the_first(
     return fastattn.attention_state(query, key, value, **options)
 
 
-def check_call(job: Job, files: dict[str, NpyFile], integers: Integers) -> Any:
+def check_call(job: Job, files: dict[str, NpyFile], small: Small) -> Any:
     """Let the public face judge shapes and options as a whole, before any work."""
     shapes = {role: file.shape for role, file in files.items()}
     options = {name: getattr(job, name) for name in OPTIONS}
     try:
-        return _explain(files, shapes, job, options | integers)
+        return _explain(files, FILES, shapes, job, options | small)
     except (ValueError, TypeError) as error:
         roles = ", ".join(f"{role} {file.path}" for role, file in files.items())
         raise UsageError(f"{error} (files: {roles})") from error
@@ -115,7 +117,9 @@ def scratch_bytes(inputs: Inputs, borders: Borders) -> int:
 def _scratch(inputs: Inputs, shapes: Shapes, options: dict[str, Any], keys: int) -> int:
     if options["key_lengths"] is not None:
         options = options | {"key_lengths": np.minimum(options["key_lengths"], keys)}
-    return int(_explain(inputs.files, shapes, inputs.job, options).scratch_bytes)
+    # Without ids, of which the face would make a copy each time, for the same scratch.
+    roles = ("query", "key", "value", "mask")
+    return int(_explain(inputs.files, roles, shapes, inputs.job, options).scratch_bytes)
 
 
 def _shapes(inputs: Inputs, chunk: Chunk, keys: Range) -> Shapes:
@@ -130,11 +134,15 @@ def _weightless(file: NpyFile, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), file.dtype), shape)
 
 
-def _explain(files: dict[str, NpyFile], shapes: Shapes, job: Job, options: dict[str, Any]) -> Any:
+def _explain(
+    files: dict[str, NpyFile],
+    roles: Sequence[str],
+    shapes: Shapes,
+    job: Job,
+    options: dict[str, Any],
+) -> Any:
     """Ask the face about a call on arrays of these shapes."""
     arrays: dict[str, Any] = {
-        role: _weightless(files[role], shapes[role])
-        for role in ("query", "key", "value", "mask")
-        if role in files
+        role: _weightless(files[role], shapes[role]) for role in roles if role in files
     }
     return fastattn.explain(**arrays, return_lse=job.lse_out is not None, **options)

@@ -1,19 +1,24 @@
 """The input files of a job, their measures, and what each chunk needs of them."""
 
+import math
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from fastattn.batch.borders import Chunk, Layout, Operand
 from fastattn.batch.errors import JobError, UsageError
-from fastattn.batch.job import FILES, INTEGERS, Job
+from fastattn.batch.job import FILES, INTEGERS, PER_HEAD, SEGMENTS, Job
 from fastattn.batch.manifest import manifest_path
 from fastattn.batch.readers import NpyFile, Range
 from fastattn.batch.writers import final_path, partial_path, refuse_existing
 
-Integers = dict[str, np.ndarray | None]
+# The per-batch arrays, by name; None where they are not given.
+Small = dict[str, np.ndarray | None]
+_SMALL = (*INTEGERS, *PER_HEAD)
+_INT64 = np.dtype(np.int64)
 
 
 class Inputs(NamedTuple):
@@ -22,14 +27,17 @@ class Inputs(NamedTuple):
     job: Job
     files: dict[str, NpyFile]
     layout: Layout
-    dtype: np.dtype[Any]  # of computing and of the outputs
+    dtype: np.dtype[Any]  # of the output
+    lse_dtype: np.dtype[Any]  # and of computing
     output_shape: tuple[int, ...]
     key_lengths: np.ndarray | None
     query_offset: np.ndarray | None  # None where positions do not matter
+    alibi_slopes: np.ndarray | None
+    sinks: np.ndarray | None
 
     def options(self, chunk: Chunk) -> dict[str, Any]:
-        """Collect the options of `fastattn.attention` for one chunk."""
-        job, lengths = self.job, self.key_lengths
+        """Collect the options of `fastattn.attention` for one chunk, those of its keys apart."""
+        job = self.job
         options: dict[str, Any] = {
             "similarity": job.similarity,
             "scale": job.scale,
@@ -39,11 +47,16 @@ class Inputs(NamedTuple):
             "enable_gqa": job.enable_gqa,
             "threads": job.threads,
             "backend": job.backend,
-            "key_lengths": None if lengths is None else _cut(lengths, chunk),
+            "key_lengths": _cut(self.key_lengths, chunk),
+            "alibi_slopes": _cut(self.alibi_slopes, chunk),
         }
         if self.query_offset is not None:
             options["query_offset"] = _cut(self.query_offset, chunk) + chunk.rows[0]
         return options
+
+    def sinks_of(self, chunk: Chunk) -> np.ndarray | None:
+        """Cut the sinks for one chunk; they come last, when all keys have been seen."""
+        return _cut(self.sinks, chunk)
 
     def visible_keys(self, chunk: Chunk) -> Range:
         """Find the smallest range that holds every key which some row of the chunk may see."""
@@ -63,62 +76,78 @@ class Inputs(NamedTuple):
                 stop = min(stop, last + 1)
         return min(start, max(stop, 0)), max(stop, 0)
 
+    def read_all(self, roles: Sequence[str], chunk: Chunk, keys: Range) -> dict[str, Any]:
+        """Read what a chunk needs of those of the inputs that are given."""
+        return {role: self.read(role, chunk, keys) for role in roles if role in self.files}
+
     def read(self, role: str, chunk: Chunk, keys: Range) -> np.ndarray:
         """Read what a chunk needs of one input."""
         box = self.layout.operands[role].box(chunk, keys, self.layout.group)
         return self.files[role].read(box)
 
 
-def open_inputs(job: Job, stack: ExitStack) -> tuple[dict[str, NpyFile], Integers]:
+def open_inputs(job: Job, stack: ExitStack) -> tuple[dict[str, NpyFile], Small]:
     """Open the input files of a job, and read the small ones; `stack` closes them."""
     files: dict[str, NpyFile] = {}
-    integers: Integers = {}
-    for role in (*FILES, *INTEGERS):
+    small: Small = {}
+    for role in (*FILES, *_SMALL):
         given = getattr(job, role)
-        if role in INTEGERS and not isinstance(given, str):
-            integers[role] = None if given is None else np.asarray(given)
+        if role in _SMALL and not isinstance(given, str):
+            small[role] = None if given is None else np.asarray(given)
         elif given is not None:
-            files[role] = NpyFile(role.replace("_", "-"), given)
+            files[role] = NpyFile(role.replace("_", "-"), given, job.bfloat16)
             stack.callback(files[role].close)
-    for role in INTEGERS:
-        if role in files:
-            integers[role] = _read_integers(files[role], job.max_memory)
-    return files, integers
+    for role, file in files.items():
+        if role in INTEGERS:
+            _check_integers(file, "integers over the batch dims")
+        if role in SEGMENTS:
+            # Ids beyond int64 would only be met in the midst of the work.
+            _check_integers(file, "ids that fit into int64", np.can_cast(file.dtype, _INT64))
+            # The face copies the ids of one row when it judges the call as a whole.
+            _check_size(file, _INT64.itemsize * math.prod(file.shape[-1:]), job.max_memory)
+        if role in _SMALL:
+            _check_size(file, file.nbytes, job.max_memory)
+            small[role] = file.read([(0, length) for length in file.shape])
+    return files, small
 
 
-def describe_inputs(job: Job, files: dict[str, NpyFile], integers: Integers) -> Inputs:
-    """Take the measures of inputs which the public face has accepted."""
-    dtypes = [files[role].dtype.newbyteorder("=") for role in ("query", "key", "value")]
-    dtype = np.dtype(np.float32 if all(d == np.float32 for d in dtypes) else np.float64)
-    layout = _layout(job, files, dtype)
+def describe_inputs(job: Job, files: dict[str, NpyFile], small: Small, call: Any) -> Inputs:
+    """Take the measures of inputs which the public face has accepted as `call`."""
+    dtype, compute_dtype = call.problem.output_dtype, call.problem.dtype
+    layout = _layout(job, files, dtype, compute_dtype)
     # A 1-D query has no axis of rows, and neither has its output.
     rows = (layout.rows,) if len(files["query"].shape) > 1 else ()
     shape = (*layout.batch, *rows, layout.value_features)
     lengths, offset = (
         None if given is None else given.astype(np.int64)
-        for given in (integers["key_lengths"], integers["query_offset"])
+        for given in (small["key_lengths"], small["query_offset"])
     )
-    if not (job.causal or job.window):
+    per_head = (_over_batch(small[name], layout.batch) for name in PER_HEAD)
+    if not (job.causal or job.window or job.alibi_slopes is not None):
         offset = None
     elif job.causal == "bottom_right":
         offset = np.asarray((layout.keys if lengths is None else lengths) - np.int64(layout.rows))
     elif offset is None:
         offset = np.zeros((), np.int64)
-    return Inputs(job, files, layout, dtype, shape, lengths, offset)
+    return Inputs(job, files, layout, dtype, compute_dtype, shape, lengths, offset, *per_head)
 
 
-def _read_integers(file: NpyFile, limit: int) -> np.ndarray:
-    if file.dtype.kind not in "iu":
+def _check_integers(file: NpyFile, what: str, fit: bool = True) -> None:
+    if file.dtype.kind not in "iu" or not fit:
         raise JobError(
-            f"{file.name}: expected integers over the batch dims, found {file.dtype} {file.shape}; "
+            f"{file.name}: expected {what}, found {file.dtype} {file.shape}; "
             "save array.astype(numpy.int64)"
         )
-    if file.nbytes > limit:
-        raise UsageError(f"{file.name}: {file.nbytes} bytes are more than --max-memory {limit}")
-    return file.read([(0, length) for length in file.shape])
 
 
-def _layout(job: Job, files: dict[str, NpyFile], dtype: np.dtype[Any]) -> Layout:
+def _check_size(file: NpyFile, needed: int, limit: int) -> None:
+    if needed > limit:
+        raise UsageError(f"{file.name}: its {needed} bytes are more than --max-memory {limit}")
+
+
+def _layout(
+    job: Job, files: dict[str, NpyFile], dtype: np.dtype[Any], compute_dtype: np.dtype[Any]
+) -> Layout:
     query, key, value = (files[role].shape for role in ("query", "key", "value"))
     rows = query[-2] if len(query) > 1 else 1
     group = 1
@@ -135,6 +164,10 @@ def _layout(job: Job, files: dict[str, NpyFile], dtype: np.dtype[Any]) -> Layout
     }
     if "mask" in files:
         operands["mask"] = _operand(files["mask"], ("rows", "keys"))
+    for role, axis in zip(SEGMENTS, ("rows", "keys"), strict=True):
+        if role in files:
+            ids = _operand(files[role], (axis,))
+            operands[role] = ids._replace(itemsize=ids.itemsize + _INT64.itemsize)  # and a copy
     return Layout(
         batch=batch,
         rows=rows,
@@ -143,8 +176,8 @@ def _layout(job: Job, files: dict[str, NpyFile], dtype: np.dtype[Any]) -> Layout
         value_features=value[-1],
         group=group,
         operands=operands,
-        row_bytes=(value[-1] + (job.lse_out is not None)) * dtype.itemsize,
-        compute_itemsize=dtype.itemsize,
+        row_bytes=value[-1] * dtype.itemsize + (job.lse_out is not None) * compute_dtype.itemsize,
+        compute_itemsize=compute_dtype.itemsize,
     )
 
 
@@ -157,9 +190,20 @@ def _spread(lead: tuple[int, ...], group: int) -> tuple[int, ...]:
     return (*lead[:-1], lead[-1] * group) if lead and lead[-1] > 1 else lead
 
 
-def _cut(array: np.ndarray, chunk: Chunk) -> np.ndarray:
+def _over_batch(array: np.ndarray | None, batch: tuple[int, ...]) -> np.ndarray | None:
+    """Give an array that broadcasts to the batch dims all of them."""
+    if array is None:
+        return None
+    return array.reshape((1,) * (len(batch) - array.ndim) + array.shape if batch else ())
+
+
+@overload
+def _cut(array: np.ndarray, chunk: Chunk) -> np.ndarray: ...
+@overload
+def _cut(array: np.ndarray | None, chunk: Chunk) -> np.ndarray | None: ...
+def _cut(array: np.ndarray | None, chunk: Chunk) -> np.ndarray | None:
     """Take the part of a per-batch array that belongs to a chunk; dims of size 1 are shared."""
-    if array.ndim == 0:
+    if array is None or array.ndim == 0:
         return array
     ranges = zip(array.shape, chunk.batch, strict=True)
     return array[tuple(slice(None) if n == 1 else slice(*span) for n, span in ranges)]
@@ -173,7 +217,7 @@ def check_paths(job: Job) -> None:
     manifest = manifest_path(out)
     if out == lse_out or (lse_out and {out, lse_out} & {*temporaries, manifest}):
         raise UsageError(f"--out and --lse-out are the same file {out}; give two")
-    for role in (*FILES, *INTEGERS):
+    for role in (*FILES, *_SMALL):
         path = getattr(job, role)
         for target in (*targets, *temporaries, manifest):
             if isinstance(path, str) and os.path.exists(target) and os.path.samefile(path, target):

@@ -4,9 +4,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 Window = tuple[int | None, int | None]
+Numbers = float | tuple[float, ...]
 
-FILES = ("query", "key", "value", "mask")
+# Read piece by piece, as each chunk needs them ...
+SEGMENTS = ("query_segments", "key_segments")
+FILES = ("query", "key", "value", "mask", *SEGMENTS)
+# ... and whole, at the start.
 INTEGERS = ("query_offset", "key_lengths")
+PER_HEAD = ("alibi_slopes", "sinks")
 # The options of `fastattn.attention` that are passed on as they are given.
 OPTIONS = ("similarity", "scale", "causal", "window", "softcap", "enable_gqa", "threads", "backend")
 
@@ -23,10 +28,16 @@ class Job:
         Where the rows' log-sum-exp goes; None: it is not computed.
     mask : str, optional
         Path of a bool or float mask that broadcasts to (..., L, S).
+    query_segments, key_segments : str, optional
+        Paths of integer ids that broadcast to (..., L) and (..., S).
     query_offset, key_lengths : int or str, optional
         A number, or the path of a `.npy` file of integers over the batch dims.
+    alibi_slopes, sinks : float or tuple of float or str, optional
+        Numbers, one per head, or the path of a `.npy` file of them over the batch dims.
     similarity, scale, causal, window, softcap, enable_gqa, threads, backend
         As in `fastattn.attention`.
+    bfloat16 : bool
+        Read items of two raw bytes, as which NumPy saves bfloat16, as bfloat16 (needs ml_dtypes).
     max_memory : int
         Bytes that the arrays of the job may take at once; the interpreter and the libraries
         (some 150 MB) come on top.
@@ -45,6 +56,8 @@ class Job:
     out: str
     lse_out: str | None = None
     mask: str | None = None
+    query_segments: str | None = None
+    key_segments: str | None = None
     similarity: str = "scaled_dot"
     scale: float | None = None
     causal: bool | str = False
@@ -52,9 +65,12 @@ class Job:
     window: Window | None = None
     key_lengths: int | str | None = None
     softcap: float | None = None
+    alibi_slopes: Numbers | str | None = None
+    sinks: Numbers | str | None = None
     enable_gqa: bool = False
     threads: int | None = None
     backend: str | None = None
+    bfloat16: bool = False
     max_memory: int = 1 << 30
     chunk_rows: int | None = None
     overwrite: bool = False
@@ -62,8 +78,10 @@ class Job:
 
     def options(self) -> dict[str, Any]:
         """Collect the options that the result depends on, as a manifest records them."""
-        options = {name: getattr(self, name) for name in (*OPTIONS, *INTEGERS)}
-        options["window"] = None if self.window is None else list(self.window)
+        options = {name: getattr(self, name) for name in (*OPTIONS, *INTEGERS, *PER_HEAD)}
+        for name, option in options.items():
+            if isinstance(option, tuple):  # which JSON would give back as a list
+                options[name] = list(option)
         del options["threads"], options["backend"]  # the resolved backend has its own entry
         return options
 
@@ -79,7 +97,7 @@ class Summary:
     shapes : dict
         Of every input and output.
     dtype : str
-        Of the output.
+        Of the output; bfloat16 is saved as NumPy saves it, two raw bytes an item.
     chunks, resumed_chunks : int
         All chunks of the job, and those of them that an earlier run had finished.
     part_keys : int or None

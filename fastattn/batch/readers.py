@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastattn.batch.errors import JobError, named
+from fastattn.batch.errors import JobError, UsageError, named
 from fastattn.batch.units import format_size
 
 Range = tuple[int, int]
@@ -36,6 +36,8 @@ class NpyFile:
         What the file is to the job, for messages: ``query``, ``key``, ...
     path : str
         Where it lies.
+    bfloat16 : bool
+        Whether items of two raw bytes, as which NumPy saves bfloat16, are bfloat16.
 
     Raises
     ------
@@ -44,9 +46,10 @@ class NpyFile:
         less than its header says.
     """
 
-    def __init__(self, role: str, path: str) -> None:
+    def __init__(self, role: str, path: str, bfloat16: bool = False) -> None:
         self.role = role
         self.path = path
+        self._raw_is_bfloat16 = bfloat16
         self._buffer = np.empty(0, np.uint8)
         with named(self.name, "be opened"):
             # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
@@ -129,7 +132,25 @@ class NpyFile:
                 f"{self.name}: expected numbers, found {held}, which are never loaded; "
                 "convert with array.astype(numpy.float32) and save it again"
             )
-        return dtype, order, shape
+        return self._named(dtype), order, shape
+
+    def _named(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Tell bfloat16, whose name NumPy does not save, from other items of two raw bytes."""
+        if dtype.kind != "V" or dtype.itemsize != 2:
+            return dtype
+        if not self._raw_is_bfloat16:
+            raise JobError(
+                f"{self.name}: expected numbers, found items of two raw bytes, which is how NumPy "
+                "saves bfloat16: give --bfloat16 if they are, else save array.astype(numpy.float32)"
+            )
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            raise UsageError(
+                "--bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
+            ) from None
+        found: np.dtype[Any] = np.dtype(bfloat16)
+        return found
 
     def _pread_some(self, length: int, offset: int = 0) -> bytes:
         with named(self.name, "be read"):

@@ -101,10 +101,10 @@ class _Run:
     def result(self) -> Summary:
         job = self.job
         with ExitStack() as stack:
-            files, integers = open_inputs(job, stack)
+            files, small = open_inputs(job, stack)
             check_paths(job)
-            self.execution = check_call(job, files, integers)
-            self.inputs = describe_inputs(job, files, integers)
+            self.execution = check_call(job, files, small)
+            self.inputs = describe_inputs(job, files, small, self.execution)
             self._open_outputs(stack)
             self.manifest = Manifest(self.outputs["out"].path)
             stack.callback(self.manifest.close)
@@ -121,11 +121,12 @@ class _Run:
             return self._summary()
 
     def _open_outputs(self, stack: ExitStack) -> None:
-        job, shape, dtype = self.job, self.inputs.output_shape, self.inputs.dtype
-        self.outputs = {"out": PartialFile("output", final_path(job.out), dtype, shape)}
+        job, inputs = self.job, self.inputs
+        shape, out = inputs.output_shape, final_path(job.out)
+        self.outputs = {"out": PartialFile("output", out, inputs.dtype, shape)}
         if job.lse_out:
             path = final_path(job.lse_out)
-            self.outputs["lse"] = PartialFile("lse output", path, dtype, shape[:-1])
+            self.outputs["lse"] = PartialFile("lse output", path, inputs.lse_dtype, shape[:-1])
         for file in self.outputs.values():
             stack.callback(file.close)
 
@@ -239,8 +240,10 @@ class _Run:
         return safe
 
     def _row_bytes(self, name: str) -> int:
-        itemsize = self.inputs.dtype.itemsize
-        return itemsize * (self.inputs.layout.value_features if name == "out" else 1)
+        inputs = self.inputs
+        if name == "lse":
+            return inputs.lse_dtype.itemsize
+        return inputs.dtype.itemsize * inputs.layout.value_features
 
     def _compute(self) -> None:
         layout, borders, manifest = self.inputs.layout, self.borders, self.manifest
