@@ -72,11 +72,15 @@ def test_every_option_reaches_the_call(tmp_path, capsys):
         "mask": random.random((20, 30)) < 0.8,
         "query_offset": random.integers(0, 12, (2, 6)),
         "key_lengths": random.integers(20, 31, (2, 1)),
+        "query_segments": random.integers(0, 3, 20),
+        "key_segments": random.integers(0, 3, (2, 1, 30)),
+        "sinks": random.standard_normal((2, 1)),
     }
     jobs.save(tmp_path, inputs)
     arguments = ["run", f"--out={tmp_path}/out.npy", "--enable-gqa", "--causal", "--threads=1"]
     arguments += [f"--{role.replace('_', '-')}={tmp_path}/{role}.npy" for role in inputs]
     arguments += ["--similarity=cosine", "--scale=-4.5", "--softcap=3", "--backend=numba"]
+    arguments += ["--alibi-slopes", "-.5,0.25,1e-3,0,1,2"]
     arguments += ["--window", "9", "none", f"--lse-out={tmp_path}/lse.npy", "--return-lse"]
     assert main([*arguments, "--max-memory=64M"]) == 0, capsys.readouterr().err
     expected = fastattn.attention(
@@ -87,6 +91,7 @@ def test_every_option_reaches_the_call(tmp_path, capsys):
         scale=-4.5,
         softcap=3,
         window=(9, None),
+        alibi_slopes=[-0.5, 0.25, 1e-3, 0, 1, 2],
         return_lse=True,
         backend="numba",
     )
@@ -112,6 +117,8 @@ USAGE = {
     "causal": (["run", "--causal=left"], "left"),
     "window": (["run", "--window", "1", "two"], "'two' is neither"),
     "one window side": (["run", "--window", "1"], "window"),
+    "slopes": (["run", "--alibi-slopes=1,,2"], "neither numbers separated by commas nor a file"),
+    "sinks": (["run", "--sinks=-1,x"], "'-1,x' is neither"),
     "size": (["run", "--max-memory=lots"], "write it like 512M or 2G"),
     "threads": (["run", "--threads=0"], "at least 1"),
     "chunk rows": (["run", "--chunk-rows=-4"], "at least 1"),
@@ -201,6 +208,14 @@ def test_info(capsys):
     assert main(["info", "--json"]) == 0
     sections = json.loads(capsys.readouterr().out)
     assert sections["versions"]["numerics_version"] == fastattn.numerics_version
+
+
+@pytest.mark.parametrize(("setting", "told"), [("", "kernel cache {}/"), ("0", "cache none: sw")])
+def test_info_says_where_kernels_are_kept(setting, told, tmp_path):
+    environment = children.environment(FASTATTN_CACHE=setting, FASTATTN_CACHE_DIR=tmp_path)
+    done = process(["info"], env=environment)
+    assert told.format(tmp_path) in done.stdout
+    assert "threading layer not started yet" in done.stdout
 
 
 def test_warmup(monkeypatch, capsys):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
 from fastattn._core.plan import (
@@ -19,7 +20,7 @@ from fastattn._core.plan import (
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
-from . import attention, compile, launch, normalize, repeat, stages
+from . import attention, cache, compile, launch, normalize, repeat, stages
 from .calls import Record, describe, give_scratch, key_staged, take_scratch, value_in_place
 from .normalize import log_softmax, logsumexp, softmax
 from .ragged import RaggedExecution
@@ -28,6 +29,7 @@ from .stages import fuse, similarity
 
 __all__ = [
     "Execution",
+    "about",
     "attention_state",
     "finish_state",
     "fuse",
@@ -231,6 +233,16 @@ class _State(NamedTuple):
     threads: int
     folded: bool
     parts: _Partials
+
+
+def about() -> dict[str, str | None]:
+    """Say where compiled kernels are kept and what runs threads, which it does not start."""
+    kept = cache.describe()
+    try:
+        layer = numba.threading_layer()
+    except ValueError:
+        layer = "not started yet"
+    return {"kernel cache": kept["folder"] or f"none: {kept['refusal']}", "threading layer": layer}
 
 
 def refusal(problem: Problem | RaggedProblem) -> str | None:
