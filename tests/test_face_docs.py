@@ -14,10 +14,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FLAGS = doctest.NORMALIZE_WHITESPACE
 MODULES = [
     "fastattn.attention",
+    "fastattn.cache",
     "fastattn.fusion",
     "fastattn.normalize",
     "fastattn.similarity",
     "fastattn.state",
+    "fastattn.varlen",
     "fastattn._core.backends",
     "fastattn._core.config",
     "fastattn._core.threads",
