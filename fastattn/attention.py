@@ -92,8 +92,9 @@ def attention(
     key_lengths : int or int array over the batch dims, optional
         Only the first n keys exist, ``0 <= n <= S``. Dims as for `query_offset`. None: all S.
     query_segments, key_segments : int array, broadcast to (..., L) and (..., S), optional
-        Ids of documents packed into one row: a query attends to the keys of equal id. Stretches of
-        foreign keys are skipped. None: no such bound.
+        Ids of documents packed into one row: a query attends to the keys of equal id. Give both, or
+        neither; in any order, though sorted ids let whole stretches of foreign keys be skipped. A
+        row of ids per batch entry, the same for all heads, is ``ids[:, None]``. None: no bound.
     softcap : float, optional
         Positive bound c of the scores, ``c * tanh(score / c)``, before the mask. None: no bound.
     alibi_slopes : float array, broadcasts to the batch dims, optional
@@ -123,7 +124,7 @@ def attention(
     lse : ndarray, (..., L)
         Only with `return_lse`. float64 if the output is, else float32.
     weights : ndarray, (..., L, S)
-        Only with `return_weights`.
+        Only with `return_weights`. Of the dtype of the output.
 
     Raises
     ------
@@ -146,10 +147,12 @@ def attention(
     included, never reaches a result. A NaN in a visible input reaches exactly the rows that see it.
 
     Accuracy: at most 1.5 times the error of plain NumPy in the same dtype. float16 and bfloat16
-    are computed in float32 and rounded once. The bits of a row
-    depend on that row's query, the keys and values it sees, their positions and the options; not
-    on the other rows, batch, threads, memory layout, the CPU (x86-64 with AVX2 and FMA) or what
-    else is returned.
+    are computed in float32 and rounded once; what float16 cannot hold becomes inf. Values larger
+    than the largest float divided by S may overflow.
+
+    The bits of a row depend on that row's query, the keys and values it sees, their positions and
+    the options; not on the other rows, batch, threads, memory layout, the CPU (x86-64 with AVX2 and
+    FMA) or what else is returned.
 
     Memory: scratch grows with threads and block sizes, never with L times S, except for weights
     that are asked for. Inputs are read where they lie, any strides, and never written. Safe to
@@ -184,6 +187,20 @@ def attention(
     >>> fastattn.attention([0.1, 0.2], [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]],
     ...                    [[0.6, 0.7], [0.8, 0.9], [0.1, 0.2]], similarity="cosine").round(4)
     array([0.4926, 0.5926])
+
+    Two documents in one row: the first two tokens see nothing of the third.
+
+    >>> ids = np.array([0, 0, 1])
+    >>> x = np.array([[1.0], [2.0], [9.0]])
+    >>> fastattn.attention(x, x, x, scale=0.0, query_segments=ids, key_segments=ids)
+    array([[1.5],
+           [1.5],
+           [9. ]])
+
+    A sink takes weight and has no value; here it takes as much as each of the two keys.
+
+    >>> fastattn.attention([[1.0]], [[0.0], [0.0]], [[3.0], [6.0]], sinks=0.0)
+    array([[3.]])
     """
     # Arguments are passed on by name: unpacking a tuple into a call costs a small call 0.1 µs.
     query, key, value, mask = problems.arrays(query, key, value, mask)

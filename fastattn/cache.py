@@ -27,6 +27,7 @@ _STORAGE = ("float32", "float64", "float16", "bfloat16", "int8")
 class KVCache:
     r"""Keys and values of a batch of sequences that grow token by token.
 
+    `append` adds what is new, `attend` reads all there is, and nothing is ever recomputed or moved.
     `attend` gives the very bits of `attention` over the same keys: for int8 storage, over the
     dequantised keys :math:`\hat k = \mathrm{scale} \cdot q`.
 
@@ -41,14 +42,18 @@ class KVCache:
     dtype : {float32, float64, float16, bfloat16, int8}
         How keys and values are stored. int8 keeps one float32 scale per token and head, the
         largest magnitude divided by 127: an element is off by at most half a scale, 0.4 % of the
-        largest of its row. bfloat16 needs the package ml_dtypes.
+        largest of its row. What is appended is rounded to this type once. bfloat16 needs the
+        package ml_dtypes.
     value_dim : int, optional
         Features Ev of a value. None: `head_dim`.
 
     Notes
     -----
-    Memory grows in pages of 128 tokens (all heads); nothing that is there is copied. `reorder`
-    shares pages between sequences until one of them writes. Attending from several threads at
+    Memory grows in pages of 128 tokens of one sequence, ``128 * heads * (head_dim + value_dim)``
+    numbers each (int8: and 8 bytes per token and head), taken as many at a time as there are
+    already, up to 256 MiB. Nothing that is there is copied. `reorder` shares pages between
+    sequences until one of them writes. The kernels read pages where they lie; the backend
+    "reference" and `dense` make a copy. Attending from several threads at
     once is safe; changing the cache while another thread uses it is not.
 
     References
@@ -68,6 +73,15 @@ class KVCache:
     >>> query = rng.standard_normal((1, 2, 1, 8), dtype=np.float32)
     >>> bool(np.all(cache.attend(query) == fastattn.attention(query, key, value)))
     True
+
+    Two sequences of different lengths; then both go on from the second, without its last token:
+
+    >>> cache = fastattn.KVCache(2, heads=1, head_dim=4, dtype="float16")
+    >>> cache.append(np.ones((2, 1, 3, 4)), np.ones((2, 1, 3, 4)), lengths=np.array([3, 2]))
+    >>> cache.reorder(np.array([1, 1]))
+    >>> cache.truncate(1)
+    >>> cache
+    <KVCache (2,), 1 heads of 4, float16, up to 1 keys>
     """
 
     def __init__(
@@ -165,8 +179,10 @@ class KVCache:
             By default the last query stands at its sequence's last key: query row i sees the keys
             up to ``lengths - L + i``. With `query_offset` write True; False: every key.
         mask : array_like, broadcasts to (*batch_shape, H, L, S), optional
-            S is the longest length.
-        similarity, scale, query_offset, window, query_segments, key_segments, softcap
+            S is the longest length; what lies beyond a sequence's own is hidden anyway.
+        query_segments, key_segments : int array, broadcast to (*batch_shape, H, L) and (..., S)
+            As for `attention`; S as for the mask.
+        similarity, scale, query_offset, window, softcap
             As for `attention`.
         alibi_slopes, sinks, return_lse, return_weights, out, backend, threads
             As for `attention`.
@@ -174,7 +190,8 @@ class KVCache:
         Returns
         -------
         output : ndarray, (*batch_shape, H, L, Ev)
-            And log-sum-exp and weights, as `attention` returns them.
+            Of the dtype to which the query and the stored type promote (int8 counts as float32);
+            log-sum-exp and weights as `attention` returns them.
 
         Raises
         ------
@@ -315,8 +332,12 @@ def _storage(dtype: Any) -> np.dtype:
     except TypeError:
         found = None
         if dtype == "bfloat16":
-            from ml_dtypes import bfloat16
-
+            try:
+                from ml_dtypes import bfloat16
+            except ImportError:
+                raise ImportError(
+                    "storing bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
+                ) from None
             found = np.dtype(bfloat16)
     if found is None or found.name not in _STORAGE:
         raise ValueError(f"a cache cannot store {dtype!r}: one of {', '.join(_STORAGE)}")

@@ -52,7 +52,7 @@ def fuse(
     ValueError
         If S differs or batch dims do not broadcast.
     TypeError
-        If an operand is complex, half or extended precision, object, masked, sparse or lazy.
+        If an operand is complex, extended precision, object, masked, sparse or lazy.
 
     Notes
     -----

@@ -72,7 +72,7 @@ def softmax(
     ValueError
         If an axis does not exist, the mask does not broadcast or the scale is not finite.
     TypeError
-        If `x` is complex, half or extended precision, object, masked, sparse or lazy.
+        If `x` is complex, extended precision, object, masked, sparse or lazy.
 
     Notes
     -----

@@ -65,7 +65,7 @@ def similarity(
     ValueError
         If E differs, batch dims do not broadcast, the metric is unknown or the scale not finite.
     TypeError
-        If an operand is complex, half or extended precision, object, masked, sparse or lazy.
+        If an operand is complex, extended precision, object, masked, sparse or lazy.
 
     Notes
     -----

@@ -125,7 +125,7 @@ class State:
         Returns
         -------
         output : ndarray, (..., L, Ev)
-            Rows that saw no key are 0.
+            Rows that saw no key are 0. Of the dtype that `attention` gives.
         lse : ndarray, (..., L)
             Only with `return_lse`; -inf, or the sink, for rows that saw no key.
 
@@ -192,7 +192,7 @@ def attention_state(
     Returns
     -------
     state : State
-        With ``merge(next_state)`` and ``finish(return_lse=False)``.
+        With ``merge(next_state)`` and ``finish(sinks=None, return_lse=False)``.
 
     Raises
     ------
@@ -204,7 +204,8 @@ def attention_state(
     Notes
     -----
     Parts merged in order give the very bits of one call over all keys. A part that does not start
-    at key 0 keeps its segments of 512 keys apart until it is merged, ``L * (Ev + 2)`` numbers each.
+    at key 0 keeps its segments of 512 keys apart until it is merged, ``L * (Ev + 2)`` numbers each,
+    in the precision computed in: float32 for halves.
 
     Examples
     --------
@@ -270,12 +271,13 @@ def merge_states(
     ValueError
         If the shapes do not belong together or the axis does not exist.
     TypeError
-        If an operand is complex, half or extended precision, object, masked, sparse or lazy.
+        If an operand is complex, extended precision, object, masked, sparse or lazy.
 
     Notes
     -----
-    Equal to one call over all keys to rounding; `State.merge` is equal in bits. A part with lse
-    -inf counts for nothing, whatever its output holds.
+    Float64 if an operand needs it, else float32. Equal to one call over all keys to rounding;
+    `State.merge` is equal in bits. A part with lse -inf counts for nothing, whatever its output
+    holds. Sinks belong into one part only: each part that has them counts them once.
 
     Examples
     --------

@@ -51,7 +51,8 @@ def attention_varlen(
 ) -> Any:
     r"""Attend in many sequences of different lengths, without padding.
 
-    Sequence b is a call of `attention` of its own,
+    The sequences lie end to end in one array each of queries, keys and values. Sequence b is a call
+    of `attention` of its own,
 
     .. math::
 
@@ -64,15 +65,16 @@ def attention_varlen(
     Parameters
     ----------
     query : array_like, (total queries, H, E) or (total queries, E)
-        The queries of all sequences, end to end.
+        The queries of all sequences, end to end; H heads on the middle axis, or none.
     key : array_like, (total keys, Hkv, E) or (total keys, E)
         The keys of all sequences; with `key_indices` a table of keys.
     value : array_like, (total keys, Hkv, Ev) or (total keys, Ev)
         One row per key.
     query_splits, key_splits : int array, (batch + 1,)
         Sequence b is ``splits[b] : splits[b + 1]``, never decreasing; empty sequences are fine.
-        Arrow's list offsets, FlashAttention's ``cu_seqlens``. The first need not be 0; query rows
-        before the first and after the last belong to no sequence and give 0.
+        From lengths: ``np.r_[0, np.cumsum(lengths)]``; these are Arrow's list offsets and
+        FlashAttention's ``cu_seqlens``. The first need not be 0; query rows before the first and
+        after the last belong to no sequence and give 0.
     key_indices : int array, 1-D, optional
         Row numbers of the tables `key` and `value`: sequence b sees rows
         ``key_indices[key_splits[b] : key_splits[b + 1]]``, read where they lie. int32 and int64
@@ -80,7 +82,8 @@ def attention_varlen(
     similarity, scale, softcap, enable_gqa, backend, threads
         As for `attention`.
     causal : bool or {"top_left", "bottom_right"}
-        As for `attention`, in each sequence by its own lengths.
+        As for `attention`, in each sequence by its own lengths: "bottom_right" lets the last query
+        of each sequence see its last key.
     query_offset : int or int array (batch,), optional
         Position of each sequence's first query on its own key axis.
     window : tuple (left, right), optional
@@ -102,7 +105,7 @@ def attention_varlen(
     output : ndarray, (total queries, H, Ev) or (total queries, Ev)
         Of the dtype `attention` gives. `out` itself where given.
     lse : ndarray, (total queries, H) or (total queries,)
-        Only with `return_lse`.
+        Only with `return_lse`, of the dtype `attention` gives it.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def attention_varlen(
         If shapes do not fit each other, splits decrease or leave their array, an index leaves the
         tables, or an option is wrong as for `attention`; nothing has been computed then.
     TypeError
-        If splits or indices are no integers, or as for `attention`.
+        If splits or indices are no integers, an option is unknown, or as for `attention`.
 
     See Also
     --------
@@ -140,14 +143,15 @@ def attention_varlen(
     array([[1. , 0. ],
            [0.5, 1. ]])
 
-    The same from a table of items and lists of what each user saw:
+    The same items as a table, and the row numbers of what each user saw: the first saw item 2, the
+    second the items 0 and 1.
 
     >>> fastattn.attention_varlen(
     ...     np.array([[1.0, 0.0], [0.0, 5.0]]), items, items, [0, 1, 2], [0, 1, 3],
-    ...     key_indices=[0, 1, 2],
+    ...     key_indices=[2, 0, 1],
     ... ).round(2)
-    array([[1. , 0. ],
-           [0.5, 1. ]])
+    array([[1.  , 1.  ],
+           [0.03, 0.97]])
     """
     for option in not_ragged:
         if option in _NOT_RAGGED:

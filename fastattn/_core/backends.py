@@ -80,7 +80,7 @@ def use_backend(backend: str | None) -> Iterator[None]:
     -----
     This is a context variable: other threads and other asyncio tasks do not see it. ``backend=``
     of a single call comes before it, and it comes before the environment variable
-    ``FASTATTN_BACKEND``, which is read once, at import.
+    ``FASTATTN_BACKEND``, which is read once, at import. Without ``with`` it does nothing.
 
     Examples
     --------
