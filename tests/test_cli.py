@@ -106,6 +106,18 @@ def test_numbers_stand_where_files_may(command, tmp_path, capsys):
     assert jobs.same_bits(np.load(tmp_path / "out.npy"), expected)
 
 
+def test_raw_items_are_bfloat16_when_told_so(command, tmp_path, capsys):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    inputs = jobs.arrays(dtype=bfloat16)
+    jobs.save(tmp_path, inputs)
+    assert main(command) == 1
+    assert "give --bfloat16" in capsys.readouterr().err
+    assert main([*command, "--bfloat16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
+    expected = fastattn.attention(**inputs)
+    assert jobs.same_bits(np.load(tmp_path / "out.npy").view(bfloat16), expected)
+
+
 USAGE = {
     "no command": ([], "COMMAND"),
     "unknown command": (["walk"], "walk"),
