@@ -3,11 +3,14 @@
 ``python -m bench`` prints the sheet and keeps it as JSON under ``bench/results/``;
 ``pytest bench`` runs the same cases under pytest-benchmark with its own flags.
 
-cases.py        what is measured: named cases, their FLOPs and bytes, inputs from fixed seeds
+cases.py        what is measured: named cases, their FLOPs and bytes
+draw.py         seeded inputs: numbers, masks, heavy-tailed lengths, documents
 contenders.py   who takes part: one table, each library at its best settings
+own.py          fastattn's adapter
 peer_*.py       the adapters of PyTorch, onnxruntime and OpenVINO, imported when they play
+ragged.py       rectangles of ragged sequences, for libraries that know nothing else
 truth.py        float64 NumPy, asked for sampled rows; every output passes it before it is timed
-ceilings.py     what the machine can do at most: multiply-adds, memory read, memory copy
+ceilings.py     what the machine can do at most: multiply-adds, bfloat16 dots, memory read and copy
 interleave.py   rounds in which every contender takes a turn, and ratios within a round
 sheet.py        one run: prepares, checks, plays the rounds, collects what report.py prints
 startup.py      import time, first call, scratch memory: measured in child processes

@@ -1,4 +1,9 @@
-"""``python -m bench``: race, print the sheet, keep the numbers, rewrite the README's tables."""
+"""``python -m bench``: race, print the sheet, keep the numbers, rewrite the README's tables.
+
+Without ``--cases``, ``--scaling`` or ``--startup`` it does everything, which takes minutes;
+``--part 1/2`` and ``--part 2/2`` do it in two runs, and ``--from-json FILE FILE --write-readme``
+makes one set of tables of both.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +26,25 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def _part(text: str) -> tuple[int, int]:
+    """``N/M`` as two numbers."""
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no N/M with 1 <= N <= M")
+    return int(number), int(parts)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--cases", nargs="+", metavar="PATTERN", help="shell patterns of case names")
     add("--contenders", nargs="+", metavar="NAME", help=f"of: {', '.join(CONTENDERS)}")
     add("--threads", type=int, default=usable_cpus(), help="for every contender (%(default)s)")
     add("--rounds", type=int, default=15, help="per case, at most (%(default)s)")
     add("--seconds", type=float, default=8.0, help="per case, about (%(default)s)")
-    add("--scaling", action="store_true", help="one thread against --threads, fastattn alone")
-    add("--startup", action="store_true", help="import, first call and scratch memory alone")
+    add("--scaling", action="store_true", help="alone: fastattn's one thread against --threads")
+    add("--startup", action="store_true", help="alone: import, first call, scratch memory")
+    add("--part", type=_part, metavar="N/M", help="the N-th of M parts of everything, for merging")
     add("--list", action="store_true", help="name cases and contenders and stop")
     add("--from-json", nargs="+", type=Path, metavar="FILE", help="print kept results, run nothing")
     add("--no-save", action="store_true", help="keep no JSON")
@@ -53,21 +67,23 @@ def _race(options: argparse.Namespace) -> report.Record:
         print(f"{name} skipped: {reason}", file=sys.stderr)
     result = sheet.header(names, skipped, options.threads)
     limits = {"rounds": options.rounds, "seconds": options.seconds}
-    everything = not (options.scaling or options.startup)
-    if options.scaling:
+    number, parts = options.part or (1, 1)
+    sheet_too = not (options.scaling or options.startup)
+    rest_too = sheet_too and not options.cases and sheet.OWN in names and number == parts
+    if sheet_too:
+        for case in select(options.cases)[number - 1 :: parts]:
+            record = sheet.run_case(case, names, threads=options.threads, **limits)
+            result["cases"].append(record)
+            print(report.print_case(record), flush=True)
+        print(report.print_means(result))
+    if (options.scaling or rest_too) and options.threads > 1:
         for case in select(options.cases or SCALING_CASES):
             record = sheet.run_scaling(
                 case, (options.contenders or [sheet.OWN])[0], most=options.threads, **limits
             )
             result["scaling"].append(record)
             print(report.print_scaling(record), flush=True)
-    if everything:
-        for case in select(options.cases):
-            record = sheet.run_case(case, names, threads=options.threads, **limits)
-            result["cases"].append(record)
-            print(report.print_case(record), flush=True)
-        print(report.print_means(result))
-    if options.startup or (everything and not options.cases and sheet.OWN in names):
+    if options.startup or rest_too:
         result["startup"] = startup.measure(options.threads)
         print(report.print_startup(result["startup"]))
     return result
@@ -81,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.from_json:
         result = report.load(options.from_json)
+        order = {case.name: number for number, case in enumerate(CASES)}
+        result["cases"].sort(key=lambda case: order.get(case["name"], len(order)))
         for case in result["cases"]:
             print(report.print_case(case))
         print(report.print_means(result))

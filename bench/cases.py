@@ -7,20 +7,21 @@ To measure a shape of your own, add one line to ``CASES``::
 and run ``python -m bench --cases my-shape`` or ``pytest bench -k my-shape``. The maker counts the
 work: only visible (query, key) pairs, two FLOPs per multiply-add, both products; a causal mask
 over equal lengths counts as exactly half. Exponentials, masks and packing count as nothing.
-Bytes are the compulsory ones: each input read once, each output written once.
+Bytes are the compulsory ones: each input read once, each output written once. ``varlen`` makes
+ragged calls, ``cache`` decode steps from a ``KVCache``; draw.py says how lengths are drawn.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from bench import draw
+
 Arrays = dict[str, np.ndarray]
-ALIGNMENT = 64  # bytes; what torch gives its own tensors, so that nobody pays for our allocation
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Case:
     """One measured call: the operation, its input shapes, options, work and what bounds it."""
 
     name: str
-    operation: str  # "attention", "softmax", "logsumexp", "similarity" or "fuse"
+    operation: str  # "attention", "varlen", "cache", "softmax", "logsumexp", "similarity", "fuse"
     shapes: Mapping[str, tuple[int, ...]]
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -36,35 +37,20 @@ class Case:
     bytes: float = 0.0
     bound: str = "compute"  # the ceiling to hold it against: "compute", "read", "copy", "latency"
     note: str = ""
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)  # splits, ids, slopes: not drawn
 
     def inputs(self) -> Arrays:
         """The input arrays, the same in every process: standard normal, seeded by the name."""
-        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        rng, dtype = draw.generator(self.name), draw.numpy_dtype(self.dtype)
         arrays = {}
         for name, shape in self.shapes.items():
             if name == "mask":
-                arrays[name] = _mask(rng, shape, self.options["mask"], self.dtype)
+                arrays[name] = draw.mask(rng, shape, self.options["mask"], dtype)
+            elif name == "key_indices":
+                arrays[name] = rng.integers(0, self.shapes["key"][0], shape, np.int32)
             else:
-                arrays[name] = aligned(rng.standard_normal(shape, dtype=np.dtype(self.dtype)))
-        return arrays
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy of ``array`` that starts on a cache line."""
-    raw = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def _mask(rng: np.random.Generator, shape: tuple[int, ...], kind: str, dtype: str) -> np.ndarray:
-    """About half the keys visible (bool), or a bias for each pair (float)."""
-    if kind == "bool":
-        mask = rng.random(shape, dtype=np.float32) < 0.5
-        mask[..., 0] = True  # peers give NaN for a row without a key
-        return mask
-    return aligned(rng.standard_normal(shape, dtype=np.dtype(dtype)))
+                arrays[name] = draw.normal(rng, shape, dtype)
+        return arrays | self.fixed
 
 
 def visible_pairs(
@@ -94,12 +80,20 @@ def attention(
     causal: bool = False,
     window: tuple[int | None, int | None] = (None, None),
     mask: str | None = None,
+    bias_heads: bool = False,
+    alibi: bool = False,
+    sinks: bool = False,
+    documents: bool = False,
     return_weights: bool = False,
     dtype: str = "float32",
     bound: str = "compute",
     note: str = "",
 ) -> Case:
-    """An attention call; ``batch`` ends in the query heads, ``key_heads`` makes it grouped."""
+    """An attention call; ``batch`` ends in the query heads, ``key_heads`` makes it grouped.
+
+    ``bias_heads`` gives each head a mask of its own, shared by the batch. ``documents`` packs
+    heavy-tailed documents into the row: pairs of two documents are no work.
+    """
     keys = queries if keys is None else keys
     value_features = features if value_features is None else value_features
     key_batch = batch if key_heads is None else (*batch[:-1], key_heads)
@@ -116,13 +110,27 @@ def attention(
         options["window"] = window
     if mask is not None:
         options["mask"] = mask
-        shapes["mask"] = (queries, keys)
+        shapes["mask"] = (*batch[-1:], queries, keys) if bias_heads else (queries, keys)
     if key_heads is not None:
         options["enable_gqa"] = True
     if return_weights:
         options["return_weights"] = True
         output += int(np.prod(batch)) * queries * keys
-    pairs = visible_pairs(queries, keys, causal, window) * int(np.prod(batch))
+    if sinks:
+        options["sinks"] = True
+        shapes["sinks"] = batch[-1:]
+    fixed: Arrays = {}
+    if alibi:
+        options["alibi"] = True
+        fixed["alibi_slopes"] = draw.alibi_slopes(batch[-1])
+    visible = visible_pairs(queries, keys, causal, window)
+    if documents:
+        options["documents"] = draw.HEAVY_TAILED
+        ids = draw.document_ids(draw.heavy_tailed_lengths(name, queries), queries)
+        fixed["query_segments"] = fixed["key_segments"] = ids
+        parts = np.bincount(ids)
+        visible = sum(visible_pairs(int(n), int(n), causal, window) for n in parts[parts > 0])
+    pairs = visible * int(np.prod(batch))
     moved = sum(int(np.prod(shape)) for shape in shapes.values()) + output
     return Case(
         name,
@@ -131,9 +139,81 @@ def attention(
         dtype,
         options,
         flops=2.0 * pairs * (features + value_features),
-        bytes=float(moved * np.dtype(dtype).itemsize),
+        bytes=float(moved * draw.ITEMSIZE[dtype]),
         bound=bound,
         note=note,
+        fixed=fixed,
+    )
+
+
+def varlen(
+    name: str,
+    *,
+    lengths: np.ndarray | list[int],
+    told: str,
+    features: int,
+    heads: int = 1,
+    own_queries: bool = False,
+    causal: bool = False,
+    table: int | None = None,
+    bound: str = "read",
+) -> Case:
+    """Sequences of ``lengths`` keys packed end to end, or listed from a ``table`` of so many rows.
+
+    Each has one query (pooling), or with ``own_queries`` as many as keys. ``told`` is what the
+    sheet says of the lengths. A row of a table that is listed often is read once.
+    """
+    key_splits = draw.splits(lengths)
+    query_splits = key_splits if own_queries else np.arange(len(key_splits))
+    total = int(key_splits[-1])
+    rows = total if table is None else table
+    shapes: dict[str, tuple[int, ...]] = {
+        "query": (int(query_splits[-1]), heads, features),
+        "key": (rows, heads, features),
+        "value": (rows, heads, features),
+    }
+    options: dict[str, Any] = {"lengths": told} | ({"causal": True} if causal else {})
+    touched = float(total)
+    if table is not None:
+        shapes["key_indices"] = (total,)
+        touched = table * -np.expm1(total * np.log1p(-1 / table))  # expected, of random lists
+        options["listed"] = total
+    counts = (np.diff(query_splits), np.diff(key_splits))
+    pairs = sum(
+        visible_pairs(int(q), int(k), causal, (None, None)) for q, k in zip(*counts, strict=True)
+    )
+    return Case(
+        name,
+        "varlen",
+        shapes,
+        options=options,
+        flops=4.0 * pairs * heads * features,
+        bytes=4.0 * (2 * shapes["query"][0] + 2 * touched) * heads * features,
+        bound=bound,
+        fixed={"query_splits": query_splits, "key_splits": key_splits},
+    )
+
+
+def cache(
+    name: str, *, batch: int, heads: int, key_heads: int, keys: int, features: int, dtype: str
+) -> Case:
+    """One query a head over a ``KVCache`` that stores ``keys`` tokens as ``dtype``."""
+    shapes = {
+        "query": (batch, heads, 1, features),
+        "key": (batch, key_heads, keys, features),
+        "value": (batch, key_heads, keys, features),
+    }
+    per_row = features * draw.ITEMSIZE[dtype] + (4 if dtype == "int8" else 0)  # and its scale
+    moved = 2 * batch * key_heads * keys * per_row + 8 * batch * heads * features
+    return Case(
+        name,
+        "cache",
+        shapes,
+        dtype,
+        {"enable_gqa": True},
+        flops=4.0 * batch * heads * keys * features,
+        bytes=float(moved),
+        bound="read",
     )
 
 
@@ -187,6 +267,12 @@ CASES: tuple[Case, ...] = (
     attention("prefill-float64", batch=(1, 8), queries=2048, features=64, dtype="float64"),
     attention("mask-bool", batch=(1, 8), queries=2048, features=64, mask="bool"),
     attention("mask-float", batch=(1, 8), queries=2048, features=64, mask="float"),
+    attention(
+        "bias-shared", batch=(4, 8), queries=1024, features=64, mask="float", bias_heads=True
+    ),
+    attention("alibi", batch=(1, 8), queries=2048, features=64, causal=True, alibi=True),
+    attention("sinks", batch=(1, 8), queries=2048, features=64, causal=True, sinks=True),
+    attention("prefill-bfloat16", batch=(1, 8), queries=2048, features=64, dtype="bfloat16"),
     attention("window", batch=(1, 2), queries=8192, features=64, causal=True, window=(255, None)),
     attention("cross-few", batch=(1, 8), queries=7, keys=10_000, features=64, bound="read"),
     attention("odd-80", batch=(1, 8), queries=1000, features=80),
@@ -212,8 +298,59 @@ CASES: tuple[Case, ...] = (
         features=128,
         bound="read",
     ),
+    *(
+        attention(
+            f"decode-{dtype}",
+            batch=(8, 32),
+            key_heads=8,
+            queries=1,
+            keys=4096,
+            features=128,
+            dtype=dtype,
+            bound="read",
+        )
+        for dtype in ("bfloat16", "float16")
+    ),
+    *(
+        cache(
+            f"cache-{dtype}",
+            batch=8,
+            heads=32,
+            key_heads=8,
+            keys=4096,
+            features=128,
+            dtype=dtype,
+        )
+        for dtype in ("float32", "int8")
+    ),
     attention("decode-short", batch=(1, 32), queries=1, keys=512, features=128, bound="read"),
     attention("pooling", batch=(8192, 1), queries=1, keys=50, features=64, bound="read"),
+    varlen("ragged-50", lengths=[50] * 8192, told="50 each", features=64),
+    varlen("ragged-50-table", lengths=[50] * 8192, told="50 each", features=64, table=200_000),
+    varlen(
+        "ragged-heavy",
+        lengths=draw.heavy_tailed_lengths("ragged-heavy", 1024),
+        told=draw.HEAVY_TAILED,
+        features=64,
+    ),
+    varlen(
+        "ragged-heavy-table",
+        lengths=draw.heavy_tailed_lengths("ragged-heavy", 1024),
+        told=draw.HEAVY_TAILED,
+        features=64,
+        table=200_000,
+    ),
+    varlen(
+        "ragged-causal",
+        lengths=draw.heavy_tailed_lengths("ragged-causal", 32),
+        told=draw.HEAVY_TAILED,
+        features=64,
+        heads=4,
+        own_queries=True,
+        causal=True,
+        bound="compute",
+    ),
+    attention("documents", batch=(1, 8), queries=4096, features=64, causal=True, documents=True),
     attention("tiny", batch=(1, 4), queries=16, features=32, bound="latency"),
     attention("small", batch=(1, 4), queries=64, features=64, bound="latency"),
     rowwise("softmax", "softmax-out", shape=(8192, 4096), out=True),

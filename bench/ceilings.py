@@ -1,7 +1,8 @@
 """What the machine can do at most: the yardsticks a share of the ceiling is taken against.
 
-Three loops, written as explicit LLVM vectors so that no compiler decides their width: fused
-multiply-adds in registers (no memory), a pure read, and a read-and-write copy. They run in the
+Four loops, written as explicit LLVM vectors so that no compiler decides their width: fused
+multiply-adds in registers (no memory), bfloat16 dots in registers where the CPU has them, a pure
+read, and a read-and-write copy. They run in the
 process, on the threads and in the rounds of what is measured: a noisy neighbour slows them too.
 The memory loops take their footprint from the case, so that a case which fits a large last-level
 cache is held against that cache and not against main memory.
@@ -65,6 +66,28 @@ def _counted_loop(
     return following
 
 
+def has_bfloat16_dot() -> bool:
+    """Whether this CPU multiplies pairs of bfloat16 (``vdpbf16ps``, 512 bits wide).
+
+    Having it says nothing of its speed: Zen 4 does twice the FLOPs of float32's multiply-add with
+    it, Sapphire and Emerald Rapids do half, and there a share of this ceiling may pass 100 %.
+    """
+    return bool(llvm.get_host_cpu_features().get("avx512bf16"))
+
+
+class _BFloat16(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
 def _splat(builder: ir.IRBuilder, vector: ir.VectorType, scalar: ir.Value) -> ir.Value:
     single = builder.insert_element(
         ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
@@ -111,8 +134,45 @@ def _fma_loop(dtype: str) -> Callable[[int, float, float], float]:
     return run
 
 
+@functools.cache
+def _bfloat16_loop() -> Callable[[int, float, float], float]:
+    """Compile the register loop of bfloat16 dots; each lane of a sum takes a pair of products."""
+    vector = ir.VectorType(ir.FloatType(), 16)
+    words, halves = ir.VectorType(ir.IntType(32), 16), ir.VectorType(_BFloat16(), 32)
+
+    @intrinsic
+    def loop(typingctx: Any, steps: Any, factor: Any, term: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            narrow = [builder.fptrunc(scalar, ir.FloatType()) for scalar in args[1:]]
+            factors, terms = (_splat(builder, vector, scalar) for scalar in narrow)
+            pairs = builder.bitcast(builder.bitcast(factors, words), halves)
+            signature = ir.FunctionType(vector, [vector, halves, halves])
+            name = "llvm.x86.avx512bf16.dpbf16ps.512"
+            dot = cgutils.get_or_insert_function(builder.module, signature, name)
+
+            def body(step: Any, sums: list[Any]) -> list[Any]:
+                for _ in range(UNROLL):
+                    sums = [builder.call(dot, [s, pairs, pairs]) for s in sums]
+                return sums
+
+            sums = _counted_loop(builder, args[0], [terms] * ACCUMULATORS, body)
+            total = functools.reduce(builder.fadd, sums)
+            first = builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+            return builder.fpext(first, ir.DoubleType())
+
+        return types.float64(types.int64, types.float64, types.float64), codegen
+
+    @njit("float64(int64, float64, float64)", nogil=True)
+    def run(steps: int, factor: float, term: float) -> float:
+        return loop(steps, factor, term)
+
+    return run
+
+
 def fma_flops(dtype: str) -> int:
-    """FLOPs of one step of the register loop."""
+    """FLOPs of one step of the register loop; a bfloat16 dot does two multiply-adds a lane."""
+    if dtype == "bfloat16":
+        return 2 * 2 * ACCUMULATORS * UNROLL * 16
     return 2 * ACCUMULATORS * UNROLL * (vector_bytes() // np.dtype(dtype).itemsize)
 
 
@@ -195,8 +255,11 @@ def _team(threads: int) -> Team:
 def fma_turn(
     dtype: str, threads: int, steps: int = FMA_STEPS
 ) -> tuple[Callable[[], object], float]:
-    """The register loop on ``threads`` threads: what to call, and the FLOPs of one call."""
-    loop = _fma_loop(dtype)
+    """The register loop on ``threads`` threads: what to call, and the FLOPs of one call.
+
+    For bfloat16 it is the loop of dots, which only some CPUs have; see ``has_bfloat16_dot``.
+    """
+    loop = _bfloat16_loop() if dtype == "bfloat16" else _fma_loop(dtype)
 
     def turn() -> None:
         _team(threads).run(lambda worker: loop(steps, 0.999, 1e-3))

@@ -11,6 +11,7 @@ from bench import sheet
 from bench.__main__ import usable_cpus
 from bench.cases import Arrays, Case
 from bench.contenders import CONTENDERS, Refused, load
+from bench.draw import missing_dtype
 from bench.truth import Truth
 
 
@@ -49,7 +50,7 @@ def race(benchmark, threads, loaded):
     """Check one contender on one case against float64 NumPy, then let pytest-benchmark time it."""
 
     def run(case: Case, name: str) -> None:
-        missing = CONTENDERS[name].missing()
+        missing = CONTENDERS[name].missing() or missing_dtype(case.dtype)
         if missing is not None:
             pytest.skip(f"{missing} is not installed")
         arrays, truth = _inputs(case)

@@ -18,7 +18,10 @@ A library that is not installed is skipped with a word; one that cannot do a cas
 
 Every peer may rearrange the arrays where that helps it: grouped queries of one step become the
 rows of their key head, a batch of single heads becomes heads of one batch. fastattn is always
-the plain public call. Not here: torch's FlexAttention, which needs a C++ compiler at run time.
+the plain public call. ``torch`` has ragged sequences padded before the clock starts,
+``torch-padding`` pads within the call, ``torch-buckets`` has them sorted by length and padded
+bucket by bucket before the clock starts. Not here: torch's FlexAttention, which needs a C++
+compiler at run time.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.cases import Arrays, Case
+from bench.draw import aligned
 
 MATMUL_FORM_ELEMENTS = 2**26  # above this many scores nobody would write them out
 
@@ -70,7 +74,7 @@ def load(names: Sequence[str]) -> None:
     numba's OpenMP layer switches nested parallelism on in the system's libgomp. A torch imported
     after that shares the library and was seen to take 250 ms for what it does in 50.
     """
-    for name in sorted(names, key=lambda name: (name == "fastattn", name != "torch")):
+    for name in sorted(names, key=lambda name: ("fastattn" in name, "torch" not in name)):
         for module in CONTENDERS[name].requires:
             importlib.import_module(module)
 
@@ -94,15 +98,32 @@ def is_grouped(form: Arrays) -> bool:
     return form["query"].shape[-3] != form["key"].shape[-3]
 
 
-def peer_mask(case: Case, arrays: Arrays) -> tuple[np.ndarray | None, bool]:
-    """The mask a library without windows needs, and whether its own causal flag is to be set."""
-    causal = bool(case.options.get("causal"))
-    if "window" not in case.options:
-        return arrays.get("mask"), causal
+def plain_form(case: Case, arrays: Arrays) -> tuple[Arrays, np.ndarray | None, bool]:
+    """An equal call for a library that only knows a mask and a causal flag, made before the clock
+    starts: the arrays, the mask (windows, documents and ALiBi written out, a sink as one more key
+    of zeros), and whether its own causal flag is to be set.
+    """
+    if not {"window", "documents", "alibi", "sinks"} & set(case.options):
+        return arrays, arrays.get("mask"), bool(case.options.get("causal"))
     from bench.truth import visibility
 
-    queries, keys = case.shapes["query"][-2], case.shapes["key"][-2]
-    return visibility(case, np.arange(queries), keys), False
+    query, key = arrays["query"], arrays["key"]
+    rows, columns = np.arange(query.shape[-2]), np.arange(key.shape[-2])
+    visible = visibility(case, arrays, rows, len(columns))
+    if not {"alibi", "sinks"} & set(case.options):
+        return arrays, visible, False
+    bias = np.zeros((query.shape[-3], len(rows), len(columns)), query.dtype)
+    if "alibi_slopes" in arrays:
+        distances = np.abs(rows[:, None] - columns).astype(bias.dtype)
+        bias -= arrays["alibi_slopes"][:, None, None] * distances
+    if visible is not None:
+        bias[:, ~visible] = -np.inf
+    if "sinks" in arrays:
+        last = np.broadcast_to(arrays["sinks"][:, None, None], (*bias.shape[:2], 1))
+        bias = np.concatenate([bias, last], axis=-1)
+        widths = [(0, 0)] * (key.ndim - 2) + [(0, 1), (0, 0)]
+        arrays = arrays | {name: np.pad(arrays[name], widths) for name in ("key", "value")}
+    return arrays, aligned(bias), False
 
 
 def additive(mask: np.ndarray, dtype: str) -> np.ndarray:
@@ -119,7 +140,9 @@ def attention_shape(case: Case) -> Callable[[Any], np.ndarray]:
 
 
 def _numpy_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    mask, causal = peer_mask(case, arrays)
+    if case.dtype in ("float16", "bfloat16"):
+        raise Refused("no fast products of halves")
+    arrays, mask, causal = plain_form(case, arrays)
     query, key, value = (arrays[name] for name in ("query", "key", "value"))
     scale = query.dtype.type(1 / np.sqrt(query.shape[-1]))
     hidden = None if mask is None else additive(mask, case.dtype)
@@ -131,7 +154,7 @@ def _numpy_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Vari
     def run() -> Any:
         scores = query.reshape(grouped) * scale @ key[..., None, :, :].swapaxes(-1, -2)
         if hidden is not None:
-            scores += hidden
+            scores += hidden if hidden.ndim < 3 else hidden[..., :, None, :, :]
         scores -= scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores, out=scores)
         weights /= weights.sum(axis=-1, keepdims=True)
@@ -141,6 +164,31 @@ def _numpy_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Vari
         return output
 
     return {"": Variant(run, lambda result: result)}
+
+
+def _numpy_varlen(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """A loop over sequences, one head at a time, rows of a table taken in the loop."""
+    query, key, value = (arrays[name] for name in ("query", "key", "value"))
+    at_query, at_key = arrays["query_splits"].tolist(), arrays["key_splits"].tolist()
+    listed, causal = arrays.get("key_indices"), case.options.get("causal")
+    scale = query.dtype.type(1 / np.sqrt(query.shape[-1]))
+
+    def run() -> np.ndarray:
+        output = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype)
+        for b in range(len(at_key) - 1):
+            rows, keys = slice(*at_query[b : b + 2]), slice(*at_key[b : b + 2])
+            seen = keys if listed is None else listed[keys]
+            for head in range(query.shape[1]):
+                scores = query[rows, head] * scale @ key[seen, head].T
+                if causal:
+                    scores[~np.tri(*scores.shape, dtype=bool)] = -np.inf
+                scores -= scores.max(axis=-1, keepdims=True)
+                weights = np.exp(scores, out=scores)
+                weights /= weights.sum(axis=-1, keepdims=True)
+                output[rows, head] = weights @ value[seen, head]
+        return output
+
+    return {"loop": Variant(run)}
 
 
 def _numpy_rowwise(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
@@ -254,56 +302,31 @@ def _faiss_threads(threads: int) -> None:
     importlib.import_module("faiss").omp_set_num_threads(threads)
 
 
-def _fastattn_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    import fastattn
-
-    options = {name: value for name, value in case.options.items() if name != "mask"}
-    options |= {"threads": threads}
-    if "mask" in arrays:
-        options["mask"] = arrays["mask"]
-    query, key, value = (arrays[name] for name in ("query", "key", "value"))
-    run = lambda: fastattn.attention(query, key, value, **options)  # noqa: E731
-    return {"": Variant(run, lambda result: result)}
-
-
-def _fastattn_stage(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    import fastattn
-
-    function = getattr(fastattn, case.operation, None)
-    if function is None:
-        raise Refused("no such operation")
-    options: dict[str, Any] = {}
-    if case.operation == "similarity":
-        shape = (case.shapes["query"][0], case.shapes["key"][0])
-        options = {"metric": case.options["metric"], "out": np.empty(shape, case.dtype)}
-    elif case.operation in ("softmax", "logsumexp"):
-        options = {"axis": case.options["axis"]}
-        if case.options["out"]:
-            options["out"] = np.empty_like(arrays["x"])
-    operands = tuple(arrays.values())
-    return {"": Variant(lambda: function(*operands, **options))}
-
-
-def _fastattn_threads(threads: int) -> None:
-    importlib.import_module("fastattn").set_threads(threads)
-
-
 def _lazy(module: str, function: str) -> Callable[..., Any]:
     """A function of a bench module that imports its library at the top, fetched on first use."""
     return lambda *arguments: getattr(importlib.import_module(module), function)(*arguments)
 
 
-_FASTATTN_STAGES = ("softmax", "logsumexp", "similarity", "fuse")
-_TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_FASTATTN_STAGES)}
-_GRAPH_STAGES = ("attention", "softmax", "logsumexp", "fuse")
+_STAGES = ("softmax", "logsumexp", "similarity", "fuse")
+_GRAPH_STAGES = ("attention", "varlen", "softmax", "logsumexp", "fuse")
+_OWN = {name: _lazy("bench.own", name) for name in ("attention", "varlen", "cache")}
+_OWN |= dict.fromkeys(_STAGES, _lazy("bench.own", "stage"))
+_FLOAT32 = dict.fromkeys(("attention", "cache"), _lazy("bench.own", "float32"))
+_TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_STAGES)}
+_TORCH |= {name: _lazy("bench.peer_torch_bulk", name) for name in ("varlen", "cache")}
+_own_threads = _lazy("bench.own", "set_threads")
+_torch_threads = _lazy("bench.peer_torch", "set_threads")
 
 CONTENDERS: dict[str, Contender] = {
-    "fastattn": Contender(
-        ("fastattn",),
-        {"attention": _fastattn_attention} | dict.fromkeys(_FASTATTN_STAGES, _fastattn_stage),
-        _fastattn_threads,
+    "fastattn": Contender(("fastattn",), _OWN, _own_threads),
+    "fastattn-float32": Contender(("fastattn",), _FLOAT32, _own_threads),
+    "torch": Contender(("torch",), _TORCH, _torch_threads),
+    "torch-padding": Contender(
+        ("torch",), {"varlen": _lazy("bench.peer_torch_bulk", "padding_timed")}, _torch_threads
     ),
-    "torch": Contender(("torch",), _TORCH, _lazy("bench.peer_torch", "set_threads")),
+    "torch-buckets": Contender(
+        ("torch",), {"varlen": _lazy("bench.peer_torch_bulk", "buckets")}, _torch_threads
+    ),
     "onnxruntime": Contender(
         ("onnxruntime", "onnx"),
         {name: _lazy("bench.peer_onnxruntime", name) for name in _GRAPH_STAGES},
@@ -315,6 +338,7 @@ CONTENDERS: dict[str, Contender] = {
         ("numpy",),
         {
             "attention": _numpy_attention,
+            "varlen": _numpy_varlen,
             "softmax": _numpy_rowwise,
             "logsumexp": _numpy_rowwise,
             "similarity": _numpy_similarity,

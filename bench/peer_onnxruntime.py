@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 from onnx import helper
 
+from bench import ragged
 from bench.cases import Arrays, Case
 from bench.contenders import (
     Refused,
@@ -20,7 +21,7 @@ from bench.contenders import (
     arrangements,
     attention_shape,
     is_grouped,
-    peer_mask,
+    plain_form,
 )
 
 IR_VERSION = 10  # what opset 23 needs; newer ones are refused by older runtimes
@@ -79,7 +80,7 @@ def _guarded(*arguments: Any) -> Variant | str:
 
 def attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     """Opset 23's Attention and com.microsoft's MultiHeadAttention, in every arrangement."""
-    mask, causal = peer_mask(case, arrays)
+    arrays, mask, causal = plain_form(case, arrays)
     built: dict[str, Variant | str] = {}
     for arrangement, form in arrangements(case, arrays).items():
         built[f"Attention, {arrangement}"] = _standard(case, form, mask, causal, threads)
@@ -92,6 +93,11 @@ def attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     if not variants:
         raise Refused("; ".join(sorted({str(item) for item in built.values()})))
     return variants
+
+
+def varlen(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """Attention over rectangles padded before the clock starts."""
+    return ragged.padded_variants(case, arrays, threads, attention)
 
 
 def _standard(

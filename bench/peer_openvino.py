@@ -1,6 +1,7 @@
 """OpenVINO as a contender: one-node models, static shapes, latency hint, float32 as float32.
 
-Left to itself the plugin computes in bfloat16 where the CPU can; the precision hint forbids it.
+Left to itself the plugin computes float32 in bfloat16 where the CPU can; the precision hint is the
+dtype of the case.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as operations
 
+from bench import ragged
 from bench.cases import Arrays, Case
 from bench.contenders import (
     Refused,
@@ -20,8 +22,18 @@ from bench.contenders import (
     arrangements,
     attention_shape,
     is_grouped,
-    peer_mask,
+    plain_form,
 )
+
+_BFLOAT16 = openvino.Type.bf16
+_PRECISION = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """A tensor over the memory of ``array``."""
+    if array.dtype.name == "bfloat16":
+        return openvino.Tensor(array.view(np.uint16), list(array.shape), _BFLOAT16)
+    return openvino.Tensor(array, shared_memory=True)
 
 
 @functools.cache
@@ -31,22 +43,24 @@ def _core() -> Any:
 
 def _variant(feeds: list[np.ndarray], build: Any, threads: int, read: Any) -> Variant:
     """Compile ``build(parameters)`` for fixed shapes, share the inputs, offer ``infer``."""
-    if feeds[0].dtype != np.float32:
-        raise Refused("computes float64 in float32")
-    parameters = [operations.parameter(list(feed.shape), feed.dtype.type) for feed in feeds]
+    dtype = feeds[0].dtype.name
+    if dtype not in _PRECISION:
+        raise Refused(f"computes {dtype} in float32")
+    half = _BFLOAT16 if dtype == "bfloat16" else None
+    parameters = [operations.parameter(list(feed.shape), half or feed.dtype.type) for feed in feeds]
     model = openvino.Model(build(*parameters), parameters)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": _PRECISION[dtype],
     }
     try:
         request = _core().compile_model(model, "CPU", settings).create_infer_request()
     except RuntimeError as error:
         raise Refused(str(error).strip().splitlines()[-1]) from error
     for index, feed in enumerate(feeds):
-        request.set_input_tensor(index, openvino.Tensor(feed, shared_memory=True))
+        request.set_input_tensor(index, _tensor(feed))
 
     def run(_alive: Any = feeds) -> Any:  # a shared tensor does not keep its array alive
         request.infer()
@@ -54,14 +68,16 @@ def _variant(feeds: list[np.ndarray], build: Any, threads: int, read: Any) -> Va
 
     def collect(finished: Any) -> Any:
         count = len(finished.model_outputs)
-        return read([finished.get_output_tensor(index).data for index in range(count)])
+        data = [finished.get_output_tensor(index).data for index in range(count)]
+        # A bfloat16 result arrives under the name of another 16-bit type.
+        return read([array.view(feeds[0].dtype) if half else array for array in data])
 
     return Variant(run, collect)
 
 
 def attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     """``scaled_dot_product_attention`` of opset 13 in every arrangement with equal heads."""
-    mask, causal = peer_mask(case, arrays)
+    arrays, mask, causal = plain_form(case, arrays)
     extra = [] if mask is None else [additive(mask, case.dtype)]
     to_shape = attention_shape(case)
     weights = bool(case.options.get("return_weights"))
@@ -76,6 +92,11 @@ def attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     if not variants:
         raise Refused("needs as many key heads as query heads")
     return variants
+
+
+def varlen(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """Attention over rectangles padded before the clock starts."""
+    return ragged.padded_variants(case, arrays, threads, attention)
 
 
 def _fused(causal: bool, *parameters: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import report
 from bench.report import Record
 
+TABLES = ("attention", "ragged", "dtypes", "stages")
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -54,7 +55,7 @@ def _speed_table(cases: Sequence[Record]) -> str:
                 f"{case['name']}: {report.shape_text(case)}",
                 report.duration(median),
                 report.rate(case, median),
-                f"{portion.median:.0%} {case['bound']}" if portion else "none applies",
+                f"{portion.median:.0%} {case['ceiling']['kind']}" if portion else "none applies",
                 f"{best[1].median:.2f} {best[0]}" if best else "no peer",
                 *(_cell(case, name) for name in columns),
             ]
@@ -62,12 +63,24 @@ def _speed_table(cases: Sequence[Record]) -> str:
     return _table(["case", "fastattn", "rate", "of ceiling", "best peer", *columns], rows)
 
 
+def _group(case: Record) -> str:
+    """The table a case stands in."""
+    if case["operation"] == "varlen" or "documents" in case["options"]:
+        return "ragged"
+    if case["operation"] == "cache" or case["dtype"] in ("float16", "bfloat16"):
+        return "dtypes"
+    return "attention" if case["operation"] == "attention" else "stages"
+
+
+def _groups(result: Record) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {name: [] for name in TABLES}
+    for case in result["cases"]:
+        groups[_group(case)].append(case)
+    return {name: cases for name, cases in groups.items() if cases}
+
+
 def _summary(result: Record) -> str:
-    groups = {
-        "attention": [case for case in result["cases"] if case["operation"] == "attention"],
-        "stages": [case for case in result["cases"] if case["operation"] != "attention"],
-        "whole sheet": result["cases"],
-    }
+    groups = _groups(result) | {"whole sheet": result["cases"]}
     averages = {group: report.means(cases) for group, cases in groups.items()}
     columns = list(averages["whole sheet"])
     rows = []
@@ -94,13 +107,8 @@ def _scaling(result: Record) -> str:
 
 def blocks(result: Record) -> dict[str, str]:
     """The text of every block that ``result`` has data for."""
-    attention = [case for case in result["cases"] if case["operation"] == "attention"]
-    stages = [case for case in result["cases"] if case["operation"] != "attention"]
     texts = {"machine": _machine(result)}
-    if attention:
-        texts["attention"] = _speed_table(attention)
-    if stages:
-        texts["stages"] = _speed_table(stages)
+    texts |= {name: _speed_table(cases) for name, cases in _groups(result).items()}
     if result["cases"]:
         texts["summary"] = _summary(result)
     if result["scaling"]:

@@ -83,7 +83,7 @@ def share(case: Record, player: Record) -> Spread | None:
 
 
 def peers(case: Record) -> dict[str, Spread]:
-    """fastattn's ratio to every peer that played the case."""
+    """fastattn's ratio to every other player of the case, its own other forms among them."""
     players = case["contenders"]
     if "seconds" not in players.get(OWN, {}):
         return {}
@@ -95,9 +95,14 @@ def peers(case: Record) -> dict[str, Spread]:
     }
 
 
+def is_peer(name: str) -> bool:
+    """Whether a player is another library, and not fastattn itself in another form."""
+    return not name.startswith(OWN)
+
+
 def best_peer(case: Record) -> tuple[str, Spread] | None:
     """The peer that was fastest, and fastattn's ratio to it."""
-    ratios = peers(case)
+    ratios = {name: value for name, value in peers(case).items() if is_peer(name)}
     if not ratios:
         return None
     name = min(ratios, key=lambda peer: spread(times(case["contenders"][peer])).median)
@@ -112,7 +117,8 @@ def means(cases: Sequence[Record]) -> dict[str, tuple[float, int]]:
         if best is not None:
             by_peer["best peer"].append(best[1].median)
         for name, value in peers(case).items():
-            by_peer.setdefault(name, []).append(value.median)
+            if is_peer(name):
+                by_peer.setdefault(name, []).append(value.median)
     return {name: (geometric_mean(values), len(values)) for name, values in by_peer.items()}
 
 
@@ -130,13 +136,14 @@ def shape_text(case: Record) -> str:
     parts = [shapes.get("query") or shapes.get("x") or shapes["weights"]]
     if "key" in shapes and shapes["key"] != shapes["query"]:
         parts.append(f"keys {shapes['key']}")
-    if case["operation"] == "attention" and case["shapes"]["value"] != case["shapes"]["key"]:
+    if "value" in shapes and "key" in shapes and shapes["value"] != shapes["key"]:
         parts.append(f"Ev {case['shapes']['value'][-1]}")
     if case["dtype"] != "float32":
         parts.append(case["dtype"])
     for name, value in case["options"].items():
         if name == "mask":
-            parts.append(f"{value} mask")
+            heads = "per head " if len(case["shapes"]["mask"]) > 2 else ""
+            parts.append(f"{value} mask {heads}".strip())
         elif name not in ("out", "metric", "axis") and value:
             parts.append(name if value is True else f"{name} {value}".replace("None", "any"))
     return "; ".join(parts)
@@ -148,17 +155,17 @@ def print_case(case: Record) -> str:
     if "ceiling" in case:
         top = case["ceiling"]["work"] / spread(times(case["ceiling"])).median / 1e9
         unit = "GFLOP/s" if case["bound"] == "compute" else "GB/s"
-        lines[0] += f"  {case['bound']} ceiling {top:.4g} {unit}"
+        lines[0] += f"  {case['ceiling']['kind']} ceiling {top:.4g} {unit}"
     if case["unsteady_turns"]:
         lines[0] += f"  ({case['unsteady_turns']} of {case['turns']} turns on a slow machine)"
     ratios = peers(case)
     for name, player in case["contenders"].items():
         if "refused" in player:
             if player["refused"] != NOT_OFFERED:
-                lines.append(f"  {name:13} refuses: {player['refused'][:80]}")
+                lines.append(f"  {name:16} refuses: {player['refused'][:80]}")
             continue
         median = spread(times(player)).median
-        line = f"  {name:13} {duration(median):>8} {rate(case, median):>13}"
+        line = f"  {name:16} {duration(median):>8} {rate(case, median):>13}"
         portion = share(case, player)
         line += f" {portion.median:7.1%}" if portion else " " * 8
         if name in ratios:

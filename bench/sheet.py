@@ -14,6 +14,7 @@ from typing import Any
 from bench import ceilings
 from bench.cases import Arrays, Case
 from bench.contenders import CONTENDERS, Refused, Variant, load, version
+from bench.draw import missing_dtype
 from bench.interleave import Probe, Turn, estimate, play
 from bench.truth import Truth, WrongResult
 
@@ -86,12 +87,17 @@ def prepare(
 def ceiling_turns(case: Case, threads: int) -> dict[str, tuple[Turn, float]]:
     """The ceiling a case is held against: its turn, and the work of one call."""
     if case.bound == "compute":
-        run, work = ceilings.fma_turn(case.dtype, threads)
+        if case.dtype == "bfloat16" and not ceilings.has_bfloat16_dot():
+            return {}
+        # float16 is widened: its ceiling is float32's.
+        dtype = "float32" if case.dtype == "float16" else case.dtype
+        run, work = ceilings.fma_turn(dtype, threads)
     elif case.bound in ("read", "copy"):
         run, work = ceilings.memory_turn(int(case.bytes), threads, case.bound == "copy")
     else:
         return {}
-    return {f"ceiling:{case.bound}": (Turn(run), work)}
+    kind = "bfloat16 dot" if (case.bound, case.dtype) == ("compute", "bfloat16") else case.bound
+    return {f"ceiling:{kind}": (Turn(run), work)}
 
 
 def work_of(case: Case) -> float:
@@ -103,6 +109,12 @@ def run_case(
     case: Case, names: Sequence[str], *, threads: int, rounds: int, seconds: float
 ) -> Record:
     """Race the named contenders over one case."""
+    missing = missing_dtype(case.dtype)
+    if missing is not None:
+        refused = {"refused": f"{case.dtype} needs {missing}, which is not installed"}
+        unplayed = {"threads": threads, "contenders": dict.fromkeys(names, refused)}
+        return describe_case(case) | unplayed | {"turns": 0, "unsteady_turns": 0}
+    started = time.perf_counter()
     arrays = case.inputs()
     truth = Truth(case, arrays)
     turns: dict[str, Turn] = {}
@@ -129,11 +141,13 @@ def run_case(
     record = describe_case(case) | {
         "threads": threads,
         "contenders": players,
+        "wall_seconds": time.perf_counter() - started,
         "turns": played.turns,
         "unsteady_turns": played.unsteady,
     }
     for name, (_, work) in ceiling.items():
-        record["ceiling"] = {"kind": case.bound, "work": work, "seconds": times[name]}
+        kind = name.partition(":")[2]
+        record["ceiling"] = {"kind": kind, "work": work, "seconds": times[name]}
     ceilings.release_buffers()
     gc.collect()
     return record
@@ -215,7 +229,9 @@ def _cpu_model() -> str:
 
 def header(names: Sequence[str], skipped: dict[str, str], threads: int) -> Record:
     """What stands above the cases of a result file."""
-    libraries = {name: version(name) for name in ("numpy", "numba", *names)}
+    # A library may play in several forms, all but the first under longer names.
+    first = {CONTENDERS[name].requires: name for name in reversed(names)}
+    libraries = {name: version(name) for name in ("numpy", "numba", *reversed(first.values()))}
     return {
         "format": FORMAT,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

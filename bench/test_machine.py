@@ -7,8 +7,10 @@ import pytest
 from bench import ceilings, startup
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_multiply_adds(benchmark, threads: int, dtype: str) -> None:
+    if dtype == "bfloat16" and not ceilings.has_bfloat16_dot():
+        pytest.skip("the CPU has no bfloat16 dot")
     run, flops = ceilings.fma_turn(dtype, threads)
     benchmark.group = "ceiling"
     benchmark.extra_info.update(flops=flops, threads=threads)

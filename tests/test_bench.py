@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import cases, ceilings, interleave, readme, report, sheet
+from bench import cases, ceilings, draw, interleave, readme, report, sheet
+from bench.__main__ import main
 from bench.contenders import CONTENDERS, Refused
-from bench.truth import Truth, WrongResult
+from bench.truth import TOLERANCE, Truth, WrongResult
 
 TWO_HEADS = (2, 4)
 SMALL = (
@@ -31,6 +32,36 @@ SMALL = (
         "t-weights", batch=TWO_HEADS, queries=33, features=9, value_features=7, return_weights=True
     ),
     cases.attention("t-double", batch=TWO_HEADS, queries=33, features=16, dtype="float64"),
+    cases.attention(
+        "t-bias-heads", batch=TWO_HEADS, queries=33, features=16, mask="float", bias_heads=True
+    ),
+    cases.attention("t-alibi", batch=TWO_HEADS, queries=40, features=16, causal=True, alibi=True),
+    cases.attention("t-sinks", batch=TWO_HEADS, queries=33, keys=47, features=16, sinks=True),
+    cases.attention(
+        "t-documents", batch=TWO_HEADS, queries=300, features=16, causal=True, documents=True
+    ),
+    cases.attention("t-bfloat16", batch=TWO_HEADS, queries=33, features=16, dtype="bfloat16"),
+    cases.attention(
+        "t-float16", batch=TWO_HEADS, key_heads=2, queries=1, keys=50, features=16, dtype="float16"
+    ),
+    *(
+        cases.cache(
+            f"t-cache-{dtype}", batch=2, heads=4, key_heads=2, keys=200, features=16, dtype=dtype
+        )
+        for dtype in ("float32", "int8")
+    ),
+    cases.varlen("t-ragged", lengths=[3, 1, 40, 7], told="few", features=16),
+    cases.varlen("t-ragged-equal", lengths=[9] * 5, told="9 each", features=16),
+    cases.varlen("t-ragged-table", lengths=[3, 1, 40, 7], told="few", features=16, table=30),
+    cases.varlen(
+        "t-ragged-causal",
+        lengths=[3, 1, 40, 7],
+        told="few",
+        features=16,
+        heads=2,
+        own_queries=True,
+        causal=True,
+    ),
     cases.rowwise("softmax", "t-softmax", shape=(30, 40), out=True),
     cases.rowwise("softmax", "t-softmax-0", shape=(30, 40), axis=0),
     cases.rowwise("logsumexp", "t-logsumexp", shape=(30, 40)),
@@ -39,7 +70,7 @@ SMALL = (
     cases.similarity("t-euclidean", "euclidean", queries=30, keys=40, features=16),
     cases.fuse("t-fuse", batch=(1, 2), queries=30, keys=40, features=16),
 )
-LIGHT = ("fastattn", "numpy", "scipy", "scikit-learn")  # import fast enough for every run
+LIGHT = ("fastattn", "fastattn-float32", "numpy", "scipy", "scikit-learn")  # quick imports
 PAIRS = [
     pytest.param(case, name, id=f"{case.name}-{name}")
     for case in SMALL
@@ -55,11 +86,14 @@ HEAVY = [
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
 @pytest.mark.parametrize(("case", "name"), PAIRS + HEAVY)
 def test_a_contender_agrees_with_the_judge(case: cases.Case, name: str) -> None:
     missing = CONTENDERS[name].missing()
     if missing is not None:
         pytest.skip(f"{missing} is not installed")
+    if draw.missing_dtype(case.dtype) is not None:
+        pytest.skip(f"{draw.missing_dtype(case.dtype)} is not installed")
     arrays = case.inputs()
     truth = Truth(case, arrays)
     try:
@@ -70,7 +104,7 @@ def test_a_contender_agrees_with_the_judge(case: cases.Case, name: str) -> None:
         truth.error(variant.read(variant.run()))
     label, fastest = sheet.prepare(name, case, arrays, 1, truth)
     assert label in variants
-    assert truth.error(fastest.read(fastest.run())) < 1e-4
+    assert truth.error(fastest.read(fastest.run())) <= TOLERANCE[case.dtype]
 
 
 def test_the_judge_agrees_with_the_reference() -> None:
@@ -113,7 +147,7 @@ def test_case_names_are_unique_and_inputs_repeat() -> None:
     assert first.keys() == second.keys()
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name])
-        assert array.dtype == bool or array.ctypes.data % cases.ALIGNMENT == 0
+        assert array.dtype == bool or array.ctypes.data % draw.ALIGNMENT == 0
 
 
 def test_ratios_are_formed_within_a_round() -> None:
@@ -163,6 +197,80 @@ def test_a_run_becomes_a_sheet_a_file_and_tables(tmp_path) -> None:
     assert rewritten.startswith("a\n")
     assert rewritten.endswith("\nb\n")
     assert readme.rewrite(rewritten, readme.blocks(again)) == rewritten
+
+
+def test_parts_are_merged_into_the_tables_of_one_run(tmp_path, monkeypatch, capsys) -> None:
+    chosen = [case for case in SMALL if case.name in ("t-ragged", "t-cache-int8", "t-plain")]
+    monkeypatch.setattr("bench.cases.CASES", tuple(chosen))
+    monkeypatch.setattr("bench.__main__.CASES", tuple(chosen))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    kept = []
+    monkeypatch.setattr(report, "save", lambda result: kept.append(result) or tmp_path / "kept")
+    monkeypatch.setattr("bench.__main__.startup.measure", lambda threads: {"threads": threads})
+    monkeypatch.setattr(report, "startup_rows", lambda startup: [("start", "1 s")])
+    monkeypatch.setattr("bench.__main__.SCALING_CASES", ["t-plain"])
+    short = ["--threads=2", "--rounds=3", "--seconds=0.1", "--contenders", "fastattn", "numpy"]
+    for part in ("1/2", "2/2"):
+        assert main([*short, f"--part={part}"]) == 0
+    assert [len(part["cases"]) for part in kept] == [2, 1]
+    assert [bool(part["scaling"]) for part in kept] == [False, True]
+    assert "startup" not in kept[0]
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path, part in zip(files, kept, strict=True):
+        path.write_text(json.dumps(report._finite(part)))
+    names = ("machine", "attention", "ragged", "dtypes", "summary", "scaling", "startup")
+    page = tmp_path / "README.md"
+    page.write_text("".join(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n" for name in names))
+    monkeypatch.setattr(readme.write, "__defaults__", (page,))
+    assert main(["--from-json", *map(str, files), "--write-readme"]) == 0
+    capsys.readouterr()
+    text = page.read_text()
+    assert set(readme.blocks(report.load(files))) == set(names)
+    for expected in ("| t-plain: ", "| t-ragged: ", "| t-cache-int8: ", "| t-plain | ", "| 1 s |"):
+        assert expected in text
+
+
+def test_work_of_ragged_and_narrow_cases() -> None:
+    by_name = {case.name: case for case in cases.CASES}
+    packed, table = by_name["ragged-50"], by_name["ragged-50-table"]
+    assert packed.flops == 4 * 8192 * 50 * 64 == table.flops
+    assert packed.bytes == 4 * 64 * 2 * (8192 + 8192 * 50)
+    touched = len(np.unique(table.inputs()["key_indices"]))
+    assert table.bytes == pytest.approx(4 * 64 * 2 * (8192 + touched), rel=0.01)
+    heavy = by_name["ragged-heavy"]
+    lengths = np.diff(heavy.fixed["key_splits"])
+    assert lengths.min() >= 1
+    assert lengths.max() == 2000
+    assert np.median(lengths) < 60 < lengths.mean() < 200
+    float32, int8 = by_name["cache-float32"], by_name["cache-int8"]
+    assert int8.bytes / float32.bytes == pytest.approx((128 + 4) / 512, rel=0.01)
+    ids = by_name["documents"].fixed["key_segments"]
+    pairs = sum(n * n / 2 for n in np.bincount(ids))
+    assert by_name["documents"].flops == 4 * 8 * pairs * 64
+
+
+def test_own_forms_are_no_peers() -> None:
+    case = {
+        "contenders": {
+            "fastattn": {"seconds": [1.0, 1.0]},
+            "fastattn-float32": {"seconds": [1.5, 1.5]},
+            "torch": {"seconds": [2.0, 2.0]},
+        }
+    }
+    assert report.peers(case)["fastattn-float32"].median == 1.5
+    name, ratio = report.best_peer(case)
+    assert (name, ratio.median) == ("torch", 2.0)
+    assert "fastattn-float32" not in report.means([case])
+
+
+@pytest.mark.skipif(not ceilings.has_bfloat16_dot(), reason="the CPU has no bfloat16 dot")
+def test_the_bfloat16_loop_does_the_work_it_claims() -> None:
+    run, flops = ceilings.fma_turn("bfloat16", 1, steps=100_000)
+    run()
+    seconds = interleave.estimate(interleave.Turn(run))
+    assert 1e9 < flops / seconds < 1e12
+    assembly = "".join(ceilings._bfloat16_loop().inspect_asm().values())
+    assert assembly.count("vdpbf16ps") >= ceilings.ACCUMULATORS * ceilings.UNROLL
 
 
 def test_pytest_bench_takes_the_flags_of_pytest_benchmark(tmp_path) -> None:

@@ -1,0 +1,90 @@
+"""Where the numbers come from: seeded arrays on cache lines, masks, lengths as users have them."""
+
+from __future__ import annotations
+
+import importlib.util
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes; what torch gives its own tensors, so that nobody pays for our allocation
+ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+MEDIAN_LENGTH, LENGTH_SIGMA, LONGEST = 50, 1.25, 2000
+HEAVY_TAILED = f"log-normal, median {MEDIAN_LENGTH}, sigma {LENGTH_SIGMA}, cut to 1..{LONGEST}"
+
+
+def generator(name: str) -> np.random.Generator:
+    """Random numbers of a case, the same in every process."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def missing_dtype(dtype: str) -> str | None:
+    """The package that ``dtype`` needs and that is not installed, or None."""
+    if dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
+        return "ml_dtypes"
+    return None
+
+
+def numpy_dtype(dtype: str) -> np.dtype:
+    """The dtype of a case's float arrays; what an int8 cache is filled with is float32."""
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(np.float32 if dtype == "int8" else dtype)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy of ``array`` that starts on a cache line."""
+    raw = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Standard normal numbers, rounded once to a narrow dtype."""
+    wide = dtype if dtype == np.float64 else np.dtype(np.float32)
+    return aligned(rng.standard_normal(shape, dtype=wide).astype(dtype, copy=False))
+
+
+def mask(
+    rng: np.random.Generator, shape: tuple[int, ...], kind: str, dtype: np.dtype
+) -> np.ndarray:
+    """About half the keys visible (bool), or a bias for each pair (float)."""
+    if kind == "bool":
+        drawn = rng.random(shape, dtype=np.float32) < 0.5
+        drawn[..., 0] = True  # peers give NaN for a row without a key
+        return drawn
+    return normal(rng, shape, dtype)
+
+
+def heavy_tailed_lengths(name: str, count: int) -> np.ndarray:
+    """Lengths of ``count`` sequences: most are short, the longest is ``LONGEST``."""
+    rng = generator(f"{name} lengths")
+    drawn = rng.lognormal(np.log(MEDIAN_LENGTH), LENGTH_SIGMA, count).astype(np.int64)
+    lengths: np.ndarray = np.clip(drawn, 1, LONGEST)
+    lengths[count // 2] = LONGEST  # whatever the seed
+    return lengths
+
+
+def splits(lengths: np.ndarray | Iterable[int]) -> np.ndarray:
+    """Where each sequence starts, and where the last one ends."""
+    counts = np.fromiter(lengths, np.int64)
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def document_ids(lengths: np.ndarray, total: int) -> np.ndarray:
+    """One id per token of a row packed with documents, cut off at ``total`` tokens."""
+    ids = np.repeat(np.arange(len(lengths)), lengths)[:total]
+    if len(ids) < total:
+        raise ValueError(f"{len(ids)} tokens do not fill a row of {total}")
+    return ids
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """The slopes of the ALiBi paper: 2^-(8/H), 2^-(16/H), ..."""
+    slopes: np.ndarray = np.exp2(-8 * np.arange(1, heads + 1) / heads).astype(np.float32)
+    return slopes
