@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["PAGE_KEYS", "PageTable", "Pages", "quantise"]
+from fastattn._core.plan import PAGE_KEYS
 
-# The kernel's chains over values are 128 keys long and its key panels 64: neither crosses a page.
-PAGE_KEYS = 128
+__all__ = ["PageTable", "Pages", "quantise"]
+
 # A chunk holds as many pages as there are already, up to about this many bytes.
 _CHUNK_BYTES = 256 << 20
 # New keys are written this many (key, head) rows at a time, which bounds the temporary copy.

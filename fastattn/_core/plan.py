@@ -6,8 +6,6 @@ No bit of a result depends on a plan. What bits depend on are constants of the a
 
 from typing import NamedTuple
 
-from fastattn._core.pages import PAGE_KEYS
-
 SEGMENT_KEYS = 512
 BLOCK_ROWS = 24
 TILE_ROWS = 6
@@ -16,6 +14,9 @@ PANEL_KEYS = 64
 # would fall into the same few cache sets.
 SCORE_STRIDE = SEGMENT_KEYS + 16
 LANES = 16
+# The keys of a page (`pages.py`). A chain over values is 128 keys long, a panel of keys 64: neither
+# crosses a page.
+PAGE_KEYS = 128
 # A worker's own copy of the call record.
 RECORD_BYTES = 1280
 

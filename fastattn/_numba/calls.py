@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastattn._core.pages import PAGE_KEYS, Pages
+from fastattn._core.pages import Pages
+from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 

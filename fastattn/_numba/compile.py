@@ -18,6 +18,7 @@ from numba.core import sigutils
 from numba.core.ccallback import CFunc
 
 from fastattn._numba import cache
+from fastattn._numba.linking import LinkedCompiler
 
 # No fast-math flag and no contraction: bits are part of the contract. error_model "numpy" keeps
 # division free of a zero test (and of a raise, which would leak every array a kernel holds).
@@ -62,6 +63,7 @@ def device(function: Callable | None = None, *, inlined: bool = False) -> Any:
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
         inline="always" if inlined else "never",
+        pipeline_class=LinkedCompiler,
     )(function)
 
 

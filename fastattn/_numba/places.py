@@ -6,8 +6,7 @@ dequantised on the way. Everything after that sees plain rows.
 
 import numpy as np
 
-from fastattn._core.pages import PAGE_KEYS
-from fastattn._core.plan import PANEL_KEYS
+from fastattn._core.plan import PAGE_KEYS, PANEL_KEYS
 
 from .compile import device
 from .emit import LANES
