@@ -289,6 +289,13 @@ def documents_as_a_mask(call: Call, rng: np.random.Generator) -> Pairs:
     yield call, replace(call, options=options)
 
 
+def sinks_of_nothing(call: Call, rng: np.random.Generator) -> Pairs:
+    """A sink of −inf takes no weight, and changes no bit."""
+    heads = call.batch[-1:]
+    if "sinks" not in call.options:
+        yield call, call.having(sinks=np.full(heads, -np.inf, np.float32))
+
+
 def results_asked_for(call: Call, rng: np.random.Generator) -> Pairs:
     """Output is the same with lse, with weights, with both, with `out`."""
 
@@ -310,8 +317,6 @@ def results_asked_for(call: Call, rng: np.random.Generator) -> Pairs:
 
 def streamed_states(call: Call, rng: np.random.Generator) -> Pairs:
     """Parts of the keys, each from a segment border on, merge to the one call."""
-    if "sinks" in call.options:
-        return  # they join when a state is finished, to rounding
     segments = -(-call.keys // SEGMENT_KEYS)
     for _ in range(2):
         inner = rng.random(max(segments - 1, 0)) < 0.6
@@ -324,7 +329,7 @@ def streamed_states(call: Call, rng: np.random.Generator) -> Pairs:
             while len(states) > 1:
                 at = len(states) - 2 if right_first else 0
                 states[at : at + 2] = [states[at].merge(states[at + 1])]
-            return states[0].finish(return_lse=True)
+            return states[0].finish(sinks=c.options.get("sinks"), return_lse=True)
 
         yield call, replace(call, run_with=run)
 
@@ -335,6 +340,7 @@ def _state(call: Call, first: int, stop: int) -> Any:
         options["mask"] = _take(options["mask"], -1, slice(first, stop))
     if "key_segments" in options:
         options["key_segments"] = options["key_segments"][..., first:stop]
+    options.pop("sinks", None)
     key, value = call.key[..., first:stop, :], call.value[..., first:stop, :]
     return fastattn.attention_state(call.query, key, value, key_start=first, **options)
 
@@ -363,6 +369,7 @@ RELATIONS: dict[str, Callable[[Call, np.random.Generator], Pairs]] = {
         lengths_against_truncation,
         hidden_contents,
         documents_as_a_mask,
+        sinks_of_nothing,
         results_asked_for,
         streamed_states,
     )

@@ -33,7 +33,7 @@ from .compile import device, entry
 from .documents import find_documents, segment_span
 from .emit import LANES
 from .entries import enter_entry, enter_sequence, find_sequence, own_record
-from .finish import finish_row, finish_weights, fold_sink
+from .finish import finish_row, finish_weights
 from .memory import load, load_scalar, store, store_scalar
 from .native import atomic_next, load_int64, store_int64
 from .pack import clear_row, normalise_query, pack_matrix, scale_row
@@ -41,8 +41,6 @@ from .places import row_place, stage_rows
 from .record import (
     COSINE,
     EUCLIDEAN,
-    LSE,
-    OUTPUT,
     QUERY,
     VALUE,
     operand_offset,
@@ -198,30 +196,22 @@ def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_seg
 def finish_rows(tag, call, entry_index, first_row, rows, scratch):
     """Step finish for all rows of a task."""
     width = padded(call.value_features) * item_size(tag)
-    output = call.output + operand_offset(call, OUTPUT, entry_index)
-    lse = 0
+    zeros = scratch + call.at_block
     head, i = divmod(first_row, call.queries)
     for r in range(rows):
         exact = load_int64(slot(call, scratch, EXACT, r), 0) != 0
-        factor = row_factor(tag, call, exact)
-        running = scratch + call.at_running + r * width
         max_place = slot(call, scratch, RUNNING_MAX, r)
         sum_place = slot(call, scratch, RUNNING_SUM, r)
-        if call.sinks:
-            zeros = scratch + call.at_block
-            fold_sink(tag, call, max_place, sum_place, running, head, entry_index, factor, zeros)
-        row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+        running = scratch + call.at_running + r * width
+        finish_row(tag, call, entry_index, head, i, max_place, sum_place, running, exact, zeros)
         if call.weights:
             index = entry_index * call.groups_of_heads * call.queries + first_row + r
             place = call.weights + index * call.keys * item_size(tag)
             begin = load_int64(slot(call, scratch, BEGIN, r), 0)
             end = load_int64(slot(call, scratch, END, r), 0)
+            row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+            factor = row_factor(tag, call, exact)
             finish_weights(tag, call, place, begin, end, row_max, row_sum, factor)
-        if call.lse:
-            lse = call.lse + operand_offset(call, LSE, entry_index)
-            lse += head * call.lse_head + i * call.lse_row
-        target = output + head * call.output_head + i * call.output_row
-        finish_row(tag, call, row_max, row_sum, running, exact, target, lse)
         i += 1
         if i == call.queries:
             head, i = head + 1, 0
@@ -283,22 +273,11 @@ def finish_folded(tag, call, index, max_place, sum_place, running, exact, scratc
     rows = call.groups_of_heads * call.queries
     entry_index, row = divmod(call.first_entry * rows + index, rows)
     head, i = divmod(row, call.queries)
-    row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
-    if call.sinks:
-        max_place = slot(call, scratch, RUNNING_MAX, 0)
-        sum_place = slot(call, scratch, RUNNING_SUM, 0)
-        store_scalar(max_place, row_max)
-        store_scalar(sum_place, row_sum)
-        factor, zeros = row_factor(tag, call, exact), scratch + call.at_block
-        fold_sink(tag, call, max_place, sum_place, running, head, entry_index, factor, zeros)
-        row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
-    target = call.output + operand_offset(call, OUTPUT, entry_index)
-    target += head * call.output_head + i * call.output_row
-    lse = 0
-    if call.lse:
-        lse = call.lse + operand_offset(call, LSE, entry_index)
-        lse += head * call.lse_head + i * call.lse_row
-    finish_row(tag, call, row_max, row_sum, running, exact, target, lse)
+    own_max, own_sum = slot(call, scratch, RUNNING_MAX, 0), slot(call, scratch, RUNNING_SUM, 0)
+    store_scalar(own_max, load_scalar(tag, max_place))
+    store_scalar(own_sum, load_scalar(tag, sum_place))
+    zeros = scratch + call.at_block
+    finish_row(tag, call, entry_index, head, i, own_max, own_sum, running, exact, zeros)
 
 
 @device(inlined=True)

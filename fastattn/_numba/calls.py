@@ -152,7 +152,7 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
     left, right = problem.window
     right = UNBOUNDED if right is None else right
     adds = mask is not None and mask.dtype != np.bool_
-    adds = adds or problem.alibi_slopes is not None or problem.sinks is not None
+    adds = adds or problem.alibi_slopes is not None
     record.set(
         groups_of_heads=query.shape[-3],
         queries=query.shape[-2],

@@ -2,31 +2,60 @@
 
 import numpy as np
 
-from .blocks import padded
+from .blocks import LOG2_E, padded
 from .compile import device
 from .elementary import exp2_lowest, exp2_product, natural_log
 from .emit import LANES
 from .memory import load, load_first, load_scalar, store, store_first, store_scalar
 from .pack import clear_row
-from .record import SINKS, operand_offset
+from .record import LSE, OUTPUT, SINKS, operand_offset
 from .rows import fold_row
 from .simd import cast, fma, item_size, select_equal, splat, unless_nan
 from .storage import round_row
 
 
 @device
-def finish_row(tag, call, row_max, row_sum, running, exact, target, lse_target):
-    """Write a row's output and, unless that address is 0, its lse; an empty one gives 0 and -inf.
+def finish_row(tag, call, entry_index, head, i, max_place, sum_place, running, exact, zeros):
+    """Write the output and the log-sum-exp of query i of a head, from its state.
 
-    Overwrites `running`.
+    The state at the two places takes the sink in, its maximum as scored again; overwrites the rows
+    `running` and `zeros`.
     """
+    # What turns a maximum, as scored, into a final score.
+    scale = unit = 1.0
+    if not call.shaped and exact:
+        scale = call.rest
+    if call.sinks:
+        place = call.sinks + operand_offset(call, SINKS, entry_index) + head * call.sinks_head
+        sink = load_scalar(tag, place)
+        if sink != -np.inf:
+            # A sink is a final score: fold in that unit.
+            final = cast(tag, np.float64(load_scalar(tag, max_place)) * scale)
+            store_scalar(max_place, final)
+            fold_sink(tag, call, max_place, sum_place, running, sink, zeros)
+            unit, scale = scale, 1.0
+    row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+    target = call.output + operand_offset(call, OUTPUT, entry_index)
+    target += head * call.output_head + i * call.output_row
+    write_output(tag, call, row_max, row_sum, running, target)
+    if call.lse:
+        lse = -np.inf
+        if row_max != -np.inf:
+            lse = natural_log(np.float64(row_sum)) + np.float64(row_max) * scale
+        target = call.lse + operand_offset(call, LSE, entry_index)
+        store_scalar(target + head * call.lse_head + i * call.lse_row, cast(tag, lse))
+    store_scalar(max_place, cast(tag, np.float64(row_max) / unit))
+
+
+@device
+def write_output(tag, call, row_max, row_sum, running, target):
+    """Divide by the sum and round; an empty row gives 0. Overwrites `running`."""
     item = item_size(tag)
-    empty = row_max == -np.inf
     zero, total = splat(cast(tag, 0.0)), splat(row_sum)
     inverse = splat(cast(tag, 1.0) / row_sum)
     for offset in range(0, padded(call.value_features) * item, LANES * item):
         result = zero
-        if not empty:
+        if row_max != -np.inf:
             # Division by Newton's correction of the quotient: as exact (Markstein), and a fifth of
             # the time of dividing a vector. An infinite quotient needs none and would become NaN.
             weighted = load(tag, running + offset)
@@ -35,27 +64,16 @@ def finish_row(tag, call, row_max, row_sum, running, exact, target, lse_target):
             result = unless_nan(fma(remainder, inverse, quotient), quotient)
         store(running + offset, result)
     round_row(tag, call.output_code, running, call.value_features, target, call.output_feature)
-    if lse_target != 0:
-        lse = -np.inf
-        if not empty:
-            # What turns the maximum, as scored, into a final score.
-            scale = 1.0 if call.shaped or not exact else call.rest
-            lse = natural_log(np.float64(row_sum)) + np.float64(row_max) * scale
-        store_scalar(lse_target, cast(tag, lse))
 
 
 @device
-def fold_sink(tag, call, max_place, sum_place, running, head, entry_index, factor, zeros):
-    """Fold the sink of a head into a row's running state: weight without a value.
-
-    Overwrites the row `zeros`.
-    """
+def fold_sink(tag, call, max_place, sum_place, running, sink, zeros):
+    """Fold a sink into a row's running state: weight without a value. Overwrites `zeros`."""
     width = padded(call.value_features)
-    place = call.sinks + operand_offset(call, SINKS, entry_index) + head * call.sinks_head
     clear_row(tag, zeros, 0, width)
-    one, bytes_wide = cast(tag, 1.0), width * item_size(tag)
-    sink = load_scalar(tag, place)
-    fold_row(tag, max_place, sum_place, running, sink, one, zeros, bytes_wide, factor)
+    one, factor = cast(tag, 1.0), cast(tag, LOG2_E)
+    wide = width * item_size(tag)
+    fold_row(tag, max_place, sum_place, running, sink, one, zeros, wide, factor)
 
 
 @device
