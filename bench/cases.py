@@ -342,10 +342,10 @@ CASES: tuple[Case, ...] = (
     ),
     varlen(
         "ragged-causal",
-        lengths=draw.heavy_tailed_lengths("ragged-causal", 32),
+        lengths=draw.heavy_tailed_lengths("ragged-causal", 16),
         told=draw.HEAVY_TAILED,
         features=64,
-        heads=4,
+        heads=2,
         own_queries=True,
         causal=True,
         bound="compute",
