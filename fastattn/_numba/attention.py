@@ -36,17 +36,16 @@ from .entries import enter_entry, enter_sequence, find_sequence, own_record
 from .finish import finish_row, finish_weights
 from .memory import load, load_scalar, store, store_scalar
 from .native import atomic_next, load_int64, store_int64
-from .pack import clear_row, normalise_query, pack_matrix, scale_row
-from .places import row_place, stage_rows
+from .pack import clear_row, normalise_query, scale_row
+from .places import place_values, stage_values, values_wait
 from .record import (
     COSINE,
     EUCLIDEAN,
     QUERY,
-    VALUE,
     operand_offset,
     read_record,
 )
-from .rows import FUSE_KEYS, fold_row, fuse_block
+from .rows import fold_row, fuse_block
 from .scores import score_block
 from .simd import cast, item_size
 from .storage import widen_row
@@ -112,10 +111,14 @@ def attend_block(
         score_block(tag, call, segment, queries, rows, low, high, scratch)
         reveal_block(tag, call, segment, first_row, block, rows, low, high, scratch)
         if repairing:
+            if values_wait(call):
+                place = load_int64(values, 0) + low * value_stride
+                first, columns = segment * SEGMENT_KEYS + low, call.value_features
+                stage_values(tag, call, first, high - low, 0, columns, place, value_stride)
             fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, scratch)
             break
         normalise_block(tag, call, entry_index, segment, first_row, block, rows, low, high, scratch)
-        fuse_block(tag, call, rows, low, high, values, value_stride, scratch)
+        fuse_block(tag, call, segment, rows, low, high, values, value_stride, scratch)
         # 0 times inf or NaN of a hidden key may have come in. It shows as a NaN, and only then
         # the block is done again with its hidden keys left out.
         if not block_has_nan(tag, call, rows, scratch):
@@ -125,53 +128,12 @@ def attend_block(
 
 
 @device
-def place_values(tag, call, segment, low, high, scratch):
-    """List where the values of a segment lie, packing columns low to high if they must be.
-
-    Returns the distance between rows. The list names the first row of each 128 keys.
-    """
-    start = segment * SEGMENT_KEYS
-    keys = min(SEGMENT_KEYS, call.keys - start)
-    stride = call.value_row
-    packed = scratch + call.at_values
-    if not call.value_in_place:
-        stride = padded(call.value_features) * item_size(tag)
-        place = packed + low * stride
-        if call.indices != 0 or call.entry_value_pages != 0:
-            stage_rows(tag, call, VALUE, start + low, high - low, place, stride)
-        else:
-            source = call.entry_value + (start + low) * call.value_row
-            pack_matrix(
-                tag, call.value_code, source, call.value_row, call.value_feature, high - low,
-                call.value_features, place, stride,
-            )  # fmt: skip
-    for chunk in range((keys + FUSE_KEYS - 1) // FUSE_KEYS):
-        first = packed + chunk * FUSE_KEYS * stride
-        if call.value_in_place:
-            j = start + chunk * FUSE_KEYS
-            first = row_place(call, call.entry_value, call.entry_value_pages, stride, j)
-        store_int64(scratch + call.at_chunks, chunk, first)
-    return stride
-
-
-@device
-def clear_padding(tag, call, scratch):
-    """Zeros beside packed values: a NaN that the scratch held must not call for a repair."""
-    stride = padded(call.value_features) * item_size(tag)
-    for row in range(min(SEGMENT_KEYS, call.keys)):
-        place = scratch + call.at_values + row * stride
-        clear_row(tag, place, call.value_features, padded(call.value_features))
-
-
-@device
 def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch):
     """A block of rows over segments first to stop."""
     low, high = visible_span(call, scratch, 0, rows)
     first_segment = max(first_segment, low // SEGMENT_KEYS)
     stop_segment = min(stop_segment, (high + SEGMENT_KEYS - 1) // SEGMENT_KEYS)
     narrowing = call.query_ids != 0 and call.key_ids_head == 0 and call.weights == 0
-    if not call.value_in_place:
-        clear_padding(tag, call, scratch)
     for segment in range(first_segment, stop_segment):
         for panel in range(SEGMENT_KEYS // PANEL_KEYS):
             store_int64(scratch + call.at_packed, panel, 0)

@@ -13,8 +13,8 @@ from .compile import device, entry
 from .emit import LANES
 from .memory import load, load_scalar, prefetch, store, store_first
 from .pack import clear_row, pack_matrix
+from .places import FUSE_KEYS
 from .record import Layout, operand_offset, reader
-from .rows import FUSE_KEYS
 from .scores import product_columns
 from .simd import item_size, splat
 from .tasks import put_row, take_tasks
@@ -106,7 +106,7 @@ def fuse_strip(
             product_columns(
                 tag,
                 TILE_ROWS,
-                False,
+                0,
                 a,
                 a_stride,
                 values,

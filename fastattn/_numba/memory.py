@@ -241,6 +241,30 @@ def load_as(typing_context, tag, code, address):
     return sig, codegen
 
 
+def transposed(builder, rows):
+    """Four vectors, the columns of sixteen rows of four elements of 32 or 64 bits."""
+    # wide[i] holds rows i, i+4, i+8, i+12, four columns each: what is left is a 4 x 4 transpose
+    # inside each quarter, which needs no shuffle across 128-bit lanes in float32.
+    wide = []
+    for i in range(4):
+        low = shuffle_ir(builder, rows[i], rows[i + 4], range(8))
+        high = shuffle_ir(builder, rows[i + 8], rows[i + 12], range(8))
+        wide.append(shuffle_ir(builder, low, high, range(16)))
+    a, b, c, d = wide
+    first = [q + k for q in range(0, 16, 4) for k in (0, 16, 1, 17)]
+    second = [q + k for q in range(0, 16, 4) for k in (2, 18, 3, 19)]
+    ab0, ab1 = shuffle_ir(builder, a, b, first), shuffle_ir(builder, a, b, second)
+    cd0, cd1 = shuffle_ir(builder, c, d, first), shuffle_ir(builder, c, d, second)
+    low = [q + k for q in range(0, 16, 4) for k in (0, 1, 16, 17)]
+    high = [q + k for q in range(0, 16, 4) for k in (2, 3, 18, 19)]
+    return [
+        shuffle_ir(builder, ab0, cd0, low),
+        shuffle_ir(builder, ab0, cd0, high),
+        shuffle_ir(builder, ab1, cd1, low),
+        shuffle_ir(builder, ab1, cd1, high),
+    ]
+
+
 @intrinsic(prefer_literal=True)
 def transpose_four(typing_context, tag, whole, source, row_stride, last_row, target, target_stride):
     """Four columns of sixteen rows, written as four vectors.
@@ -263,26 +287,7 @@ def transpose_four(typing_context, tag, whole, source, row_stride, last_row, tar
                 row = builder.select(builder.icmp_signed("<", row, last_row), row, last_row)
             offset = builder.mul(row_stride, row)
             rows.append(load_ir(builder, builder.add(source, offset), quad))
-        # wide[i] holds rows i, i+4, i+8, i+12, four columns each: what is left is a 4 x 4 transpose
-        # inside each quarter, which needs no shuffle across 128-bit lanes in float32.
-        wide = []
-        for i in range(4):
-            low = shuffle_ir(builder, rows[i], rows[i + 4], range(8))
-            high = shuffle_ir(builder, rows[i + 8], rows[i + 12], range(8))
-            wide.append(shuffle_ir(builder, low, high, range(16)))
-        a, b, c, d = wide
-        first = [q + k for q in range(0, 16, 4) for k in (0, 16, 1, 17)]
-        second = [q + k for q in range(0, 16, 4) for k in (2, 18, 3, 19)]
-        ab0, ab1 = shuffle_ir(builder, a, b, first), shuffle_ir(builder, a, b, second)
-        cd0, cd1 = shuffle_ir(builder, c, d, first), shuffle_ir(builder, c, d, second)
-        low = [q + k for q in range(0, 16, 4) for k in (0, 1, 16, 17)]
-        high = [q + k for q in range(0, 16, 4) for k in (2, 3, 18, 19)]
-        columns = [
-            shuffle_ir(builder, ab0, cd0, low),
-            shuffle_ir(builder, ab0, cd0, high),
-            shuffle_ir(builder, ab1, cd1, low),
-            shuffle_ir(builder, ab1, cd1, high),
-        ]
+        columns = transposed(builder, rows)
         for i, column in enumerate(columns):
             offset = builder.mul(target_stride, ir.Constant(I64, i))
             store_ir(builder, builder.add(target, offset), column)

@@ -47,6 +47,17 @@ def pack_matrix(
     What stands between `inners` and its next multiple of sixteen is left or filled with anything
     finite or not: the caller hides or clears it. Requires that `target` has room for it.
     """
+    ahead = PREFETCH_KEYS * inner_stride
+    pack_ahead(
+        tag, code, source, outer_stride, inner_stride, outers, inners, target, target_stride, ahead
+    )
+
+
+@device
+def pack_ahead(
+    tag, code, source, outer_stride, inner_stride, outers, inners, target, target_stride, ahead
+):
+    """As `pack_matrix`; transposing asks for what lies `ahead` bytes beyond what it reads."""
     item = item_size(tag)
     native = code == native_code(tag)
     if native and inner_stride != item and outer_stride == item and outers >= 4:
@@ -57,10 +68,10 @@ def pack_matrix(
             for outer in range(0, outers, 4):
                 # The last four overlap the ones before when `outers` is no multiple of four.
                 outer = min(outer, outers - 4)
-                # Four cache lines a step: sixteen rows ahead, line by line.
-                ahead = start + PREFETCH_KEYS * inner_stride + outer // 16 * 64
+                # Four cache lines a step: those of sixteen rows, line by line.
+                later = start + ahead + outer // 16 * 64
                 for row in range(outer % 16, outer % 16 + 4):
-                    prefetch(ahead + row * inner_stride)
+                    prefetch(later + row * inner_stride)
                 place = end + outer * target_stride
                 if last == LANES - 1:
                     transpose_four(
@@ -158,9 +169,16 @@ def pack_panel(tag, call, key, first, target):
 
 @device
 def pack_keys(tag, call, code, source, feature_stride, row_stride, keys, target):
-    """Pack up to 64 key rows into a panel; cosine norms and the exact part of scale go onto it."""
+    """Pack up to 64 key rows into a panel."""
     stride = PANEL_KEYS * item_size(tag)
     pack_matrix(tag, code, source, feature_stride, row_stride, call.features, keys, target, stride)
+    finish_panel(tag, call, target)
+
+
+@device
+def finish_panel(tag, call, target):
+    """Cosine norms and the exact part of scale go onto a panel of packed keys."""
+    stride = PANEL_KEYS * item_size(tag)
     if call.metric == COSINE:
         normalise_keys(tag, target, call.features)
     elif call.key_factor != 1.0:

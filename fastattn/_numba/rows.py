@@ -2,21 +2,20 @@
 
 import numpy as np
 
-from fastattn._core.plan import BLOCK_ROWS, SCORE_STRIDE, TILE_ROWS
+from fastattn._core.plan import BLOCK_ROWS, SCORE_STRIDE, SEGMENT_KEYS
 
 from .compile import device
 from .elementary import exp2_lowest, exp2_product
 from .emit import LANES
 from .memory import load, load_scalar, store, store_scalar
 from .native import load_int64
-from .scores import product_columns
+from .places import FUSE_KEYS, stage_values, values_wait
+from .scores import product_columns, rows_at_once
 from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
 
-# A segment's output is a sum of chains over this many keys each, counted from its first key. A
-# chain over the whole segment loses accuracy (the error of attention in float32 is then 1.01 times
-# that of NumPy, and 0.92 times with 128). And values of 128 keys stay in the first-level cache
-# while all rows of a block read them.
-FUSE_KEYS = 128
+# Values are fetched this many keys before their turn where a task has few rows: they come straight
+# from memory then. More rows find them in a cache, and lose 5 % by asking.
+AHEAD = 32
 
 
 @device
@@ -63,32 +62,50 @@ def zero_columns(tag, scores, low, high):
 
 
 @device
-def fuse_block(tag, call, rows, low, high, values, value_stride, scratch):
+def fuse_block(tag, call, segment, rows, low, high, values, value_stride, scratch):
     """Step fuse: weights times values, columns low to high, into the block's output rows.
 
-    `values` is the address of a list: where the value rows of each 128 keys of the segment begin.
+    `values` is the address of a list: where the value rows of each 128 keys of the segment begin,
+    and those behind it. Values that wait are staged where the first would
+    lie, by strips of columns.
     """
     item = item_size(tag)
     scores, block = scratch + call.at_scores, scratch + call.at_block
     score_stride = SCORE_STRIDE * item
     vectors = (call.value_features + LANES - 1) // LANES
     block_stride = vectors * LANES * item
+    waiting = values_wait(call)
     first = low
     while first < high:
         keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
-        b = load_int64(values, first // FUSE_KEYS) + first % FUSE_KEYS * value_stride
+        chunk = load_int64(values, first // FUSE_KEYS)
+        b = chunk + first % FUSE_KEYS * value_stride
+        ahead = 0
+        if call.value_in_place and call.task_rows <= BLOCK_ROWS:
+            ahead = AHEAD * value_stride
+            if call.entry_value_pages != 0:
+                # Behind a page lies something else.
+                ahead = load_int64(values, first // FUSE_KEYS + 1) - chunk
         for start in range(0, vectors, 4):
             count = min(vectors - start, 4)
             offset = start * LANES * item
-            for row in range(0, rows, TILE_ROWS):
+            strip, strip_stride = b + offset, value_stride
+            if waiting:
+                strip, strip_stride = load_int64(values, 0), count * LANES * item
+                key = segment * SEGMENT_KEYS + first
+                stage_values(
+                    tag, call, key, keys, start * LANES, count * LANES, strip, strip_stride
+                )
+            group = rows_at_once(tag, rows, count)
+            for row in range(0, rows, group):
                 product_columns(
                     tag,
-                    rows,
-                    call.task_rows <= BLOCK_ROWS,
+                    group,
+                    ahead,
                     scores + row * score_stride + first * item,
                     score_stride,
-                    b + offset,
-                    value_stride,
+                    strip,
+                    strip_stride,
                     block + row * block_stride + offset,
                     block_stride,
                     keys,

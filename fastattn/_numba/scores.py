@@ -6,7 +6,7 @@ sixteen), in scratch rows `SCORE_STRIDE` apart.
 
 import numpy as np
 
-from fastattn._core.plan import PANEL_KEYS, SCORE_STRIDE, SEGMENT_KEYS, TILE_ROWS
+from fastattn._core.plan import BLOCK_ROWS, PANEL_KEYS, SCORE_STRIDE, SEGMENT_KEYS, TILE_ROWS
 
 from .compile import device
 from .elementary import tanh_product
@@ -31,43 +31,70 @@ from .simd import (
 )
 from .tile import distance_tile, product_tile
 
-# Values are fetched this many keys before their turn where a task has few rows: they come straight
-# from memory then. More rows find them in a cache, and lose 5 % by asking.
-AHEAD = 32
+
+@device
+def rows_at_once(tag, rows, vectors):
+    """How many rows `product_columns` takes of `rows`: four where that leaves fewer idle.
+
+    Four only where it takes all columns four vectors at a time.
+    """
+    fours, sixes = (rows + 3) // 4 * 4, (rows + 5) // 6 * 6
+    if rows == 1:
+        return 1
+    return 4 if fours < sixes and tile_width(tag) >= 4 and vectors % 4 == 0 else 6
 
 
 @device
 def product_columns(
-    tag, rows, from_memory, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate
+    tag, rows, ahead, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate
 ):
-    """Six rows (one, if `rows` is 1) times any number of vectors, in the widest tiles there are."""
+    """`rows` (see `rows_at_once`) times any number of vectors, in the widest tiles there are.
+
+    Asks for what lies `ahead` bytes beyond B, unless that is 0.
+    """
     step = LANES * item_size(tag)
     width = tile_width(tag)
     wide = 1
     while vectors > 0:
         if rows == 1 and vectors >= 4:
             wide = 4
-            product_tile(tag, 1, 4, AHEAD, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+            product_tile(
+                tag, 1, 4, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
+            )
         elif rows == 1:
             wide = 1
-            product_tile(tag, 1, 1, AHEAD, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
-        elif width >= 4 and vectors >= 4:
+            product_tile(
+                tag, 1, 1, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
+            )
+        elif rows == 4:
             wide = 4
-            if from_memory:
+            if ahead != 0:
                 product_tile(
-                    tag, 6, 4, AHEAD, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
+                    tag, 4, 4, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
                 )
             else:
-                product_tile(tag, 6, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+                product_tile(
+                    tag, 4, 4, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
+                )
+        elif width >= 4 and vectors >= 4:
+            wide = 4
+            if ahead != 0:
+                product_tile(
+                    tag, 6, 4, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
+                )
+            else:
+                product_tile(
+                    tag, 6, 4, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
+                )
         elif width >= 4 and vectors == 3:
             wide = 3
-            product_tile(tag, 6, 3, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+            product_tile(tag, 6, 3, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
         elif width >= 2 and vectors >= 2:
             wide = 2
-            product_tile(tag, 6, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+            product_tile(tag, 6, 2, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
         else:
             wide = 1
-            product_tile(tag, 6, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+            product_tile(tag, 6, 1, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
         vectors -= wide
         b += wide * step
         c += wide * step
@@ -88,22 +115,29 @@ def _distance_columns(tag, factor, a, a_stride, b, b_stride, c, c_stride, depth,
 def score_block(tag, call, segment, queries, rows, low, high, scratch):
     """Steps pack and score: similarities of a block, columns low to high, before any scale.
 
-    Packs the panels it needs that no block of this task has packed before (a flag a panel tells).
-    Requires scratch for whole groups of six rows.
+    Packs the panels it needs that no block of this task has packed before (a flag a panel tells);
+    a task of one block has all its panels take turns in one place, which stays in the nearest
+    cache. Requires scratch for whole groups of six rows.
     """
     item = item_size(tag)
     scores, packed = scratch + call.at_scores, scratch + call.at_packed
     query_stride = (call.features + LANES - 1) // LANES * LANES * item
     panel_bytes = PANEL_KEYS * call.features * item
+    several = call.task_rows > BLOCK_ROWS
     for panel in range(low // PANEL_KEYS, (high + PANEL_KEYS - 1) // PANEL_KEYS):
-        place = scratch + call.at_panels + panel * panel_bytes
-        if load_int64(packed, panel) == 0:
+        place = scratch + call.at_panels
+        if several:
+            place += panel * panel_bytes
+        if not several or load_int64(packed, panel) == 0:
             pack_entry_panel(tag, call, segment * SEGMENT_KEYS + panel * PANEL_KEYS, place, scratch)
             store_int64(packed, panel, 1)
         first = max(low, panel * PANEL_KEYS)
         vectors = (min(high, (panel + 1) * PANEL_KEYS) - first + LANES - 1) // LANES
         place += (first - panel * PANEL_KEYS) * item
-        for row in range(0, rows, TILE_ROWS):
+        group = rows_at_once(tag, rows, vectors)
+        if call.metric == EUCLIDEAN:
+            group = TILE_ROWS
+        for row in range(0, rows, group):
             a = queries + row * query_stride
             c = scores + (row * SCORE_STRIDE + first) * item
             if call.metric == EUCLIDEAN:
@@ -122,8 +156,8 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
             else:
                 product_columns(
                     tag,
-                    rows,
-                    False,
+                    group,
+                    0,
                     a,
                     query_stride,
                     place,

@@ -79,7 +79,7 @@ def score_tile(tag, call, queries, panel, target, stride, vectors):
         product_columns(
             tag,
             TILE_ROWS,
-            False,
+            0,
             queries,
             query_stride,
             panel,

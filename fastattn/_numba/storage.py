@@ -9,8 +9,17 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compile import device
-from .emit import I32, LANES, VECTOR_OF, load_ir, splat_ir, store_ir, vector_ir
-from .memory import load, load_as, load_scalar, native_code, store, store_scalar
+from .emit import I32, I64, LANES, VECTOR_OF, load_ir, shuffle_ir, splat_ir, store_ir, vector_ir
+from .memory import (
+    load,
+    load_as,
+    load_scalar,
+    native_code,
+    prefetch,
+    store,
+    store_scalar,
+    transposed,
+)
 from .simd import item_size, splat
 
 HALF = 11  # codes of `memory.STORAGE_CODES`
@@ -47,6 +56,60 @@ def load_widened(typing_context, tag, kind, address):
         floats = _widened(builder, args[2], code)
         target = vector_ir(tag)
         return floats if floats.type == target else builder.fpext(floats, target)
+
+    return sig, codegen
+
+
+def _elements(builder, words, code):
+    """The stored elements of sixteen 32-bit words: a vector of floats for each place in a word."""
+    floats = vector_ir(types.float32)
+    if code == BFLOAT:
+        low = builder.shl(words, splat_ir(builder, I32(16)))
+        high = builder.and_(words, splat_ir(builder, I32(-65536)))
+        return [builder.bitcast(half, floats) for half in (low, high)]
+    if code == HALF:
+        halves = builder.bitcast(words, ir.VectorType(ir.HalfType(), 2 * LANES))
+        places = (range(first, 2 * LANES, 2) for first in range(2))
+        chosen = [shuffle_ir(builder, halves, halves, place) for place in places]
+        return [builder.fpext(half, floats) for half in chosen]
+    elements = []
+    for first in range(24, -1, -8):
+        byte = builder.shl(words, splat_ir(builder, I32(first)))
+        byte = builder.ashr(byte, splat_ir(builder, I32(24)))
+        elements.append(builder.sitofp(byte, floats))
+    return elements
+
+
+@intrinsic(prefer_literal=True)
+def transpose_widened(typing_context, tag, kind, source, row_stride, scales, target, target_stride):
+    """Columns of sixteen rows of a small storage type (a literal code), written as vectors.
+
+    As `transpose_four`, but a step takes sixteen bytes of each row: eight halves, or sixteen int8,
+    which are multiplied by their row's float32 at `scales`.
+    """
+    sig = types.void(tag, kind, *[types.int64] * 5)
+    code = kind.literal_value
+
+    def codegen(context, builder, sig, args):
+        _, _, source, row_stride, scales, target, target_stride = args
+        quad = ir.VectorType(I32, 4)
+        rows = [
+            load_ir(builder, builder.add(source, builder.mul(row_stride, I64(r))), quad)
+            for r in range(LANES)
+        ]
+        columns = []
+        for words in transposed(builder, rows):
+            columns += _elements(builder, words, code)
+        wide = vector_ir(tag)
+        if code == INT8:
+            scale = load_ir(builder, scales, vector_ir(types.float32))
+            scale = scale if scale.type == wide else builder.fpext(scale, wide)
+        for i, column in enumerate(columns):
+            column = column if column.type == wide else builder.fpext(column, wide)
+            if code == INT8:
+                column = builder.fmul(column, scale)
+            store_ir(builder, builder.add(target, builder.mul(target_stride, I64(i))), column)
+        return context.get_dummy_value()
 
     return sig, codegen
 
@@ -132,6 +195,52 @@ def widen_row(tag, code, source, stride, count, target):
     while i < count:
         store_scalar(target + i * item, load_as(tag, code, source + i * stride))
         i += 1
+
+
+@device
+def dequantise_row(tag, source, count, scale, target):
+    """Write contiguous int8 times a scale as a row of the tag's type, rounded once."""
+    item = item_size(tag)
+    whole = count // LANES * LANES
+    wide = splat(scale)
+    for i in range(0, whole, LANES):
+        store(target + i * item, load_widened(tag, INT8, source + i) * wide)
+    for i in range(whole, count):
+        store_scalar(target + i * item, load_as(tag, INT8, source + i) * scale)
+
+
+@device
+def pack_small(tag, code, source, row_stride, rows, features, scales, target, target_stride, ahead):
+    """Write `target[feature][row]` of sixteens of rows of halves, or of int8 with its scales.
+
+    Requires contiguous rows of 16 bytes at least. Asks for what lies `ahead` bytes beyond what it
+    reads.
+    """
+    size = 1 if code == INT8 else 2
+    step = 16 // size
+    lines = (features * size + 63) // 64
+    for first in range(0, rows, LANES):
+        start = source + first * row_stride
+        place = target + first * item_size(tag)
+        scale = scales + 4 * first
+        row = line = 0
+        for feature in range(0, features, step):
+            # The last step overlaps the one before when they do not come out even.
+            feature = min(feature, features - step)
+            # Four cache lines a step, as many as four steps read; in the order of addresses, which
+            # is what the machine's own prefetching follows.
+            for _ in range(4):
+                prefetch(start + ahead + row * row_stride + line * 64)
+                line += 1
+                if line == lines:
+                    row, line = row + 1, 0
+            here, end = start + feature * size, place + feature * target_stride
+            if code == BFLOAT:
+                transpose_widened(tag, BFLOAT, here, row_stride, 0, end, target_stride)
+            elif code == HALF:
+                transpose_widened(tag, HALF, here, row_stride, 0, end, target_stride)
+            else:
+                transpose_widened(tag, INT8, here, row_stride, scale, end, target_stride)
 
 
 @device

@@ -27,8 +27,8 @@ from .emit import (
 def _emit_tile(builder, element, rows, vectors, ahead, step, args):
     """Emit C[rows, vectors * 16] (+)= sum over depth of step(A[rows, depth], B[depth, ...]).
 
-    `step(builder, a, b, total)` is one link of the chain of an accumulator. B is fetched `ahead`
-    rows before its turn, unless that is 0.
+    `step(builder, a, b, total)` is one link of the chain of an accumulator. What lies `ahead` bytes
+    beyond each row of B is fetched, unless that is None.
 
     The accumulators live in SSA values that circulate as phis, never in memory.
     """
@@ -59,8 +59,8 @@ def _emit_tile(builder, element, rows, vectors, ahead, step, args):
         load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), kind)
         for vector in range(vectors)
     ]
-    if ahead:
-        later = builder.add(b_row, builder.mul(b_stride, I64(ahead)))
+    if ahead is not None:
+        later = builder.add(b_row, ahead)
         for line in range(0, vectors * LANES * item, 64):
             prefetch_ir(builder, builder.add(later, I64(line)))
     offset = builder.mul(index, I64(item))
@@ -109,23 +109,25 @@ def _product_step(builder, wide, column, total):
 
 @intrinsic(prefer_literal=True)
 def product_tile(
-    typing_context, tag, rows, vectors, ahead, a, a_stride, b, b_stride, c, c_stride, depth,
-    accumulate,
+    typing_context, tag, rows, vectors, fetching, ahead, a, a_stride, b, b_stride, c, c_stride,
+    depth, accumulate,
 ):  # fmt: skip
-    """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors` and `ahead` literal.
+    """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors`, `fetching` literal.
 
     Requires A readable for rows x depth, B for depth x (vectors * 16), C for rows x (vectors * 16);
     C overlaps neither. The chain starts from zero; where `accumulate` is true it is added to C.
+    Unless `fetching` is 0, what lies `ahead` bytes beyond B is asked for.
     """
-    sig = types.void(tag, rows, vectors, ahead, *[types.int64] * 7, types.boolean)
-    shape = rows.literal_value, vectors.literal_value, ahead.literal_value
+    sig = types.void(tag, rows, vectors, fetching, *[types.int64] * 8, types.boolean)
+    shape = rows.literal_value, vectors.literal_value, fetching.literal_value
 
     def emit(builder, args):
-        _emit_tile(builder, tag, *shape, _product_step, args)
+        ahead = args[0] if shape[2] else None
+        _emit_tile(builder, tag, *shape[:2], ahead, _product_step, args[1:])
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.product_tile.{tag}.{shape}"
-        kinds = [I64] * 7 + [ir.IntType(1)]
+        kinds = [I64] * 8 + [ir.IntType(1)]
         outlined(context, builder, name, kinds, ir.VoidType(), emit, args[4:])
         return context.get_dummy_value()
 
@@ -148,7 +150,7 @@ def distance_tile(
             return fma_ir(builder, difference, difference, total)
 
         from_zero = ir.Constant(ir.IntType(1), 0)
-        _emit_tile(builder, tag, *shape, 0, step, [*args[1:], from_zero])
+        _emit_tile(builder, tag, *shape, None, step, [*args[1:], from_zero])
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.distance_tile.{tag}.{shape[0]}.{shape[1]}"
