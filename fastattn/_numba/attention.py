@@ -12,13 +12,13 @@ import numpy as np
 
 from fastattn._core.plan import BLOCK_ROWS, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS
 
+from .ahead import following_task, look_ahead, place_of_task
 from .blocks import (
     BEGIN,
     END,
     EXACT,
     RUNNING_MAX,
     RUNNING_SUM,
-    block_has_nan,
     fuse_visible_block,
     normalise_block,
     padded,
@@ -45,7 +45,7 @@ from .record import (
     operand_offset,
     read_record,
 )
-from .rows import fold_row, fuse_block
+from .rows import any_nan_in_row, fold_row, fuse_block
 from .scores import score_block
 from .simd import cast, item_size
 from .storage import widen_row
@@ -101,11 +101,15 @@ def forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop
 @device
 def attend_block(
     tag, call, values, value_stride, entry_index, segment, first_row, block, rows, low, high,
-    scratch,
+    fresh, scratch,
 ):  # fmt: skip
     """One block of rows over one segment, from scores to the folded state."""
     item = item_size(tag)
     queries = scratch + call.at_query + block * padded(call.features) * item
+    result = scratch + call.at_block
+    if fresh and not call.split:
+        # The first segment's output is the running one: nothing is left to copy.
+        result = scratch + call.at_running + block * padded(call.value_features) * item
     repairing = False
     while True:
         score_block(tag, call, segment, queries, rows, low, high, scratch)
@@ -115,16 +119,18 @@ def attend_block(
                 place = load_int64(values, 0) + low * value_stride
                 first, columns = segment * SEGMENT_KEYS + low, call.value_features
                 stage_values(tag, call, first, high - low, 0, columns, place, value_stride)
-            fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, scratch)
+            fuse_visible_block(
+                tag, call, block, rows, low, high, values, value_stride, result, scratch
+            )
             break
         normalise_block(tag, call, entry_index, segment, first_row, block, rows, low, high, scratch)
-        fuse_block(tag, call, segment, rows, low, high, values, value_stride, scratch)
+        fuse_block(tag, call, segment, rows, low, high, values, value_stride, result, scratch)
         # 0 times inf or NaN of a hidden key may have come in. It shows as a NaN, and only then
         # the block is done again with its hidden keys left out.
-        if not block_has_nan(tag, call, rows, scratch):
+        if not any_nan_in_row(tag, result, rows * padded(call.value_features) * item):
             break
         repairing = True
-    settle_block(tag, call, entry_index, segment, first_row, block, rows, scratch)
+    settle_block(tag, call, entry_index, segment, first_row, block, rows, result, scratch)
 
 
 @device
@@ -150,7 +156,7 @@ def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_seg
             if low < high:
                 attend_block(
                     tag, call, values, value_stride, entry_index, segment, first_row, block,
-                    stop - block, low, high, scratch,
+                    stop - block, low, high, segment == first_segment, scratch,
                 )  # fmt: skip
 
 
@@ -186,10 +192,7 @@ def attend_task(tag, call, task, scratch):
     stop_segment = first_segment + 1
     if not call.split:
         stop_segment = call.stop_segment
-    task //= call.segment_tasks
-    entry_index = call.first_entry + task // call.row_tasks
-    # Under a causal mask the last rows see most: the long tasks go first.
-    first_row = (call.row_tasks - 1 - task % call.row_tasks) * call.task_rows
+    entry_index, first_row = place_of_task(call, task)
     rows = min(call.task_rows, call.groups_of_heads * call.queries - first_row)
     enter_entry(call, entry_index)
     prepare_rows(tag, call, entry_index, first_row, rows, scratch)
@@ -220,6 +223,7 @@ def attend(tag, call_address, worker):
         if call.ragged:
             first, stop = load_int64(call.borders, bundle), load_int64(call.borders, bundle + 1)
         for task in range(first, stop):
+            look_ahead(tag, call, following_task(shared, task, stop), scratch)
             if call.ragged:
                 here = find_sequence(shared, sequence, task)
                 if here != sequence:

@@ -135,22 +135,12 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
 
 
 @device
-def block_has_nan(tag, call, rows, scratch):
-    """Whether the fused output of a block holds a NaN."""
-    width = padded(call.value_features) * item_size(tag)
-    for r in range(rows):
-        if any_nan_in_row(tag, scratch + call.at_block + r * width, width):
-            return True
-    return False
-
-
-@device
-def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, scratch):
+def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, result, scratch):
     """Fuse again, from scores, the rows whose output holds a NaN: only visible keys take part."""
     item = item_size(tag)
     width = padded(call.value_features) * item
     for r in range(rows):
-        target = scratch + call.at_block + r * width
+        target = result + r * width
         row_max = load_scalar(tag, scratch + call.at_state + 16 * r)
         if row_max != -np.inf and any_nan_in_row(tag, target, width):
             exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
@@ -169,20 +159,20 @@ def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, 
 
 
 @device
-def settle_block(tag, call, entry_index, segment, first_row, block, rows, scratch):
+def settle_block(tag, call, entry_index, segment, first_row, block, rows, result, scratch):
     """Fold the segment's state of each row into the running state, or store it as a partial one."""
     item = item_size(tag)
     width = padded(call.value_features) * item
     for r in range(rows):
         segment_max = load_scalar(tag, scratch + call.at_state + 16 * r)
         segment_sum = load_scalar(tag, scratch + call.at_state + 16 * r + 8)
-        result = scratch + call.at_block + r * width
+        row = result + r * width
         if call.split:
             place = partial_row(call, entry_index, first_row + block + r, segment)
             store_scalar(call.partial_max + place * item, segment_max)
             store_scalar(call.partial_sum + place * item, segment_sum)
             for offset in range(0, width, LANES * item):
-                store(call.partial_output + place * width + offset, load(tag, result + offset))
+                store(call.partial_output + place * width + offset, load(tag, row + offset))
         else:
             exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
             fold_row(
@@ -192,7 +182,7 @@ def settle_block(tag, call, entry_index, segment, first_row, block, rows, scratc
                 scratch + call.at_running + (block + r) * width,
                 segment_max,
                 segment_sum,
-                result,
+                row,
                 width,
                 row_factor(tag, call, exact),
             )

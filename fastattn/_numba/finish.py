@@ -6,7 +6,7 @@ from .blocks import LOG2_E, padded
 from .compile import device
 from .elementary import exp2_lowest, exp2_product, natural_log
 from .emit import LANES
-from .memory import load, load_first, load_scalar, store, store_first, store_scalar
+from .memory import load, load_first, load_scalar, native_code, store, store_first, store_scalar
 from .pack import clear_row
 from .record import LSE, OUTPUT, SINKS, operand_offset
 from .rows import fold_row
@@ -53,17 +53,24 @@ def write_output(tag, call, row_max, row_sum, running, target):
     item = item_size(tag)
     zero, total = splat(cast(tag, 0.0)), splat(row_sum)
     inverse = splat(cast(tag, 1.0) / row_sum)
-    for offset in range(0, padded(call.value_features) * item, LANES * item):
+    in_place = call.output_feature == item and call.output_code == native_code(tag)
+    for e in range(0, call.value_features, LANES):
         result = zero
         if row_max != -np.inf:
             # Division by Newton's correction of the quotient: as exact (Markstein), and a fifth of
             # the time of dividing a vector. An infinite quotient needs none and would become NaN.
-            weighted = load(tag, running + offset)
+            weighted = load(tag, running + e * item)
             quotient = weighted * inverse
             remainder = fma(zero - quotient, total, weighted)
             result = unless_nan(fma(remainder, inverse, quotient), quotient)
-        store(running + offset, result)
-    round_row(tag, call.output_code, running, call.value_features, target, call.output_feature)
+        if not in_place:
+            store(running + e * item, result)
+        elif e + LANES <= call.value_features:
+            store(target + e * item, result)
+        else:
+            store_first(target + e * item, result, call.value_features - e)
+    if not in_place:
+        round_row(tag, call.output_code, running, call.value_features, target, call.output_feature)
 
 
 @device

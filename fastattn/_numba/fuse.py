@@ -7,13 +7,12 @@ block of rows and a block of value features.
 
 import numpy as np
 
-from fastattn._core.plan import SEGMENT_KEYS, TILE_ROWS
+from fastattn._core.plan import FUSE_KEYS, SEGMENT_KEYS, TILE_ROWS
 
 from .compile import device, entry
 from .emit import LANES
 from .memory import load, load_scalar, prefetch, store, store_first
 from .pack import clear_row, pack_matrix
-from .places import FUSE_KEYS
 from .record import Layout, operand_offset, reader
 from .scores import product_columns
 from .simd import item_size, splat
@@ -106,7 +105,6 @@ def fuse_strip(
             product_columns(
                 tag,
                 TILE_ROWS,
-                0,
                 a,
                 a_stride,
                 values,
@@ -116,6 +114,9 @@ def fuse_strip(
                 keys,
                 (columns + LANES - 1) // LANES,
                 accumulate,
+                False,
+                a,
+                0,
             )
         else:
             target = output + row * call.output_row

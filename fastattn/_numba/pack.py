@@ -110,11 +110,11 @@ def scale_row(tag, target, length, call, always):
     for i in range(0, length, LANES):
         value = load(tag, target + i * item)
         scaled = value * first * second
-        exact = always or (exact and same_lanes(scaled * back_second * back_first, value))
-    if exact:
+        exact &= same_lanes(scaled * back_second * back_first, value)
+    if exact or always:
         for i in range(0, length, LANES):
             store(target + i * item, load(tag, target + i * item) * first * second)
-    return exact
+    return exact or always
 
 
 @device

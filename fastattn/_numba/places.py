@@ -6,7 +6,7 @@ dequantised on the way. Everything after that sees plain rows.
 
 import numpy as np
 
-from fastattn._core.plan import BLOCK_ROWS, PAGE_KEYS, PANEL_KEYS, SEGMENT_KEYS
+from fastattn._core.plan import BLOCK_ROWS, FUSE_KEYS, PAGE_KEYS, PANEL_KEYS, SEGMENT_KEYS
 
 from .compile import device
 from .emit import LANES
@@ -19,11 +19,6 @@ from .storage import BFLOAT, HALF, INT8, dequantise_row, pack_small, widen_row
 
 # Rows of a table are fetched this many rows before their turn: nobody else can guess them.
 AHEAD_ROWS = 8
-# A segment's output is a sum of chains over this many keys each, counted from its first key. A
-# chain over the whole segment loses accuracy (the error of attention in float32 is then 1.01 times
-# that of NumPy, and 0.92 times with 128). And values of 128 keys stay in the first-level cache
-# while all rows of a block read them.
-FUSE_KEYS = 128
 
 
 @device

@@ -45,7 +45,7 @@ _INTEGER_FIELDS = """
     partial_output partial_max partial_sum
     scratch scratch_stride
     at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
-    at_stage at_chunks at_ids at_record
+    at_stage at_chunks at_ids at_record at_ahead
 """.split()
 _FLOAT_FIELDS = "query_first query_second key_factor difference_factor rest softcap".split()
 

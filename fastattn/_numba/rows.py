@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from fastattn._core.plan import BLOCK_ROWS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.plan import BLOCK_ROWS, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
+from .ahead import next_lines
 from .compile import device
 from .elementary import exp2_lowest, exp2_product
 from .emit import LANES
 from .memory import load, load_scalar, store, store_scalar
 from .native import load_int64
-from .places import FUSE_KEYS, stage_values, values_wait
+from .places import stage_values, values_wait
 from .scores import product_columns, rows_at_once
 from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
 
@@ -62,30 +63,30 @@ def zero_columns(tag, scores, low, high):
 
 
 @device
-def fuse_block(tag, call, segment, rows, low, high, values, value_stride, scratch):
-    """Step fuse: weights times values, columns low to high, into the block's output rows.
+def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
+    """Step fuse: weights times values, columns low to high, into the output rows at `block`.
 
     `values` is the address of a list: where the value rows of each 128 keys of the segment begin,
-    and those behind it. Values that wait are staged where the first would
-    lie, by strips of columns.
+    and those behind it. Values that wait are staged where the first would lie, by strips of
+    columns. Meanwhile the tiles ask for memory: few rows for their own values, which come straight
+    from there; many rows, who find theirs in a cache, for what the next task needs.
     """
     item = item_size(tag)
-    scores, block = scratch + call.at_scores, scratch + call.at_block
+    scores = scratch + call.at_scores
     score_stride = SCORE_STRIDE * item
     vectors = (call.value_features + LANES - 1) // LANES
     block_stride = vectors * LANES * item
     waiting = values_wait(call)
+    reading = call.value_in_place and call.task_rows <= BLOCK_ROWS
     first = low
     while first < high:
         keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
         chunk = load_int64(values, first // FUSE_KEYS)
         b = chunk + first % FUSE_KEYS * value_stride
-        ahead = 0
-        if call.value_in_place and call.task_rows <= BLOCK_ROWS:
-            ahead = AHEAD * value_stride
-            if call.entry_value_pages != 0:
-                # Behind a page lies something else.
-                ahead = load_int64(values, first // FUSE_KEYS + 1) - chunk
+        ahead = AHEAD * value_stride
+        if call.entry_value_pages != 0:
+            # Behind a page lies something else.
+            ahead = load_int64(values, first // FUSE_KEYS + 1) - chunk
         for start in range(0, vectors, 4):
             count = min(vectors - start, 4)
             offset = start * LANES * item
@@ -98,10 +99,12 @@ def fuse_block(tag, call, segment, rows, low, high, values, value_stride, scratc
                 )
             group = rows_at_once(tag, rows, count)
             for row in range(0, rows, group):
+                fetch, fetch_stride = strip + ahead, strip_stride
+                if not reading:
+                    fetch, fetch_stride = next_lines(call, scratch)
                 product_columns(
                     tag,
                     group,
-                    ahead,
                     scores + row * score_stride + first * item,
                     score_stride,
                     strip,
@@ -111,6 +114,9 @@ def fuse_block(tag, call, segment, rows, low, high, values, value_stride, scratc
                     keys,
                     count,
                     first > low,
+                    reading,
+                    fetch,
+                    fetch_stride,
                 )
         first += keys
 

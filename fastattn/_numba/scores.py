@@ -46,11 +46,13 @@ def rows_at_once(tag, rows, vectors):
 
 @device
 def product_columns(
-    tag, rows, ahead, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate
-):
+    tag, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate, whole, fetch,
+    fetch_stride,
+):  # fmt: skip
     """`rows` (see `rows_at_once`) times any number of vectors, in the widest tiles there are.
 
-    Asks for what lies `ahead` bytes beyond B, unless that is 0.
+    Beside it cache lines are asked for, a line a step or a row of B a step (`whole`), from `fetch`
+    on, `fetch_stride` apart.
     """
     step = LANES * item_size(tag)
     width = tile_width(tag)
@@ -59,45 +61,62 @@ def product_columns(
         if rows == 1 and vectors >= 4:
             wide = 4
             product_tile(
-                tag, 1, 4, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
-            )
+                tag, 1, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                fetch_stride,
+            )  # fmt: skip
         elif rows == 1:
             wide = 1
             product_tile(
-                tag, 1, 1, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
-            )
+                tag, 1, 1, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                fetch_stride,
+            )  # fmt: skip
         elif rows == 4:
             wide = 4
-            if ahead != 0:
+            if whole:
                 product_tile(
-                    tag, 4, 4, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
-                )
+                    tag, 4, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                    fetch_stride,
+                )  # fmt: skip
             else:
                 product_tile(
-                    tag, 4, 4, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
-                )
+                    tag, 4, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                    fetch_stride,
+                )  # fmt: skip
         elif width >= 4 and vectors >= 4:
             wide = 4
-            if ahead != 0:
+            if whole:
                 product_tile(
-                    tag, 6, 4, 1, ahead, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
-                )
+                    tag, 6, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                    fetch_stride,
+                )  # fmt: skip
             else:
                 product_tile(
-                    tag, 6, 4, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate
-                )
+                    tag, 6, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                    fetch_stride,
+                )  # fmt: skip
         elif width >= 4 and vectors == 3:
             wide = 3
-            product_tile(tag, 6, 3, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+            product_tile(
+                tag, 6, 3, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                fetch_stride,
+            )  # fmt: skip
         elif width >= 2 and vectors >= 2:
             wide = 2
-            product_tile(tag, 6, 2, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+            product_tile(
+                tag, 6, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                fetch_stride,
+            )  # fmt: skip
         else:
             wide = 1
-            product_tile(tag, 6, 1, 0, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate)
+            product_tile(
+                tag, 6, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                fetch_stride,
+            )  # fmt: skip
         vectors -= wide
         b += wide * step
         c += wide * step
+        if whole:
+            fetch += wide * step
 
 
 @device
@@ -157,7 +176,6 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
                 product_columns(
                     tag,
                     group,
-                    0,
                     a,
                     query_stride,
                     place,
@@ -167,6 +185,9 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
                     call.features,
                     vectors,
                     False,
+                    False,
+                    a,
+                    0,
                 )
 
 

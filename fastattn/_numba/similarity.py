@@ -79,7 +79,6 @@ def score_tile(tag, call, queries, panel, target, stride, vectors):
         product_columns(
             tag,
             TILE_ROWS,
-            0,
             queries,
             query_stride,
             panel,
@@ -89,6 +88,9 @@ def score_tile(tag, call, queries, panel, target, stride, vectors):
             features,
             vectors,
             False,
+            False,
+            queries,
+            0,
         )
         return
     factor = cast(tag, call.difference_factor)

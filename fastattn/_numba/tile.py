@@ -24,15 +24,16 @@ from .emit import (
 )
 
 
-def _emit_tile(builder, element, rows, vectors, ahead, step, args):
+def _emit_tile(builder, element, rows, vectors, whole, step, args):
     """Emit C[rows, vectors * 16] (+)= sum over depth of step(A[rows, depth], B[depth, ...]).
 
-    `step(builder, a, b, total)` is one link of the chain of an accumulator. What lies `ahead` bytes
-    beyond each row of B is fetched, unless that is None.
+    `step(builder, a, b, total)` is one link of the chain of an accumulator. Each step also asks for
+    a cache line that somebody will need, or for as many as a row of B has (`whole`): the first at
+    `fetch`, the next ones `fetch_stride` apart.
 
     The accumulators live in SSA values that circulate as phis, never in memory.
     """
-    a, a_stride, b, b_stride, c, c_stride, depth, accumulate = args
+    a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch, fetch_stride = args
     item = item_bytes(element)
     kind = vector_ir(element)
     zero = ir.Constant(kind, [0.0] * LANES)
@@ -53,16 +54,14 @@ def _emit_tile(builder, element, rows, vectors, ahead, step, args):
     builder.cbranch(nothing, done, body)
 
     builder.position_at_end(body)
-    index, b_row = builder.phi(I64), builder.phi(I64)
+    index, b_row, fetched = (builder.phi(I64) for _ in range(3))
     sums = [builder.phi(kind) for _ in cells]
     columns = [
         load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), kind)
         for vector in range(vectors)
     ]
-    if ahead is not None:
-        later = builder.add(b_row, ahead)
-        for line in range(0, vectors * LANES * item, 64):
-            prefetch_ir(builder, builder.add(later, I64(line)))
+    for line in range(0, vectors * LANES * item if whole else 1, 64):
+        prefetch_ir(builder, builder.add(fetched, I64(line)))
     offset = builder.mul(index, I64(item))
     linked = []
     for row in range(rows):
@@ -71,9 +70,10 @@ def _emit_tile(builder, element, rows, vectors, ahead, step, args):
         for vector in range(vectors):
             old = sums[row * vectors + vector]
             linked.append(step(builder, wide, columns[vector], old))
-    moving = [index, b_row, *sums]
-    first = [I64(0), b, *[zero] * len(cells)]
-    after = [builder.add(index, I64(1)), builder.add(b_row, b_stride), *linked]
+    moving = [index, b_row, fetched, *sums]
+    first = [I64(0), b, fetch, *[zero] * len(cells)]
+    steps = (index, I64(1)), (b_row, b_stride), (fetched, fetch_stride)
+    after = [*(builder.add(*pair) for pair in steps), *linked]
     for phi, start, new in zip(moving, first, after, strict=True):
         phi.add_incoming(start, head)
         phi.add_incoming(new, body)
@@ -109,25 +109,27 @@ def _product_step(builder, wide, column, total):
 
 @intrinsic(prefer_literal=True)
 def product_tile(
-    typing_context, tag, rows, vectors, fetching, ahead, a, a_stride, b, b_stride, c, c_stride,
-    depth, accumulate,
+    typing_context, tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth,
+    accumulate, fetch, fetch_stride,
 ):  # fmt: skip
-    """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors`, `fetching` literal.
+    """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors` and `whole` literal.
 
     Requires A readable for rows x depth, B for depth x (vectors * 16), C for rows x (vectors * 16);
     C overlaps neither. The chain starts from zero; where `accumulate` is true it is added to C.
-    Unless `fetching` is 0, what lies `ahead` bytes beyond B is asked for.
+    Each step asks for the cache line at `fetch`, or for one per vector of float32 (`whole`), and
+    moves on by `fetch_stride`; nothing need be there.
     """
-    sig = types.void(tag, rows, vectors, fetching, *[types.int64] * 8, types.boolean)
-    shape = rows.literal_value, vectors.literal_value, fetching.literal_value
+    sig = types.void(
+        tag, rows, vectors, whole, *[types.int64] * 7, types.boolean, *[types.int64] * 2
+    )
+    shape = rows.literal_value, vectors.literal_value, whole.literal_value
 
     def emit(builder, args):
-        ahead = args[0] if shape[2] else None
-        _emit_tile(builder, tag, *shape[:2], ahead, _product_step, args[1:])
+        _emit_tile(builder, tag, *shape, _product_step, args)
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.product_tile.{tag}.{shape}"
-        kinds = [I64] * 8 + [ir.IntType(1)]
+        kinds = [I64] * 7 + [ir.IntType(1), I64, I64]
         outlined(context, builder, name, kinds, ir.VoidType(), emit, args[4:])
         return context.get_dummy_value()
 
@@ -150,7 +152,8 @@ def distance_tile(
             return fma_ir(builder, difference, difference, total)
 
         from_zero = ir.Constant(ir.IntType(1), 0)
-        _emit_tile(builder, tag, *shape, None, step, [*args[1:], from_zero])
+        nothing_new = args[1], I64(0)
+        _emit_tile(builder, tag, *shape, 0, step, [*args[1:], from_zero, *nothing_new])
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.distance_tile.{tag}.{shape[0]}.{shape[1]}"
