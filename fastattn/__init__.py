@@ -36,3 +36,12 @@ __all__ = [
     "use_backend",
     "warmup",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when somebody asks for it: the meaning is not needed to compute.
+    if name == "reference":
+        from importlib import import_module
+
+        return import_module("fastattn.reference")
+    raise AttributeError(f"module 'fastattn' has no attribute {name!r}")

@@ -191,6 +191,14 @@ CASES = {
         ["int32", "(5, 7)", "mask.astype(bool)"],
     ),
     "mask complex": (call(mask=zeros(5, 7, dtype=complex)), TypeError, ["complex128"]),
+    # --- flags
+    "enable_gqa text": (call(enable_gqa="no"), TypeError, ["enable_gqa", "'no'", "True or False"]),
+    "return_lse number": (call(return_lse=1), TypeError, ["return_lse", "1", "True or False"]),
+    "return_weights array": (
+        call(return_weights=zeros(2)),
+        TypeError,
+        ["return_weights", "True or False"],
+    ),
     # --- dtypes
     "complex": (call(Q.astype(complex), K, V), TypeError, ["query", "complex128", "query.real"]),
     "longdouble": (

@@ -22,6 +22,7 @@ __all__ = [
     "deliver",
     "dtypes",
     "finite_number",
+    "flag",
     "is_direct",
     "is_half",
     "per_head",
@@ -267,6 +268,13 @@ def finite_number(name: str, x: Any, hint: str) -> float:
     if x - x != 0.0:
         raise ValueError(f"{name} must be a finite number, not {x!r}; {hint}")
     return x  # type: ignore[no-any-return]
+
+
+def flag(name: str, x: Any) -> bool:
+    """Return `x` as a bool if it is one."""
+    if isinstance(x, (bool, np.bool_)):
+        return bool(x)
+    raise TypeError(f"{name} must be True or False, not {x!r}")
 
 
 def spread(shown: str, *operands: np.ndarray) -> tuple[np.ndarray, ...]:

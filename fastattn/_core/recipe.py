@@ -15,6 +15,7 @@ from fastattn._core.arrays import (
     deliver,
     dtypes,
     finite_number,
+    flag,
     result_array,
     view,
 )
@@ -191,6 +192,12 @@ def signature(
         softcap = finite_number("softcap", softcap, "None means no cap")
         if softcap <= 0.0:
             raise ValueError(f"softcap must be positive, not {softcap!r}; None means no cap")
+    if enable_gqa is not False and enable_gqa is not True:
+        enable_gqa = flag("enable_gqa", enable_gqa)
+    if return_lse is not False and return_lse is not True:
+        return_lse = flag("return_lse", return_lse)
+    if return_weights is not False and return_weights is not True:
+        return_weights = flag("return_weights", return_weights)
     return (
         query.shape,
         # No strides where the shape says them: making, hashing, comparing costs 0.1 µs an array.
@@ -208,9 +215,9 @@ def signature(
         causal,
         window,
         softcap,
-        True if enable_gqa else False,  # noqa: SIM210 - bool() costs three times as much
-        True if return_lse else False,  # noqa: SIM210
-        True if return_weights else False,  # noqa: SIM210
+        enable_gqa,
+        return_lse,
+        return_weights,
         lengths_given,
         offset_given,
         alibi_given,
