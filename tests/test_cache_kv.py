@@ -369,6 +369,43 @@ def test_growing_copies_nothing_that_is_there(backend, seed):
     np.testing.assert_array_equal(cache.lengths, [4 * 4096 + 1000])
 
 
+def test_pages_of_rejected_tokens_are_used_again(backend, seed):
+    """Also where a sequence is cut at the very end of a page; what it keeps stays its own."""
+    rng = np.random.default_rng(seed)
+    sizes = {"heads": 4, "features": 64, "value_features": 64}
+    cache, model = new_cache((2,), "float32", **sizes), Model((2,), "float32", **sizes)
+    new, more = tokens(rng, (2,), 256, **sizes), tokens(rng, (2,), 128, **sizes)
+    cache.append(*new, lengths=[256, 0])
+    cache.truncate([128, 0])
+    model.append(*new, lengths=[128, 0])
+    page = 128 * 4 * 128 * 4
+    tracemalloc.start()
+    try:
+        cache.append(*more, lengths=[0, 128])
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    model.append(*more, lengths=[0, 128])
+    assert grown < page / 2
+    model.check(cache, rng)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_beyond_float16_are_stored_as_infinity(backend, dtype):
+    """As NumPy rounds them, and without its warning; 65519 is the last that does not."""
+    numbers = np.array([65504, 65519, 65520, 7e4, -1e30, 1e-30], dtype)
+    cache = fastattn.KVCache(1, 1, 6, dtype="float16")
+    numbers = numbers.reshape(1, 1, 1, 6)
+    cache.append(numbers, numbers)
+    rounded = [65504, 65504, np.inf, np.inf, -np.inf, 0]
+    for stored in cache.dense():
+        np.testing.assert_array_equal(stored.ravel(), rounded)
+    cache.truncate(0)
+    cache.append(np.zeros_like(numbers), numbers)
+    output = cache.attend(np.zeros((1, 1, 1, 6), np.float16))
+    np.testing.assert_array_equal(output.ravel(), rounded)
+
+
 # --- refused -------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import strategies
 from ragged import Ragged, ragged, random_features, shuffled
 
 import fastattn
+from fastattn._numba.ragged import WAVE
 
 # Rows beyond a block, keys beyond a panel, a chain and a segment; empty ones between.
 LENGTHS = [(3, 70), (0, 0), (1, 1), (130, 600), (2, 0), (7, 513), (1, 1100), (25, 129), (0, 5)]
@@ -121,6 +122,21 @@ def test_long_sequence_among_many_short_ones(exact_backend, rows, place, feature
         operands, options = case.alone(sequence)
         alone = packed(fastattn.attention(*operands, **options, return_lse=True))
         same([x[case.rows(sequence)] for x in results], alone, (sequence, features))
+
+
+def test_beyond_what_is_planned_at_a_time(exact_backend, seed):
+    """The sequences behind the first wave have offsets of their own, and a long one of theirs."""
+    rng = np.random.default_rng(seed)
+    count = WAVE + 400
+    lengths = [(int(n), int(n) * 2) for n in rng.integers(0, 3, count)]
+    lengths[WAVE + 5] = (2, 5000)
+    case = case_of(("causal_offsets", "no_heads"), seed, lengths=lengths, features=8)
+    results = attend(case, threads=2)
+    same(attend(case, threads=1), results, "threads")
+    for sequence in (1, WAVE - 1, *range(WAVE, WAVE + 20), count - 1):
+        operands, options = case.alone(sequence)
+        alone = fastattn.attention(*operands, **options, return_lse=True)
+        same([x[case.rows(sequence)] for x in results], alone, sequence)
 
 
 @pytest.mark.parametrize("features", ["plain", "documents", "gathered"])
