@@ -171,3 +171,27 @@ def test_a_state_does_not_keep_its_operands(exact_backend, start):
     gc.collect()
     assert key() is None
     assert state.finish().shape == (3, 8)
+
+
+@pytest.mark.parametrize("option", ["mask", "alibi_slopes", "softcap", "sinks"])
+def test_a_state_knows_in_which_unit_its_maxima_are(exact_backend, option):
+    """With a scale that is no power of two, as scored and final differ, and operands are gone."""
+    rng = np.random.default_rng(3)
+    query, key, value = (rng.standard_normal((n, 33)).astype(np.float32) for n in (7, 700, 700))
+    mask = rng.standard_normal((7, 700)).astype(np.float32)
+    options = {"mask": {}, "alibi_slopes": {"alibi_slopes": 0.3}, "softcap": {"softcap": 2.0}}
+    options = options.get(option, {})
+    sinks = 1.5 if option == "sinks" else None
+
+    def part(keys):
+        masked = {"mask": mask[:, keys]} if option == "mask" else {}
+        return fastattn.attention_state(
+            query, key[keys], value[keys], key_start=keys.start, **options, **masked
+        )
+
+    state = part(slice(0, 512)).merge(part(slice(512, 700)))
+    if option == "mask":
+        options = {"mask": mask}
+    expected = fastattn.attention(query, key, value, sinks=sinks, return_lse=True, **options)
+    for got, want in zip(state.finish(sinks=sinks, return_lse=True), expected, strict=True):
+        assert np.array_equal(got, want)

@@ -295,12 +295,17 @@ def _any_output(problem: Problem) -> np.ndarray:
 
 
 def _sizes_alone(problem: Problem) -> Problem:
-    """Let go of the operands: a state outlives its part, and only folds and finishes."""
+    """Let go of the operands: a state outlives its part, and only folds and finishes.
+
+    What stands in for them has their shapes and dtypes; that there was a float mask, say, tells in
+    which unit the state's maxima are.
+    """
     operands = {
-        name: np.broadcast_to(np.empty(1, problem.dtype), getattr(problem, name).shape)
-        for name in ("query", "key", "value")
+        name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
+        for name in ("query", "key", "value", "mask")
+        if (array := getattr(problem, name)) is not None
     }
-    return problem._replace(**operands, mask=None, query_segments=None, key_segments=None)
+    return problem._replace(**operands, query_segments=None, key_segments=None)
 
 
 def attention_state(problem: Problem, key_start: int, threads: int) -> _State:
