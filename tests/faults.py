@@ -1,18 +1,24 @@
 """Faults to seed: what the suite must notice. Run by `test_faults.py`, or by hand one at a time.
 
-``python tests/faults.py`` lists them; ``python tests/faults.py NAME`` seeds one and runs its tests.
+``python tests/faults.py`` lists them; ``python tests/faults.py NAME...`` seeds those, each by
+itself, and runs its tests. Those of ragged batches and biases stand in `ragged_faults`, those of
+caches and halves in `cache_faults`.
 
 A fault names a file of the package, a piece of it that occurs once, what to put there, and the
 tests that must go red. The package is copied first: the working tree is never touched.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from cache_faults import CACHE_FAULTS
+from ragged_faults import RAGGED_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_RUN = 300
@@ -27,6 +33,11 @@ class Fault:
     original: str
     broken: str
     tests: str
+
+    @property
+    def is_in_kernels(self) -> bool:
+        """Whether it changes what is compiled, or may."""
+        return self.file.startswith("_numba/") or self.file == "_core/plan.py"
 
     def source(self) -> str:
         return (ROOT / "fastattn" / self.file).read_text(encoding="utf-8")
@@ -46,11 +57,13 @@ def run_tests(fault: Fault | None, tests: str) -> subprocess.CompletedProcess:
         shutil.copy(ROOT / "pyproject.toml", home)
         if fault is not None:
             (home / "fastattn" / fault.file).write_text(fault.seeded(), encoding="utf-8")
-        # Kernels of a broken package belong into no cache that anybody else reads.
-        environment = {**os.environ, "PYTHONPATH": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+        environment = {**os.environ, "PYTHONPATH": str(home)}
+        if fault is not None and fault.is_in_kernels:
+            # Broken kernels belong into no cache that anybody else reads.
+            environment["FASTATTN_CACHE_DIR"] = str(home / "cache")
         options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-m", "not long"]
         return subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests.split()],
+            [sys.executable, "-m", "pytest", *options, *shlex.split(tests)],
             cwd=home,
             env=environment,
             capture_output=True,
@@ -58,6 +71,15 @@ def run_tests(fault: Fault | None, tests: str) -> subprocess.CompletedProcess:
             timeout=LONGEST_RUN,
             check=False,
         )
+
+
+def is_seen(child: subprocess.CompletedProcess) -> bool:
+    """Tell whether tests failed, or a signal killed them.
+
+    Exit codes 2 to 5 of pytest (interrupted, internal error, usage, nothing collected) prove
+    nothing.
+    """
+    return child.returncode == 1 or child.returncode < 0
 
 
 # Selections of tests, narrow because each run compiles the broken kernels.
@@ -150,9 +172,10 @@ _FAULTS = {
         OPTIONS,
     ),
     "row_copied_in_whole_vectors": (
-        "_numba/pack.py",
-        "    whole = length // LANES * LANES\n",
-        "    whole = (length + LANES - 1) // LANES * LANES\n",
+        "_numba/storage.py",
+        "    whole = count // LANES * LANES\n    i = 0\n    if code == native_code(tag) and stride",
+        "    whole = (count + LANES - 1) // LANES * LANES\n    i = 0\n"
+        "    if code == native_code(tag) and stride",
         GUARDS,
     ),
     "transposed_tail_overruns": (
@@ -162,7 +185,7 @@ _FAULTS = {
         LAYOUTS,
     ),
     "lanes_start_at_first_visible_key": (
-        "_numba/attention.py",
+        "_numba/documents.py",
         "low = max(low - start, 0) // LANES * LANES",
         "low = max(low - start, 0)",
         BITS,
@@ -187,15 +210,15 @@ _FAULTS = {
         HIDDEN,
     ),
     "nan_never_looked_for": (
-        "_numba/blocks.py",
-        "        if any_nan_in_row(tag, scratch + call.at_block + r * width, width):",
-        "        if width < 0:",
+        "_numba/attention.py",
+        "if not any_nan_in_row(tag, result, rows * padded(call.value_features) * item):",
+        "if rows > 0:",
         HIDDEN,
     ),
     "empty_row_divided": (
         "_numba/finish.py",
-        "empty = row_max == -np.inf",
-        "empty = row_max == np.inf",
+        "        if row_max != -np.inf:\n            # Division by",
+        "        if row_max == row_max:\n            # Division by",
         EMPTY,
     ),
     # Merge.
@@ -244,15 +267,15 @@ _FAULTS = {
         OPTIONS,
     ),
     "grouped_heads_interleaved": (
-        "_core/recipe.py",
+        "_core/layouts.py",
         "(*outer_strides, step * groups, step, *strides[dims:])",
         "(*outer_strides, step, step * groups, *strides[dims:])",
         OPTIONS,
     ),
     "padding_of_packed_values_left_as_it_was": (
-        "_numba/attention.py",
-        "            clear_row(tag, place, call.value_features, padded(call.value_features))",
-        "            pass",
+        "_numba/places.py",
+        "    if features % LANES != 0:",
+        "    if features < 0:",
         "tests/test_scratch.py",
     ),
     "overlapping_out_written_in_place": (
@@ -275,16 +298,18 @@ _FAULTS = {
     ),
 }
 
-FAULTS = tuple(Fault(name, *fault) for name, fault in _FAULTS.items())
+_EVERY = [*_FAULTS.items(), *RAGGED_FAULTS.items(), *CACHE_FAULTS.items()]
+FAULTS = tuple(Fault(name, *fault) for name, fault in _EVERY)
 
 
 def main() -> None:
+    by_name = {fault.name: fault for fault in FAULTS}
     if len(sys.argv) == 1:
         for fault in FAULTS:
             print(f"{fault.name}: {fault.file}, seen by {fault.tests}")
-        return
-    fault = next(fault for fault in FAULTS if fault.name == sys.argv[1])
-    print(run_tests(fault, fault.tests).stdout)
+    for name in sys.argv[1:]:
+        child = run_tests(by_name[name], by_name[name].tests)
+        print(f"{child.stdout}{name}: {'seen' if is_seen(child) else 'NOT SEEN'}", flush=True)
 
 
 if __name__ == "__main__":

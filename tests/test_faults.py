@@ -3,17 +3,11 @@
 import re
 
 import pytest
-from faults import FAULTS, run_tests
+from faults import FAULTS, is_seen, run_tests
 
 by_name = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 
-# Exit codes of pytest: 1 is "tests failed". A fault that kills the child by a signal is seen, too;
-# 2 to 5 (interrupted, internal error, usage, nothing collected) prove nothing.
 SEEN = "tests failed, or the child was killed"
-
-
-def is_seen(child) -> bool:
-    return child.returncode == 1 or child.returncode < 0
 
 
 def test_there_are_enough_faults_and_all_have_names():

@@ -180,6 +180,18 @@ def test_hidden_and_visible_nan(backend, dtype, seed):
     assert not np.delete(touched, 3, axis=-1).any()
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("dtype", SMALL)
+def test_nan_of_any_payload_stays_nan(backend, dtype, bits, seed):
+    """Rounding it like a number would carry into the sign, and give 0 or infinity."""
+    mask = np.zeros((25, 77), np.float32)
+    mask.view(np.uint32)[3, 40] = bits
+    output = fastattn.attention(*operands(dtype, "odd", seed), mask=mask)
+    touched = np.isnan(output).any(axis=-1)
+    assert np.isnan(output[..., 3, :]).all()
+    assert not np.delete(touched, 3, axis=-1).any()
+
+
 # --- layouts -------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,157 @@
+"""Faults to seed in the key-value cache and in small dtypes; entries as in `faults`."""
+
+_CACHE = "tests/test_cache_kv.py::test_"
+PAGES = _CACHE + "lengths_around_pages_and_segments[numba-129-float32]"
+INT8_PAGES = _CACHE + "lengths_around_pages_and_segments[numba-129-int8]"
+BEAMS = _CACHE + "beams[numba-float32]"
+INT8_BEAMS = _CACHE + "beams[numba-int8]"
+REJECTED = _CACHE + "rejected_tokens_are_gone[numba-129-float32]"
+# Refused before any kernel is looked for: the reference, which compiles nothing, shows it.
+CACHE_REFUSED = _CACHE + "what_does_not_fit_is_refused_and_changes_nothing -k "
+
+_HALVES = "tests/test_halves.py::test_"
+TIES = _HALVES + "ties_go_to_even[numba-bfloat16]"
+EVERY_FLOAT16 = _HALVES + "every_number_comes_back[numba-float16]"
+ONE_ROUNDING = _HALVES + "error_is_that_of_one_rounding[numba-{}-bfloat16-decode-1.0]"
+HALVES_GUARD = (
+    "tests/test_varlen_guard_pages.py::test_nothing_outside_the_arrays_is_touched"
+    "[numba-float16-packed-small]"
+)
+
+CACHE_FAULTS = {
+    # Pages.
+    "page_begins_one_key_late": (
+        "_numba/places.py",
+        "load_int64(pages, j // PAGE_KEYS) + j % PAGE_KEYS * row_stride",
+        "load_int64(pages, max(j - 1, 0) // PAGE_KEYS) + j % PAGE_KEYS * row_stride",
+        PAGES,
+    ),
+    "int8_scale_of_the_token_before": (
+        "_numba/places.py",
+        "            scale += 4\n",
+        "            scale += 4 * min(r, 1)\n",
+        INT8_PAGES,
+    ),
+    "int8_scales_of_the_first_sixteen": (
+        "_numba/storage.py",
+        "scale = scales + 4 * first",
+        "scale = scales",
+        INT8_PAGES,
+    ),
+    "int8_scales_of_the_first_head": (
+        "_numba/calls.py",
+        "table(scales, 4)",
+        "table(scales, 0)",
+        INT8_PAGES,
+    ),
+    "int8_cut_off": (
+        "_core/pages.py",
+        "np.rint(x / safe)",
+        "np.trunc(x / safe)",
+        _CACHE + "int8_error_is_the_stated_one[reference]",
+    ),
+    "shared_page_written_in_place": (
+        "_core/pages.py",
+        "shared[shared] = self._uses[held[shared]] > 1",
+        "shared[shared] = False",
+        BEAMS,
+    ),
+    "copied_page_without_its_scales": (
+        "_core/pages.py",
+        "zip(self._chunks[one], self._chunks[other], strict=True)",
+        "zip(self._chunks[one][:2], self._chunks[other][:2], strict=True)",
+        INT8_BEAMS,
+    ),
+    "reorder_keeps_the_lengths": (
+        "_core/pages.py",
+        "        self.lengths = self.lengths[sources]\n",
+        "",
+        BEAMS,
+    ),
+    "truncate_drops_the_last_page": (
+        "_core/pages.py",
+        "kept = -(-lengths // PAGE_KEYS)",
+        "kept = lengths // PAGE_KEYS",
+        REJECTED,
+    ),
+    "truncate_keeps_a_page": (
+        "_core/pages.py",
+        "kept = -(-lengths // PAGE_KEYS)",
+        "kept = lengths // PAGE_KEYS + 1",
+        _CACHE + "pages_of_rejected_tokens_are_used_again[reference]",
+    ),
+    # Small dtypes.
+    "bfloat16_cut_off": (
+        "_numba/storage.py",
+        "rounded = builder.add(builder.add(bits, wide(0x7FFF)), odd)",
+        "rounded = bits",
+        TIES,
+    ),
+    "bfloat16_ties_away_from_zero": (
+        "_numba/storage.py",
+        "rounded = builder.add(builder.add(bits, wide(0x7FFF)), odd)",
+        "rounded = builder.add(bits, wide(0x8000))",
+        TIES,
+    ),
+    "bfloat16_nan_rounded_like_a_number": (
+        "_numba/storage.py",
+        "chosen = builder.select(is_nan, quiet, rounded)",
+        "chosen = rounded",
+        _HALVES + "nan_of_any_payload_stays_nan -k numba-bfloat16",
+    ),
+    "float16_infinity_saturated": (
+        "_numba/storage.py",
+        "    if code == HALF:\n"
+        "        return builder.fptrunc(floats, ir.VectorType(ir.HalfType(), LANES))",
+        "    if code == HALF:\n"
+        "        largest = splat_ir(builder, ir.FloatType()(65504.0))\n"
+        '        above = builder.fcmp_ordered(">", floats, largest)\n'
+        "        floats = builder.select(above, largest, floats)\n"
+        "        return builder.fptrunc(floats, ir.VectorType(ir.HalfType(), LANES))",
+        EVERY_FLOAT16,
+    ),
+    "float16_overflow_is_an_error": (
+        "_core/pages.py",
+        'np.errstate(over="ignore")',
+        'np.errstate(over="raise")',
+        _CACHE + "numbers_beyond_float16_are_stored_as_infinity -k reference",
+    ),
+    "halves_of_a_word_swapped": (
+        "_numba/storage.py",
+        "for half in (low, high)]",
+        "for half in (high, low)]",
+        ONE_ROUNDING,
+    ),
+    "last_features_of_halves_overrun": (
+        "_numba/storage.py",
+        "feature = min(feature, features - step)",
+        "feature = min(feature, features)",
+        HALVES_GUARD,
+    ),
+    "rounded_row_overruns": (
+        "_numba/storage.py",
+        "    whole = count // LANES * LANES\n    i = 0\n    if code == native_code(tag):",
+        "    whole = (count + LANES - 1) // LANES * LANES\n    i = 0\n"
+        "    if code == native_code(tag):",
+        HALVES_GUARD,
+    ),
+    # What is refused.
+    "truncate_beyond_let_through": (
+        "cache.py",
+        "np.flatnonzero(kept > self._table.lengths)",
+        "np.flatnonzero(kept > self._table.longest)",
+        CACHE_REFUSED + "'reference and truncate'",
+    ),
+    "reorder_beyond_let_through": (
+        "cache.py",
+        "(entries,), 0, entries - 1,",
+        "(entries,), 0, entries,",
+        CACHE_REFUSED + "'reference and reorder'",
+    ),
+    "int8_nan_let_through": (
+        "cache.py",
+        "not np.isfinite(array).all()",
+        "np.isinf(array).any()",
+        _CACHE + "int8_refuses_what_it_cannot_hold -k reference",
+    ),
+}
