@@ -282,7 +282,7 @@ _FAULTS = {
         "_core/arrays.py",
         "and not any(np.may_share_memory(out, x) for x in inputs if x is not None)",
         "and True",
-        "tests/test_bits.py::test_out_may_overlap_an_input -k numba",
+        "tests/test_bits.py::test_out_may_overlap_an_input -k numba-plain",
     ),
     "feature_mismatch_let_through": (
         "_core/recipe.py",

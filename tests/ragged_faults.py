@@ -180,6 +180,12 @@ RAGGED_FAULTS = {
         "for outside in (slice(None, first),):",
         OF_NOBODY,
     ),
+    "overlapping_ragged_out_written_in_place": (
+        "varlen.py",
+        "inputs = (problem.query, problem.key, problem.value, problem.key_indices)",
+        "inputs = (problem.query,)",
+        _RAGGED + "out_may_overlap_an_input -k numba",
+    ),
     "long_sequence_with_the_offset_of_the_first": (
         "_numba/ragged.py",
         "int(offset[sequence]) if",
