@@ -84,7 +84,7 @@ def is_seen(child: subprocess.CompletedProcess) -> bool:
 
 # Selections of tests, narrow because each run compiles the broken kernels.
 OPTIONS = "tests/test_conformance.py::test_single_option -k numba"
-BITS = "tests/test_bits.py::test_relation -k numba"
+BITS = "tests/test_bits.py::test_relation -k numba-threads-prefill"
 HIDDEN = "tests/test_edges.py::test_hidden_contents_never_reach_the_result -k numba"
 HIDDEN_BY_BIAS = "tests/test_edges.py::test_float_mask_hides_whatever_the_score_is -k numba"
 EMPTY = "tests/test_edges.py::test_empty_rows_are_zero_with_lse_minus_infinity -k numba"
