@@ -14,7 +14,6 @@ from fastattn._core.problem import Extras
 from fastattn._core.recipe import recipe, signature
 from fastattn._core.threads import resolve
 from fastattn._core.visibility import positions
-from fastattn.attention import attention
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -201,13 +200,6 @@ class KVCache:
         wanted = backends.choose(backend)
         lengths = self.lengths[..., None]
         extras = Extras(lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks)
-        if wanted == "reference":
-            return attention(
-                query, *self.dense(), similarity=similarity, scale=scale, mask=mask, causal=causal,
-                window=window, softcap=softcap, enable_gqa=True, return_lse=return_lse,
-                return_weights=return_weights, out=out, backend=wanted, threads=threads,
-                **extras._asdict(),
-            )  # fmt: skip
         seen = np.dtype(np.float32) if self.dtype == np.int8 else self.dtype
         shape = (*self.batch_shape, self.heads, self._table.longest)
         # Only shape and dtype of these are ever looked at.

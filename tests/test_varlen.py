@@ -248,7 +248,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(backend, name):
     assert (out == 7).all()
 
 
-@pytest.mark.parametrize("shapes", [((6, 4), (9, 3)), ((6,), (9,))])
+@pytest.mark.parametrize("shapes", [((6, 4), (9, 3)), ((6,), (9,)), ((6, 2, 4), (9, 3, 4))])
 def test_packed_arrays_that_do_not_fit_are_refused(backend, shapes):
     query, key = (np.zeros(shape, np.float32) for shape in shapes)
     with pytest.raises(ValueError, match="query") as error:

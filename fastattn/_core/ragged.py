@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, per_head, view
+from fastattn._core.arrays import as_array, flag, per_head, view
 from fastattn._core.layouts import layout
 from fastattn._core.problem import arrays
 from fastattn._core.recipe import Recipe, recipe, signature
@@ -84,6 +84,7 @@ def ragged_problem(
     """Validate a ragged call; the recipe is that of the packed arrays, heads first."""
     query, key, value, _ = arrays(query, key, value, None)
     _check_packed(query, key, value)
+    _check_heads(query, key, value, flag("enable_gqa", enable_gqa))
     packed = [head_major(x) if x.ndim == 3 else x for x in (query, key, value)]
     made = recipe(
         signature(
@@ -162,6 +163,26 @@ def _check_packed(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> None
         raise ValueError(
             f"key has {len(key)} rows and value {len(value)}: {shown}; one value row per key is "
             "needed (axis 0 of both)"
+        )
+
+
+def _check_heads(query: np.ndarray, key: np.ndarray, value: np.ndarray, enable_gqa: bool) -> None:
+    """Refuse what the recipe would, which sees the heads first and would show other shapes."""
+    heads, key_heads, value_heads = (x.shape[1] if x.ndim > 2 else 1 for x in (query, key, value))
+    shown = f"query {query.shape}, key {key.shape}, value {value.shape}; heads are axis 1"
+    try:
+        (kv,) = np.broadcast_shapes((key_heads,), (value_heads,))
+        if not enable_gqa:
+            np.broadcast_shapes((heads,), (kv,))
+    except ValueError:
+        raise ValueError(
+            f"numbers of heads must be equal or 1: {shown}"
+            + ("" if enable_gqa else " (fewer key heads than query heads: enable_gqa=True)")
+        ) from None
+    if enable_gqa and (heads % kv if kv else heads):
+        raise ValueError(
+            f"enable_gqa=True needs the query heads to be a multiple of the key heads, not "
+            f"{heads} over {kv}: {shown}"
         )
 
 
