@@ -204,7 +204,8 @@ def as_computed(mask: Array | None, dtype: Any) -> Array | None:
     if mask is None or mask.dtype == bool:
         return mask
     largest = np.finfo(dtype).max
-    mask = mask.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is as good as another
+        mask = mask.astype(np.float64)
     return np.where(np.isfinite(mask), np.clip(mask, -largest, largest), mask).astype(dtype)
 
 
