@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastattn._core import backends, repeats
-from fastattn._core.arrays import as_array, compute_dtype, deliver, result_array, spread
+from fastattn._core.arrays import as_array, deliver, dtypes, result_array, spread
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def fuse(
     Returns
     -------
     fused : ndarray, (..., L, Ev), or (..., L, S, Ev) with ``reduce=False``
-        float32 if both operands are, else float64. `out` itself where given.
+        Of the dtype to which the operands promote; integers count as float64. `out` itself
+        where given.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def fuse(
     if again is not None:
         return again
     weights, value = as_array("weights", weights), as_array("value", value)
-    dtype = compute_dtype(
+    _, dtype = dtypes(
         ("weights", weights.dtype, weights.shape), ("value", value.dtype, value.shape)
     )
     shown = f"weights {weights.shape}, value {value.shape}"

@@ -12,8 +12,8 @@ from fastattn._core.arrays import (
     as_array,
     check_mask_dtype,
     check_out,
-    compute_dtype,
     deliver,
+    dtypes,
     finite_number,
     is_direct,
     result_array,
@@ -54,7 +54,7 @@ def softmax(
     scale : float
         Factor of the scores, any finite number.
     mask : array_like, broadcasts to the shape of `x`, optional
-        bool: True where an entry takes part; float32 or float64: added, -inf hides.
+        bool: True where an entry takes part; float: added, -inf hides.
     out : ndarray, the shape of `x`, optional
         Where to store the result; may be `x` itself or overlap it. None: a new array.
     backend : {"numba", "reference"}, optional
@@ -65,7 +65,7 @@ def softmax(
     Returns
     -------
     weights : ndarray, the shape of `x`
-        float32 if `x` is, else float64. `out` itself where given.
+        Of the dtype of `x`; float64 for integers. `out` itself where given.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def log_softmax(
     Returns
     -------
     log_weights : ndarray, the shape of `x`
-        float32 if `x` is, else float64. `out` itself where given.
+        Of the dtype of `x`; float64 for integers. `out` itself where given.
 
     Raises
     ------
@@ -157,8 +157,8 @@ def logsumexp(
     Returns
     -------
     lse : ndarray or NumPy scalar
-        `x` without `axis` (or with size 1 there). float32 if `x` is, else float64; a scalar, as
-        NumPy's reductions give, where no axis is left. `out` itself where given.
+        `x` without `axis` (or with size 1 there), of the dtype of `x`, float64 for integers; a
+        scalar, as NumPy's reductions give, where no axis is left. `out` itself where given.
 
     Raises
     ------
@@ -218,7 +218,7 @@ class _Rows(NamedTuple):
     def of(cls, x: Any, axis: Any, mask: Any) -> _Rows:
         """Check the operands and view them as rows."""
         x = as_array("x", x)
-        dtype = compute_dtype(("x", x.dtype, x.shape))
+        _, dtype = dtypes(("x", x.dtype, x.shape))
         axes = _axes(axis, x.shape)
         given = x
         if mask is not None:

@@ -9,8 +9,8 @@ import numpy as np
 from fastattn._core import backends, repeats
 from fastattn._core.arrays import (
     as_array,
-    compute_dtype,
     deliver,
+    dtypes,
     finite_number,
     result_array,
     spread,
@@ -58,7 +58,8 @@ def similarity(
     Returns
     -------
     scores : ndarray, (..., L, S)
-        float32 if both operands are, else float64. `out` itself where given.
+        Of the dtype to which the operands promote; integers count as float64. `out` itself
+        where given.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def similarity(
     if again is not None:
         return again
     query, key = as_array("query", query), as_array("key", key)
-    dtype = compute_dtype(("query", query.dtype, query.shape), ("key", key.dtype, key.shape))
+    _, dtype = dtypes(("query", query.dtype, query.shape), ("key", key.dtype, key.shape))
     shown = f"query {query.shape}, key {key.shape}"
     if query.ndim < 1 or key.ndim < 2:
         raise ValueError(f"too few dims: {shown}; query is (..., L, E) or (E,), key (..., S, E)")

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastattn._core import backends
 from fastattn._core import problem as problems
-from fastattn._core.arrays import as_array, check_dtype, per_head, view
+from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half, per_head, view
 from fastattn._core.layouts import layout
 from fastattn._core.plan import SEGMENT_KEYS
 from fastattn._core.problem import Extras
@@ -262,9 +262,9 @@ def merge_states(
     Returns
     -------
     output : ndarray
-        `outputs` without `axis`.
+        `outputs` without `axis`, of its dtype; float64 if `lses` is, or for integers.
     lse : ndarray
-        `lses` without `axis`.
+        `lses` without `axis`, of its dtype; float64 for integers.
 
     Raises
     ------
@@ -275,9 +275,9 @@ def merge_states(
 
     Notes
     -----
-    Float64 if an operand needs it, else float32. Equal to one call over all keys to rounding;
-    `State.merge` is equal in bits. A part with lse -inf counts for nothing, whatever its output
-    holds. Sinks belong into one part only: each part that has them counts them once.
+    Computed in float64 if an operand needs it, else in float32. Equal to one call over all keys to
+    rounding; `State.merge` is equal in bits. A part with lse -inf counts for nothing, whatever its
+    output holds. Sinks belong into one part only: each part that has them counts them once.
 
     Examples
     --------
@@ -303,9 +303,16 @@ def merge_states(
     at = axis % lses.ndim
     parts = np.moveaxis(lses, at, -1)
     present = parts != -np.inf
-    weights = softmax(parts, mask=present)
+    weights = softmax(parts.astype(FLOAT32) if is_half(parts.dtype) else parts, mask=present)
     values = np.moveaxis(outputs, at, -2)
     if not present.all():
-        values = np.where(present[..., None], values, 0)
-    output = fuse(weights[..., None, :], values)[..., 0, :]
-    return output, logsumexp(parts, mask=present)
+        values = np.where(present[..., None], values, values.dtype.type(0))
+    rows = weights[..., None, :]
+    if is_half(outputs.dtype) and weights.dtype == FLOAT32:
+        # As a part has it: rounded once, though weights of float32 would promote it.
+        shape = (*lses.shape[:at], *lses.shape[at + 1 :], 1, outputs.shape[-1])
+        output = np.empty(shape, outputs.dtype.newbyteorder("="))
+        backends.pick(None).fuse(rows, values, output, True, resolve(None))
+    else:
+        output = fuse(rows, values)
+    return output[..., 0, :], logsumexp(parts, mask=present)

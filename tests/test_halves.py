@@ -247,6 +247,8 @@ def test_merging_results(backend, dtype, seed):
     ]
     output, lse = fastattn.merge_states(*zip(*halves, strict=True))
     truth = oracle.attention(query, key, value)
+    assert output.dtype == query.dtype
+    assert lse.dtype == np.float32
     rounding = tolerances.small_error(dtype, oracle.finite_max(value))
     oracle.assert_close(output, truth.output, 2 * rounding + truth.output_tolerance)
     oracle.assert_close(lse, truth.lse, truth.lse_tolerance)

@@ -18,7 +18,7 @@ __all__ = [
     "as_array",
     "check_mask_dtype",
     "check_out",
-    "compute_dtype",
+    "computed",
     "deliver",
     "dtypes",
     "finite_number",
@@ -113,9 +113,9 @@ def dtypes(*named: tuple[str, np.dtype, tuple[int, ...]]) -> tuple[np.dtype, np.
     return FLOAT32, result.newbyteorder("=")
 
 
-def compute_dtype(*named: tuple[str, np.dtype, tuple[int, ...]]) -> np.dtype:
-    """Choose float64 if an operand needs it, else float32; each is (name, dtype, shape)."""
-    return dtypes(*named)[0]
+def computed(dtype: np.dtype) -> np.dtype:
+    """Return the dtype in which a result of `dtype` is computed."""
+    return FLOAT64 if dtype.num == _FLOAT64_NUMBER else FLOAT32
 
 
 def check_mask_dtype(dtype: np.dtype, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from fastattn._core.plan import FUSE_KEYS, SEGMENT_KEYS, TILE_ROWS
 
 from .compile import device, entry
 from .emit import LANES
-from .memory import load, load_scalar, prefetch, store, store_first
+from .memory import load, load_scalar, native_code, prefetch, store, store_first
 from .pack import clear_row, pack_matrix
 from .record import Layout, operand_offset, reader
 from .scores import product_columns
@@ -27,7 +27,7 @@ LAYOUT = Layout(
     task_rows row_tasks task_columns column_tasks
     weights weights_row weights_key weights_code weights_in_place
     value value_row value_feature value_code value_in_place
-    output output_row output_key output_feature
+    output output_row output_key output_feature output_code
     scratch scratch_stride at_weights at_values at_block at_running
     """.split(),
 )
@@ -43,7 +43,7 @@ def put_products(
 ):
     """Step fuse without a sum: each weight times its value row, straight into the result."""
     item = item_size(tag)
-    plain = call.output_feature == item
+    plain = call.output_feature == item and call.output_code == native_code(tag)
     for r in range(rows):
         for k in range(keys):
             weight = splat(load_scalar(tag, weights + r * stride + k * item))
@@ -54,7 +54,7 @@ def put_products(
                 product = weight * load(tag, value + e * item)
                 store_first(place + e * item, product, min(columns - e, LANES))
             if not plain:
-                put_row(tag, strip, columns, target, call.output_feature, False)
+                put_row(tag, call.output_code, strip, columns, target, call.output_feature, False)
 
 
 @device
@@ -200,7 +200,8 @@ def fuse_task(tag, call, task, scratch):
     if call.reduced:
         for r in range(rows):
             target = output + r * call.output_row
-            put_row(tag, running + r * width, columns, target, call.output_feature, False)
+            source, step = running + r * width, call.output_feature
+            put_row(tag, call.output_code, source, columns, target, step, False)
 
 
 @device

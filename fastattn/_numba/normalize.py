@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from fastattn._core.arrays import computed
 from fastattn._core.plan import LANES, SEGMENT_KEYS, padded
 
 from . import compile
@@ -13,6 +14,7 @@ from . import softmax as kernel
 from .calls import Record, address, merge_dims, storage_code
 from .planned import Planned, describe_entries, lay_out
 from .record import BOOL_MASK, FLOAT_MASK, NO_MASK
+from .softmax_finish import LOG_SOFTMAX, LOGSUMEXP, SOFTMAX
 
 __all__ = ["ENTRIES", "log_softmax", "logsumexp", "softmax"]
 
@@ -41,14 +43,14 @@ def softmax(
     x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
 ) -> Planned | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
-    return _normalise(kernel.SOFTMAX, x, mask, out, scale, threads)
+    return _normalise(SOFTMAX, x, mask, out, scale, threads)
 
 
 def log_softmax(
     x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
 ) -> Planned | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
-    return _normalise(kernel.LOG_SOFTMAX, x, mask, out, scale, threads)
+    return _normalise(LOG_SOFTMAX, x, mask, out, scale, threads)
 
 
 def logsumexp(
@@ -58,7 +60,7 @@ def logsumexp(
     if x.shape[-1] == 0:
         out[...] = -np.inf
         return None
-    return _normalise(kernel.LOGSUMEXP, x, mask, out[..., None], scale, threads)
+    return _normalise(LOGSUMEXP, x, mask, out[..., None], scale, threads)
 
 
 class _Rows:
@@ -90,13 +92,18 @@ def _normalise(
 ) -> Planned | None:
     if x.size == 0:
         return None
-    dtype = out.dtype
+    dtype = computed(out.dtype)
     item = dtype.itemsize
     view = _Rows(x, mask, out)
     rows, keys = view.rows, view.keys
     entries = math.prod(view.shape)
     in_place = x.dtype == dtype and x.dtype.isnative
-    columns = in_place and view.row_steps[0] == item and view.key_steps[0] != item
+    rounded = out.dtype != dtype
+    columns = (
+        (in_place or (x.dtype == out.dtype and rounded))
+        and view.row_steps[0] == x.itemsize
+        and view.key_steps[0] != x.itemsize
+    )
     sideways = rows > 1 and (keys <= _SHORT_KEYS or columns)
     direct = not sideways and in_place and mask is None and scale == 1.0
     direct = direct and view.key_steps[0] == item
@@ -112,7 +119,7 @@ def _normalise(
     if block_rows * keys * item > (_CHUNK_BYTES if too_few else _BLOCK_BYTES):
         chunk_keys = max(SEGMENT_KEYS, _CHUNK_BYTES // (block_rows * item))
     chunks = -(-keys // chunk_keys)
-    shifted = sideways and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES
+    shifted = sideways and not rounded and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES
     row_shift = address(out) % 64 // item % block_rows if shifted else 0
     row_blocks = -(-(rows + row_shift) // block_rows)
     record.set(
@@ -121,7 +128,7 @@ def _normalise(
         sideways=sideways,
         direct=direct,
         scaled=scale != 1.0,
-        streamed=out.nbytes >= _STREAM_BYTES and address(out) != address(x),
+        streamed=not rounded and out.nbytes >= _STREAM_BYTES and address(out) != address(x),
         rows=rows,
         padded_rows=padded(rows),
         keys=keys,
@@ -141,6 +148,7 @@ def _normalise(
         at_stats=2 * max(block_rows, LANES) * item,
         at_lanes=LANES * LANES * item,
         at_block=lines * width * item,
+        at_turned=lines * width * item if rounded and sideways else 0,
     )
     record.set(block_stride=width * item)
     entry = _NORMALISE[dtype]
@@ -153,7 +161,7 @@ def _normalise(
     planned = _phase(entry, record, kernel.WHOLE, blocks, numbers, workers)
     planned(*operands)
     # Where a result lies decides nothing: the same plan serves other arrays.
-    return None if shifted or out.nbytes >= _STREAM_BYTES else planned
+    return None if shifted or (out.nbytes >= _STREAM_BYTES and not rounded) else planned
 
 
 def _factors(scale: float) -> dict[str, float]:
@@ -179,6 +187,7 @@ def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bo
         output_key=out_key,
         output_line=out_key if sideways else 0,
         output_lane=out_row if sideways else out_key,
+        output_code=storage_code(view.operands[2].dtype),
         mask_kind=NO_MASK,
     )
     if mask is not None:
@@ -214,7 +223,7 @@ def _run_phases(
     workers: int,
 ) -> None:
     word = record.layout.word
-    dtype = operands[2].dtype
+    dtype = computed(operands[2].dtype)
     keys, chunks = (int(record.words[word[field]]) for field in ("keys", "chunks"))
     entries = rows // int(record.words[word["rows"]])
     state = entries * int(record.words[word["padded_rows"]])
@@ -231,7 +240,7 @@ def _run_phases(
         state_sum = np.cumsum(sums, axis=0, dtype=dtype)[-1].copy()
         state_max[np.isnan(maxima).any(axis=0)] = np.nan
     record.point(state_sum=state_sum)
-    if operation == kernel.LOGSUMEXP:
+    if operation == LOGSUMEXP:
         record.set(chunk_keys=0, chunks=1)
         blocks //= chunks
     _phase(entry, record, kernel.FINISH, blocks, numbers, workers)(*operands)

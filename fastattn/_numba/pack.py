@@ -160,22 +160,6 @@ def normalise_keys(tag, panel, features):
 
 
 @device
-def pack_panel(tag, call, key, first, target):
-    """Pack keys first to first + 64 (fewer at the end) of one head into a panel."""
-    keys = min(call.keys - first, PANEL_KEYS)
-    source = key + first * call.key_row
-    pack_keys(tag, call, call.key_code, source, call.key_feature, call.key_row, keys, target)
-
-
-@device
-def pack_keys(tag, call, code, source, feature_stride, row_stride, keys, target):
-    """Pack up to 64 key rows into a panel."""
-    stride = PANEL_KEYS * item_size(tag)
-    pack_matrix(tag, code, source, feature_stride, row_stride, call.features, keys, target, stride)
-    finish_panel(tag, call, target)
-
-
-@device
 def finish_panel(tag, call, target):
     """Cosine norms and the exact part of scale go onto a panel of packed keys."""
     stride = PANEL_KEYS * item_size(tag)

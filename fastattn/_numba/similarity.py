@@ -11,12 +11,21 @@ from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
 
 from .compile import device, entry
 from .emit import LANES
-from .memory import load, store
+from .halves import is_half
+from .memory import load, native_code, store
 from .native import load_int64, store_int64
-from .pack import clear_row, normalise_query, pack_matrix, pack_panel, scale_row
+from .pack import (
+    PREFETCH_KEYS,
+    clear_row,
+    finish_panel,
+    normalise_query,
+    pack_matrix,
+    scale_row,
+)
 from .record import COSINE, EUCLIDEAN, Layout, operand_offset, reader
 from .scores import product_columns, shape_row
 from .simd import cast, item_size, splat
+from .storage import pack_small
 from .tasks import put_row, take_tasks
 from .tile import distance_tile
 
@@ -29,7 +38,7 @@ LAYOUT = Layout(
     task_rows row_tasks task_keys key_tasks key_shift streamed
     query query_row query_feature query_code
     key key_row key_feature key_code
-    output output_row output_key
+    output output_row output_key output_code
     scratch scratch_stride at_query at_exact at_panel at_tile
     """.split(),
     "query_first query_second key_factor difference_factor rest softcap".split(),
@@ -66,6 +75,32 @@ def pack_queries(tag, call, query, rows, scratch):
         if call.query_first * call.query_second != 1.0:
             exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN)
         store_int64(scratch + call.at_exact, r, exact)
+
+
+@device
+def pack_panel(tag, call, key, keys, panel):
+    """Step pack for up to 64 keys."""
+    item = item_size(tag)
+    stride = PANEL_KEYS * item
+    whole = 0
+    if is_half(call.key_code) and call.key_feature == 2 and call.features >= LANES // 2:
+        whole = keys // LANES * LANES
+        ahead = PREFETCH_KEYS * call.key_row
+        pack_small(
+            tag, call.key_code, key, call.key_row, whole, call.features, 0, panel, stride, ahead
+        )
+    pack_matrix(
+        tag,
+        call.key_code,
+        key + whole * call.key_row,
+        call.key_feature,
+        call.key_row,
+        call.features,
+        keys - whole,
+        panel + whole * item,
+        stride,
+    )
+    finish_panel(tag, call, panel)
 
 
 @device
@@ -124,7 +159,7 @@ def score_panel(tag, call, panel, rows, keys, scratch, output):
         place = output + row * call.output_row
         # Whole groups of a plain result are written by the tile itself.
         plain = call.output_key == item and count == TILE_ROWS and keys % LANES == 0
-        plain = plain and call.streamed == 0
+        plain = plain and call.streamed == 0 and call.output_code == native_code(tag)
         target, stride = scratch + call.at_tile, PANEL_KEYS * item
         if plain:
             target, stride = place, call.output_row
@@ -138,7 +173,8 @@ def score_panel(tag, call, panel, rows, keys, scratch, output):
             streamed = call.streamed != 0 and place % 64 == 0
             for r in range(count):
                 source = target + r * stride
-                put_row(tag, source, keys, place + r * call.output_row, call.output_key, streamed)
+                end, step = place + r * call.output_row, call.output_key
+                put_row(tag, call.output_code, source, keys, end, step, streamed)
 
 
 @device(inlined=True)
@@ -159,7 +195,7 @@ def compare_task(tag, call, task, scratch):
     for start in range(begin, min(begin + call.task_keys, call.keys), PANEL_KEYS):
         first = max(start, 0)
         keys = min(start + PANEL_KEYS, call.keys) - first
-        pack_panel(tag, call, key, first, panel)
+        pack_panel(tag, call, key + first * call.key_row, keys, panel)
         score_panel(tag, call, panel, rows, keys, scratch, output + first * call.output_key)
 
 

@@ -17,6 +17,12 @@ from fastattn._core.plan import SEGMENT_KEYS
 from .compile import device, entry
 from .elementary import natural_log
 from .emit import LANES
+from .halves import (
+    add_halves,
+    is_half,
+    store_number,
+    widen_lines,
+)
 from .memory import (
     load,
     load_as,
@@ -27,17 +33,15 @@ from .memory import (
     store,
     store_first,
     store_scalar,
-    stream,
-    transpose_four,
 )
 from .pack import pack_matrix
 from .record import FLOAT_MASK, NO_MASK, Layout, operand_offset, reader
 from .scores import mask_row
-from .simd import any_nan, cast, first_lane, fma, item_size, splat
+from .simd import any_nan, cast, first_lane, item_size, splat
+from .softmax_finish import LOGSUMEXP, SOFTMAX, finish_line, round_out, turn_out
 from .tasks import take_tasks
 from .weigh import find_max, find_max_sideways, weigh, weigh_sideways
 
-SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = 0, 1, 2
 WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
 
 LAYOUT = Layout(
@@ -49,9 +53,9 @@ LAYOUT = Layout(
     block_rows row_blocks row_shift blocks task_blocks chunk_keys chunks
     x x_row x_key x_line x_lane x_code
     mask mask_row mask_step mask_line mask_key mask_code mask_kind
-    output output_row output_key output_line output_lane
+    output output_row output_key output_line output_lane output_code
     maxima sums sums_stride state_max state_sum
-    scratch scratch_stride at_stats at_lanes at_block block_stride
+    scratch scratch_stride at_stats at_lanes at_block at_turned block_stride
     """.split(),
     ("rest", "power_first", "power_second"),
 )
@@ -81,12 +85,21 @@ def copy_lines(tag, source, source_stride, lines, lanes, target, target_stride):
 
 
 @device(inlined=True)
-def gather(tag, call, x, mask, lines, lanes, target):
-    """Step gather: scale and mask `lines` x `lanes` scores into scratch rows."""
+def gather(tag, call, x, mask, lines, lanes, target, turned):
+    """Step gather: scale and mask `lines` x `lanes` scores into scratch rows.
+
+    Halves whose keys lie side by side are widened into scratch `turned` before they are turned.
+    """
     item = item_size(tag)
     stride = call.block_stride
     if call.sideways and call.x_lane == item and call.x_code == native_code(tag):
         copy_lines(tag, x, call.x_line, lines, lanes, target, stride)
+    elif call.x_lane == 2 and is_half(call.x_code):
+        widen_lines(tag, call.x_code, x, call.x_line, lines, lanes, target, stride)
+    elif call.sideways and call.x_line == 2 and is_half(call.x_code):
+        row = lines * item
+        widen_lines(tag, call.x_code, x, call.x_lane, lanes, lines, turned, row)
+        pack_matrix(tag, native_code(tag), turned, item, row, lines, lanes, target, stride)
     else:
         pack_matrix(tag, call.x_code, x, call.x_line, call.x_lane, lines, lanes, target, stride)
     first, second = splat(cast(tag, call.power_first)), splat(cast(tag, call.power_second))
@@ -97,7 +110,11 @@ def gather(tag, call, x, mask, lines, lanes, target):
             for place in range(row, row + lanes * item, LANES * item):
                 store(place, load(tag, place) * first * second * rest)
         if call.mask_kind != NO_MASK:
-            mask_row(tag, call, mask + line * call.mask_line, row, 0, lanes)
+            biases = mask + line * call.mask_line
+            done = 0
+            if call.mask_kind == FLOAT_MASK and call.mask_key == 2 and is_half(call.mask_code):
+                done = add_halves(tag, call.mask_code, biases, row, lanes)
+            mask_row(tag, call, biases, row, done, lanes)
 
 
 @device(inlined=True)
@@ -144,69 +161,6 @@ def settle(tag, call, x, mask, scan, fill, row_max, target, target_key):
     return row_max
 
 
-@device(inlined=True)
-def final(operation, value, first, second):
-    """Step finish: the quotient, correctly rounded but for subnormals, or the logarithm."""
-    if operation == SOFTMAX:
-        quotient = value * first
-        return fma(fma(quotient, second, value), first, quotient)
-    return value - first - second
-
-
-@device
-def finish_line(tag, call, source, lanes, stats, stats_step, target, streamed):
-    """Step finish for one line of scratch; statistics are `stats_step` bytes apart a vector."""
-    item = item_size(tag)
-    step = LANES * item
-    operation = call.operation
-    begin = 0
-    if streamed:
-        begin = min(-target % 64 // item, lanes)
-        streamed = (begin == 0 or stats_step == 0) and target % item == 0
-        if not streamed:
-            begin = 0
-    zero = cast(tag, 0.0)
-    if begin:
-        first, second = load(tag, stats), load(tag, stats + step)
-        value = final(operation, load_first(source, begin, zero), first, second)
-        store_first(target, value, begin)
-    stop = begin + (lanes - begin) // LANES * LANES
-    for i in range(begin, stop, LANES):
-        first, second = load(tag, stats), load(tag, stats + step)
-        value = final(operation, load(tag, source + i * item), first, second)
-        if streamed:
-            stream(target + i * item, value)
-        else:
-            store(target + i * item, value)
-        stats += stats_step
-    if stop < lanes:
-        first, second = load(tag, stats), load(tag, stats + step)
-        rest = load_first(source + stop * item, lanes - stop, zero)
-        store_first(target + stop * item, final(operation, rest, first, second), lanes - stop)
-
-
-@device
-def turn_out(tag, call, block, rows, keys, strip, output):
-    """Store a finished block into a result whose lanes do not lie side by side."""
-    item = item_size(tag)
-    step = LANES * item
-    if not (call.sideways and call.output_key == item):
-        block_key = call.block_stride if call.sideways else item
-        for k in range(keys):
-            for r in range(rows):
-                value = load_scalar(tag, block + k * block_key + r * item)
-                store_scalar(output + k * call.output_key + r * call.output_row, value)
-        return
-    for row in range(0, rows, 4):
-        for k in range(0, keys, LANES):
-            count = min(keys - k, LANES)
-            source = block + k * call.block_stride + row * item
-            transpose_four(tag, 0, source, call.block_stride, count - 1, strip, step)
-            target = output + row * call.output_row + k * item
-            for r in range(min(rows - row, 4)):
-                store_first(target + r * call.output_row, load(tag, strip + r * step), count)
-
-
 @device
 def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
     """All steps of one phase for one block: some rows by one chunk of keys."""
@@ -229,7 +183,7 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
     lines, lanes = (keys, rows) if sideways else (1, keys)
     place = x
     if not call.direct:
-        gather(tag, call, x, mask, lines, lanes, block)
+        gather(tag, call, x, mask, lines, lanes, block, scratch + call.at_turned)
         place = block
     source = block if operation == SOFTMAX else place
     for group in range(0, rows, LANES):
@@ -291,7 +245,8 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
                 logarithm = natural_log(np.float64(load_scalar(tag, own + step + r * item)))
                 if operation == LOGSUMEXP:
                     lse = logarithm + np.float64(load_scalar(tag, own + r * item))
-                    store_scalar(output + (group + r) * call.output_row, cast(tag, lse))
+                    target = output + (group + r) * call.output_row
+                    store_number(tag, call.output_code, target, cast(tag, lse))
                 else:
                     store_scalar(own + step + r * item, cast(tag, logarithm))
         if not sideways:
@@ -299,7 +254,8 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
             store(own + step, splat(load_scalar(tag, own + step)))
     if phase == FIND_MAX or phase == FIND_SUM or operation == LOGSUMEXP:
         return
-    there = call.output_lane == item
+    rounded = call.output_code != native_code(tag)
+    there = call.output_lane == item and not rounded
     target, target_line = block, stride
     if there:
         target, target_line = output, call.output_line
@@ -309,7 +265,9 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
         finish_line(tag, call, source, lanes, stats, stats_step, target, streamed)
         source += stride
         target += target_line
-    if not there:
+    if rounded:
+        round_out(tag, call, block, rows, keys, scratch, output)
+    elif not there:
         turn_out(tag, call, block, rows, keys, scratch + call.at_lanes, output)
 
 

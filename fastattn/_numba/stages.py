@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastattn._core.arrays import computed
 from fastattn._core.plan import LANES, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS, padded
 
 from . import fuse as fusing
@@ -62,7 +63,8 @@ def _halve(most: int, least: int, size: int, enough: Callable[[int], bool]) -> i
 def _is_streamed(out: np.ndarray) -> bool:
     """Whether a result is large, and all its rows begin at the same place of a cache line."""
     return (
-        out.nbytes >= _STREAM_BYTES
+        out.dtype == computed(out.dtype)
+        and out.nbytes >= _STREAM_BYTES
         and out.shape[-1] * out.itemsize >= _STREAM_ROW
         and out.strides[-1] == out.itemsize
         and not any(stride % _LINE for stride in out.strides[:-1])
@@ -80,7 +82,8 @@ def similarity(
     """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
     if out.size == 0:
         return None
-    item = out.dtype.itemsize
+    dtype = computed(out.dtype)
+    item = dtype.itemsize
     rows, features = query.shape[-2:]
     keys = key.shape[-2]
     record = Record(comparing.LAYOUT)
@@ -125,6 +128,7 @@ def similarity(
         key_code=storage_code(key.dtype),
         output_row=out.strides[-2],
         output_key=out.strides[-1],
+        output_code=storage_code(out.dtype),
     )
     many = tasks(task_rows, task_keys)
     workers = min(threads, many)
@@ -138,7 +142,7 @@ def similarity(
     numbers = task_rows * task_keys * (features + 16)
     seconds = numbers * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("query", "key", "output")
-    planned = Planned(_COMPARE[out.dtype], record, operands, many, seconds, workers)
+    planned = Planned(_COMPARE[dtype], record, operands, many, seconds, workers)
     planned(query, key, out)
     return None if streamed else planned
 
@@ -149,7 +153,8 @@ def fuse(
     """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
     if out.size == 0:
         return None
-    item = out.dtype.itemsize
+    dtype = computed(out.dtype)
+    item = dtype.itemsize
     rows, keys = weights.shape[-2:]
     features = value.shape[-1]
     record = Record(fusing.LAYOUT)
@@ -163,7 +168,7 @@ def fuse(
     task_rows = _halve(_FUSE_ROWS, TILE_ROWS, rows, lambda n: tasks(n, columns) >= wanted)
     task_rows = max(task_rows, min(24, padded(rows, TILE_ROWS)))
     columns = _halve(columns, LANES, features, lambda n: tasks(task_rows, n) >= threads)
-    native = [one.dtype == out.dtype and one.dtype.isnative for one in (weights, value)]
+    native = [one.dtype == dtype and one.dtype.isnative for one in (weights, value)]
     output_key = 0 if reduce else out.strides[-2]
     record.set(
         reduced=reduce,
@@ -185,6 +190,7 @@ def fuse(
         output_row=out.strides[-2 if reduce else -3],
         output_key=output_key,
         output_feature=out.strides[-1],
+        output_code=storage_code(out.dtype),
     )
     many = tasks(task_rows, columns)
     workers = min(threads, many)
@@ -198,6 +204,6 @@ def fuse(
     )
     seconds = task_rows * keys * (columns + 16) * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("weights", "value", "output")
-    planned = Planned(_FUSE[out.dtype], record, operands, many, seconds, workers)
+    planned = Planned(_FUSE[dtype], record, operands, many, seconds, workers)
     planned(weights, value, out)
     return planned

@@ -2,7 +2,8 @@
 
 from .compile import device
 from .emit import LANES
-from .memory import load, load_scalar, store, store_first, store_scalar, stream
+from .halves import round_line
+from .memory import load, load_scalar, native_code, store, store_first, store_scalar, stream
 from .native import atomic_next
 from .simd import item_size
 
@@ -18,12 +19,17 @@ def take_tasks(tag, call, call_address, worker, task):
 
 
 @device
-def put_row(tag, source, columns, target, step, streamed):
+def put_row(tag, code, source, columns, target, step, streamed):
     """Store a padded row of scratch into a result whose elements are `step` bytes apart.
+
+    They are of the tag's type or halves, as the storage code says.
 
     Where `streamed`, `target` is a multiple of 64 and `step` that of contiguous elements.
     """
     item = item_size(tag)
+    if code != native_code(tag):
+        round_line(tag, code, source, columns, target, step)
+        return
     if step != item:
         for column in range(columns):
             store_scalar(target + column * step, load_scalar(tag, source + column * item))
