@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+import strategies
 
 PAGE = mmap.PAGESIZE
 SIZES = range(1, 66)
@@ -64,6 +65,7 @@ def sweep(backend: str, dtype: str, part: str) -> None:
     }[part]
     pens = [Pen(65 * 1100 * 8) for _ in range(6)]
     rng = np.random.default_rng(1)
+    dtype = strategies.dtype_of(dtype)
     numbers = rng.standard_normal(1100 * 65).astype(dtype)
     count = 0
     with fastattn.use_backend(backend):
@@ -117,7 +119,7 @@ def stages(fastattn, query, key, value, pens, at_end) -> None:
 
 
 @pytest.mark.parametrize("part", ["small", "segment"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_nothing_outside_the_arrays_is_touched(exact_backend, dtype, part):
     child = subprocess.run(
         [sys.executable, "-X", "faulthandler", __file__, exact_backend, dtype, part],

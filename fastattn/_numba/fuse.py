@@ -131,35 +131,36 @@ def fuse_segment(tag, call, weights, value, output, segment, rows, columns, widt
     item = item_size(tag)
     start = segment * SEGMENT_KEYS
     keys = min(SEGMENT_KEYS, call.keys - start)
-    values, value_stride = value + start * call.value_row, call.value_row
-    if not (call.value_in_place and columns % LANES == 0):
-        source, values, value_stride = values, scratch + call.at_values, width
-        pack_matrix(
-            tag,
-            call.value_code,
-            source,
-            call.value_row,
-            call.value_feature,
-            keys,
-            columns,
-            values,
-            width,
-        )
     # Values of one strip and chain stay in the first-level cache while all rows meet them. Strips
     # are of one width: a narrow one at the end would not fill the tile.
     strips = (columns + STRIP - 1) // STRIP
     strip = ((columns + LANES - 1) // LANES + strips - 1) // strips * LANES
     for first in range(0, keys, FUSE_KEYS):
+        chain = min(keys - first, FUSE_KEYS)
+        values, value_stride = value + (start + first) * call.value_row, call.value_row
+        if not (call.value_in_place and columns % LANES == 0):
+            source, values, value_stride = values, scratch + call.at_values, width
+            pack_matrix(
+                tag,
+                call.value_code,
+                source,
+                call.value_row,
+                call.value_feature,
+                chain,
+                columns,
+                values,
+                width,
+            )
         for column in range(0, columns, strip):
             fuse_strip(
                 tag,
                 call,
                 weights + (start + first) * call.weights_key,
-                values + first * value_stride + column * item,
+                values + column * item,
                 value_stride,
                 output + (start + first) * call.output_key + column * call.output_feature,
                 rows,
-                min(keys - first, FUSE_KEYS),
+                chain,
                 min(columns - column, strip),
                 scratch + call.at_block + column * item,
                 width,
@@ -190,7 +191,7 @@ def fuse_task(tag, call, task, scratch):
     clear_row(tag, running, 0, rows * width // item)
     if columns % LANES:
         # Subnormal numbers that the scratch held before would slow the padding's products down.
-        for key in range(min(SEGMENT_KEYS, call.keys)):
+        for key in range(min(FUSE_KEYS, call.keys)):
             clear_row(tag, scratch + call.at_values + key * width, columns, width // item)
     for segment in range((call.keys + SEGMENT_KEYS - 1) // SEGMENT_KEYS):
         fuse_segment(tag, call, weights, value, output, segment, rows, columns, width, scratch)

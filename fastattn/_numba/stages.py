@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastattn._core.arrays import computed
-from fastattn._core.plan import LANES, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS, padded
+from fastattn._core.plan import LANES, PANEL_KEYS, TILE_ROWS, padded
 
 from . import fuse as fusing
 from . import similarity as comparing
@@ -198,7 +198,7 @@ def fuse(
     lay_out(
         record,
         at_weights=TILE_ROWS * fusing.FUSE_KEYS * item,
-        at_values=SEGMENT_KEYS * width,
+        at_values=fusing.FUSE_KEYS * width,
         at_block=task_rows * width,
         at_running=task_rows * width,
     )
