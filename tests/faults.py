@@ -224,8 +224,8 @@ _FAULTS = {
     # Merge.
     "merged_parts_weigh_the_same": (
         "state.py",
-        "weights = softmax(parts, mask=present)",
-        "weights = softmax(parts * 0, mask=present)",
+        "if is_half(parts.dtype) else parts, mask=present)",
+        "if is_half(parts.dtype) else parts * 0, mask=present)",
         STATES,
     ),
     "reference_merge_forgets_empty_parts": (
