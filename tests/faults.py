@@ -228,6 +228,12 @@ _FAULTS = {
         "if is_half(parts.dtype) else parts * 0, mask=present)",
         STATES,
     ),
+    "merge_with_or_without_slopes": (
+        "state.py",
+        "return ours is theirs",
+        "return True",
+        "tests/test_face_stage_errors.py",
+    ),
     "reference_merge_forgets_empty_parts": (
         "reference/fusion.py",
         "parts = np.where((lses == -np.inf)[..., None], 0.0, outputs * shares[..., None])",
