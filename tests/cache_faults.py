@@ -48,7 +48,7 @@ CACHE_FAULTS = {
         INT8_PAGES,
     ),
     "int8_scales_of_the_first_head": (
-        "_numba/calls.py",
+        "_engine/describe.py",
         "table(scales, 4)",
         "table(scales, 0)",
         INT8_PAGES,

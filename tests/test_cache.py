@@ -304,12 +304,13 @@ def test_entries_of_a_shell_work_without_a_cache(tmp_path):
     code = textwrap.dedent(
         """
         import numpy as np
+        from fastattn._engine.launcher import Launcher
         from fastattn._numba import compile, native, launch
         @compile.entry
         def entry(call, worker):
             native.store_int64(call, 3, 42)
         record = np.zeros(8, np.int64)
-        launch.run(entry, record, 1, 1e-9, 1)
+        Launcher(launch.layer).run(entry, record, 1, 1e-9, 1)
         print(record[3], entry.from_cache)
         """
     )
