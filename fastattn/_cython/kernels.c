@@ -1,0 +1,12 @@
+/* The kernels of one element type on one kind of machine.
+
+   Compiled once for each: REAL_BITS (32 or 64) is the element type, the compiler's -march the
+   machine, and TABLE the name of the table of entries by which the drivers know them. */
+
+#include "attention.h"
+
+typedef void entry(int64_t call_address, int64_t worker);
+
+const struct entry_table {
+    entry *attend, *fold;
+} TABLE = {attend, fold};

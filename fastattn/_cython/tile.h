@@ -1,0 +1,160 @@
+/* The register tile: a few rows times a few registers of columns, accumulated in registers.
+
+   Both products of attention are this tile. Scores are query rows times a panel of packed keys; the
+   fused output is weight rows times value rows. Each element of the result is one chain of fused
+   multiply-adds over the depth, in order: how many rows and columns a tile has changes no bit. */
+
+#ifndef FASTATTN_TILE_H
+#define FASTATTN_TILE_H
+
+#include "memory.h"
+
+/* C (+)= A times B over `depth`; strides in bytes.
+
+   Requires A readable for rows x depth, B for depth x columns, C for rows x columns; C overlaps
+   neither. The chain starts from zero; where `accumulate` is true it is added to C. Each step of
+   the depth also asks for the cache line at `fetch`, or for as many as a row of B has (`whole`),
+   and moves on by `fetch_stride`; nothing need be there. */
+typedef struct {
+    int64_t a, a_stride;
+    int64_t b, b_stride;
+    int64_t c, c_stride;
+    int64_t depth;
+    bool accumulate, whole;
+    int64_t fetch, fetch_stride;
+} product;
+
+/* Six rows of accumulators, the columns of one step and one broadcast must fit into the registers.
+   A row alone waits for its own sums: more of them are under way at once. */
+#define TILE_PARTS (REGISTERS == 32 ? 4 : 2)
+#define MOST_ROWS 6
+#define MOST_PARTS 8
+
+/* The accumulators live in registers as long as every loop over them is unrolled. */
+INLINE void put_sums(const int rows, const int parts, const product *p,
+                     part sum[MOST_ROWS][MOST_PARTS])
+{
+    UNROLL for (int row = 0; row < rows; row++)
+    {
+        UNROLL for (int i = 0; i < parts; i++)
+        {
+            part_in_memory *place =
+                (part_in_memory *)(p->c + row * p->c_stride + i * PART_BYTES);
+            if (p->accumulate) sum[row][i] = *place + sum[row][i];
+            *place = sum[row][i];
+        }
+    }
+}
+
+INLINE void multiply(const int rows, const int parts, const bool whole, const product *p)
+{
+    const int bytes_asked = whole ? parts * PART_BYTES : 1;
+    const int64_t depth = p->depth, b_stride = p->b_stride, fetch_stride = p->fetch_stride;
+    part sum[MOST_ROWS][MOST_PARTS];
+    int64_t a[MOST_ROWS], b = p->b, fetch = p->fetch;
+    UNROLL for (int row = 0; row < rows; row++)
+    {
+        a[row] = p->a + row * p->a_stride;
+        UNROLL for (int i = 0; i < parts; i++) sum[row][i] = (part){0};
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        part column[MOST_PARTS];
+        UNROLL for (int i = 0; i < parts; i++)
+            column[i] = *(const part_in_memory *)(b + i * PART_BYTES);
+        UNROLL for (int line = 0; line < bytes_asked; line += 64)
+            prefetch(fetch + line);
+        UNROLL for (int row = 0; row < rows; row++)
+        {
+            const part wide = splat_part(load_real(a[row] + k * ITEM));
+            UNROLL for (int i = 0; i < parts; i++)
+                sum[row][i] = fused_part(wide, column[i], sum[row][i]);
+        }
+        b += b_stride;
+        fetch += fetch_stride;
+    }
+    put_sums(rows, parts, p, sum);
+}
+
+/* C = sum over `depth` of ((A - B) factor) squared, negated; one register of columns. */
+NOINLINE void distance_tile(const product *p, real factor)
+{
+    const part wide_factor = splat_part(factor);
+    part sum[MOST_ROWS][MOST_PARTS];
+    UNROLL for (int row = 0; row < MOST_ROWS; row++) sum[row][0] = (part){0};
+    for (int64_t k = 0; k < p->depth; k++) {
+        const part column = *(const part_in_memory *)(p->b + k * p->b_stride);
+        UNROLL for (int row = 0; row < MOST_ROWS; row++)
+        {
+            const part wide = splat_part(load_real(p->a + row * p->a_stride + k * ITEM));
+            const part difference = (wide - column) * wide_factor;
+            sum[row][0] = fused_part(difference, difference, sum[row][0]);
+        }
+    }
+    UNROLL for (int row = 0; row < MOST_ROWS; row++) sum[row][0] = (part){0} - sum[row][0];
+    put_sums(MOST_ROWS, 1, p, sum);
+}
+
+#define TILE(rows, parts, whole)                                    \
+    NOINLINE void tile_##rows##_##parts##_##whole(const product *p) \
+    {                                                               \
+        multiply(rows, parts, whole, p);                            \
+    }
+TILE(1, 8, 1)
+TILE(1, 4, 1)
+TILE(1, 1, 1)
+#if REGISTERS == 32
+TILE(4, 4, 0)
+TILE(4, 4, 1)
+TILE(6, 4, 0)
+TILE(6, 4, 1)
+TILE(6, 3, 0)
+#endif
+TILE(6, 2, 0)
+TILE(6, 2, 1)
+TILE(6, 1, 0)
+TILE(6, 1, 1)
+
+/* How many rows `product_columns` takes of `rows`: four where that leaves fewer idle.
+
+   Four only where it takes all columns four registers at a time. */
+INLINE int rows_at_once(int64_t rows, int64_t vectors)
+{
+    const int64_t fours = (rows + 3) / 4 * 4, sixes = (rows + 5) / 6 * 6;
+    if (rows == 1) return 1;
+    return fours < sixes && TILE_PARTS >= 4 && vectors * PARTS % 4 == 0 ? 4 : 6;
+}
+
+/* `rows` (see `rows_at_once`) of a product, any number of vectors wide, in the widest tiles. */
+static void product_columns(int rows, int64_t vectors, product p)
+{
+    int64_t parts = vectors * PARTS;
+    while (parts > 0) {
+        int wide = 1;
+        if (rows == 1) {
+            wide = parts >= 8 ? 8 : parts >= 4 ? 4 : 1;
+            (wide == 8 ? tile_1_8_1 : wide == 4 ? tile_1_4_1 : tile_1_1_1)(&p);
+#if REGISTERS == 32
+        } else if (rows == 4) {
+            wide = 4;
+            (p.whole ? tile_4_4_1 : tile_4_4_0)(&p);
+        } else if (parts >= 4) {
+            wide = 4;
+            (p.whole ? tile_6_4_1 : tile_6_4_0)(&p);
+        } else if (parts == 3) {
+            wide = 3;
+            tile_6_3_0(&p);
+#endif
+        } else if (parts >= 2) {
+            wide = 2;
+            (p.whole ? tile_6_2_1 : tile_6_2_0)(&p);
+        } else {
+            (p.whole ? tile_6_1_1 : tile_6_1_0)(&p);
+        }
+        parts -= wide;
+        p.b += wide * PART_BYTES;
+        p.c += wide * PART_BYTES;
+        if (p.whole) p.fetch += wide * PART_BYTES;
+    }
+}
+
+#endif
