@@ -111,8 +111,8 @@ def attention(
         Append the natural-log log-sum-exp of each row's scores (..., L), the weights (..., L, S).
     out : ndarray, (..., L, Ev), optional
         Where to store the output; may overlap an input. None: a new array.
-    backend : {"numba", "reference"}, optional
-        None: `use_backend`, ``FASTATTN_BACKEND``, or automatically ``numba``.
+    backend : {"cython", "numba", "reference"}, optional
+        None: `use_backend`, ``FASTATTN_BACKEND``, or ``cython`` where it was built, else ``numba``.
     threads : int, optional
         At most this many threads. None: `set_threads`, ``NUMBA_NUM_THREADS``, or the machine.
 

@@ -37,7 +37,7 @@ def fuse(
         False keeps the weighted values :math:`w_{ij} v_j` apart instead of adding them.
     out : ndarray, optional
         Where to store the result; may overlap an input. None: a new array.
-    backend : {"numba", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         None: the automatic choice, as for `attention`.
     threads : int, optional
         At most this many threads. None: as for `attention`.

@@ -57,7 +57,7 @@ def softmax(
         bool: True where an entry takes part; float: added, -inf hides.
     out : ndarray, the shape of `x`, optional
         Where to store the result; may be `x` itself or overlap it. None: a new array.
-    backend : {"numba", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         None: the automatic choice, as for `attention`.
     threads : int, optional
         At most this many threads. None: as for `attention`.

@@ -50,7 +50,7 @@ def similarity(
         Any finite number. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when E is 0), else 1.
     out : ndarray, (..., L, S), optional
         Where to store the result; may overlap an input. None: a new array.
-    backend : {"numba", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         None: the automatic choice, as for `attention`.
     threads : int, optional
         At most this many threads. None: as for `attention`.

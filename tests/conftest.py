@@ -1,5 +1,6 @@
 """Shared by all tests: what they ran on, the backends under test, how to repeat a failure."""
 
+import importlib
 import importlib.util
 import os
 
@@ -24,8 +25,11 @@ hypothesis.settings.load_profile("fastattn")
 def available(backend: str) -> bool:
     """Tell whether a backend can be imported here."""
     room = backend if backend == "reference" else f"_{backend}"
-    parent = importlib.util.find_spec(f"fastattn.{room}")
-    return parent is not None and importlib.util.find_spec(f"fastattn.{room}.backend") is not None
+    try:
+        importlib.import_module(f"fastattn.{room}.backend")
+    except ImportError:
+        return False
+    return True
 
 
 HERE = tuple(backend for backend in BACKENDS if available(backend))

@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+from conftest import HERE, available
 
 import fastattn
 from fastattn import _core
@@ -35,7 +36,7 @@ class Planned:
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Put a counting backend in the place of numba; what it saw."""
+    """Put a counting backend in the place of every other; what it saw."""
     seen = []
     backend = types.SimpleNamespace(
         name="numba",
@@ -45,6 +46,7 @@ def seen(monkeypatch):
         ),
     )
     monkeypatch.setitem(backends._loaded, "numba", backend)
+    monkeypatch.setattr(backends, "_AUTOMATIC", ("numba",))
     monkeypatch.setattr(face, "_repeats", {})
     return seen
 
@@ -139,7 +141,7 @@ def test_what_is_remembered_is_bounded(seen, monkeypatch):
 def test_nothing_remembered_holds_an_array():
     query = np.ones((3, 4))
     before = sys.getrefcount(query)
-    for backend in ("numba", "reference"):
+    for backend in HERE:
         for _ in range(3):
             fastattn.attention(query, query, query, backend=backend)
     assert sys.getrefcount(query) == before
@@ -148,27 +150,30 @@ def test_nothing_remembered_holds_an_array():
 # --- which backend --------------------------------------------------------------------------------
 
 
+AUTOMATIC = "cython" if available("cython") else "numba"
+
+
 def name_of(**options):
     return fastattn.explain([[1.0]], [[1.0]], [[1.0]], **options).backend
 
 
 def test_who_decides_the_backend():
-    assert name_of() == "numba"
+    assert name_of() == AUTOMATIC
     with fastattn.use_backend("reference"):
         assert name_of() == "reference"
         assert name_of(backend="numba") == "numba"
         with fastattn.use_backend("numba"):
             assert name_of() == "numba"
         with fastattn.use_backend(None):
-            assert name_of() == "numba"
+            assert name_of() == AUTOMATIC
         assert name_of() == "reference"
-    assert name_of() == "numba"
+    assert name_of() == AUTOMATIC
 
 
 def test_a_block_that_fails_gives_the_backend_back():
     with pytest.raises(ZeroDivisionError), fastattn.use_backend("reference"):
         1 / 0  # noqa: B018
-    assert name_of() == "numba"
+    assert name_of() == AUTOMATIC
 
 
 def test_the_choice_is_a_context_variable():
@@ -177,7 +182,7 @@ def test_the_choice_is_a_context_variable():
         thread = threading.Thread(target=lambda: names.append(name_of()))
         thread.start()
         thread.join()
-    assert names == ["numba"]
+    assert names == [AUTOMATIC]
 
 
 def child(code, **environment):
@@ -233,7 +238,7 @@ def test_config_prints_what_it_returns(capsys):
     assert list(sections) == ["versions", "machine", "backends"]
     assert sections["versions"]["numpy"] == np.__version__
     assert sections["versions"]["numerics_version"] == fastattn.numerics_version
-    assert set(sections["backends"]) == {"numba", "reference"}
+    assert set(sections["backends"]) == {"cython", "numba", "reference"}
     assert fastattn.show_config() is None
     printed = capsys.readouterr().out
     for title, entries in sections.items():

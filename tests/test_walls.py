@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "_core": {"_core"},
     "_engine": {"_engine", "_core"},
     "_numba": {"_numba", "_engine", "_core"},
+    "_cython": {"_cython", "_engine", "_core"},
     "reference": {"reference"},
     "batch": {"batch", "public"},
     "examples": {"examples", "batch", "public", "reference"},

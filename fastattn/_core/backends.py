@@ -28,17 +28,24 @@ __all__ = [
     "warmup",
 ]
 
-_MODULES = {"numba": "fastattn._numba.backend", "reference": "fastattn.reference.backend"}
+_MODULES = {
+    "cython": "fastattn._cython.backend",
+    "numba": "fastattn._numba.backend",
+    "reference": "fastattn.reference.backend",
+}
 KNOWN = tuple(_MODULES)
-# The automatic choice takes the first that does the call. The reference is never among them: it is
-# the meaning, orders of magnitude slower and quadratic in memory.
-_AUTOMATIC = ("numba",)
+# The automatic choice takes the first that is there and does the call: kernels that are compiled
+# before those that must be compiled first. The reference is never among them: it is the meaning,
+# orders of magnitude slower and quadratic in memory.
+_AUTOMATIC = ("cython", "numba")
 
 _selected: ContextVar[str | None] = ContextVar("fastattn_backend", default=None)
 # Read once, like Numba's own variables: os.environ.get costs a tenth of a small call.
 _FROM_ENVIRONMENT = os.environ.get("FASTATTN_BACKEND", "").strip() or None
 
 _loaded: dict[str, Backend] = {}
+# Backends of the automatic choice that cannot be imported here, and why.
+_missing: dict[str, str] = {}
 
 
 def _check(name: Any, source: str) -> str:
@@ -68,7 +75,7 @@ def use_backend(backend: str | None) -> Iterator[None]:
 
     Parameters
     ----------
-    backend : {"numba", "reference"} or None
+    backend : {"cython", "numba", "reference"} or None
         The backend; None goes back to the automatic choice inside the block.
 
     Raises
@@ -104,25 +111,46 @@ def load(name: str) -> Backend:
     return backend
 
 
+def _there(name: str) -> Backend | None:
+    """Load a backend of the automatic choice; where it cannot be imported, note why."""
+    if name not in _missing:
+        try:
+            return load(name)
+        except ImportError as error:
+            _missing[name] = str(error)
+    return None
+
+
 def pick(backend: Any) -> Backend:
     """Return the backend of an operation that every backend does (all but attention)."""
-    return load(choose(backend) or _AUTOMATIC[0])
+    wanted = choose(backend)
+    if wanted is not None:
+        return load(wanted)
+    for name in _AUTOMATIC:
+        there = _there(name)
+        if there is not None:
+            return there
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in _missing.items())
+    raise ImportError(
+        f"no backend is there ({reasons}): `pip install numba` brings one, and "
+        "backend='reference' computes in plain NumPy"
+    )
 
 
 def prepare(problem: Problem | RaggedProblem, wanted: str | None, threads: int) -> Execution:
     """Plan a call on the backend named `wanted`, or on the first that does it."""
     refusals: dict[str, str] = {}
     for name in _AUTOMATIC if wanted is None else (wanted,):
-        backend = load(name)
-        reason = backend.refusal(problem)
-        if reason is None:
+        backend = load(name) if wanted is not None else _there(name)
+        reason = _missing[name] if backend is None else backend.refusal(problem)
+        if backend is not None and reason is None:
             if isinstance(problem, RaggedProblem):
                 execution = backend.prepare_varlen(problem, threads)
             else:
                 execution = backend.prepare_attention(problem, threads)
             execution.refusals.update(refusals)
             return execution
-        refusals[name] = reason
+        refusals[name] = str(reason)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
     raise ValueError(
         f"no backend does this call ({reasons}), query {problem.query.shape}, key "
@@ -147,17 +175,18 @@ def warmup() -> None:
     Raises
     ------
     ImportError
-        If Numba cannot be imported.
+        If the backend cannot be imported.
 
     Notes
     -----
-    Seconds where the cache is empty, a moment where it is filled. The cache is private to the
-    user, the machine's CPU and the versions of fastattn, Numba and Python. ``fastattn warmup`` does
-    the same from the command line, for container images.
+    This is about the backend that a call would take now. With ``numba``, seconds where the cache is
+    empty, a moment where it is filled; the cache is private to the user, the machine's CPU and the
+    versions of fastattn, Numba and Python. With ``cython`` nothing is left to do. ``fastattn
+    warmup`` does the same from the command line, for container images.
 
     Examples
     --------
     >>> import fastattn
     >>> fastattn.warmup()
     """
-    load("numba").warmup()  # type: ignore[attr-defined]
+    pick(None).warmup()

@@ -1,6 +1,6 @@
 """What the face asks of a backend, written down as types; backends need not import this file.
 
-A backend is a module ``fastattn/_numba/backend.py`` or ``fastattn/reference/backend.py``. Every
+A backend is a module ``backend.py`` in `_numba`, `_cython` or `reference`. Every
 array it receives is validated: operands are read-only views in canonical, broadcast shape (any
 strides, alignment, byte order, real dtype). The output is preallocated in the problem's
 `output_dtype`, log-sum-exp and weights in the compute dtype.
@@ -60,6 +60,9 @@ class Backend(Protocol):
 
     def refusal(self, problem: Problem | RaggedProblem) -> str | None:
         """Say why this backend cannot do the call, or None."""
+
+    def warmup(self) -> None:
+        """Do now what the first call would have to: compile."""
 
     def prepare_attention(self, problem: Problem, threads: int) -> Execution:
         """Plan the call; runs nothing."""

@@ -11,6 +11,7 @@ changes.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -19,7 +20,7 @@ import numpy as np
 
 from .addresses import address
 
-__all__ = ["Entry", "Launcher", "Layer", "is_small"]
+__all__ = ["Entry", "Launcher", "Layer", "Turns", "is_small"]
 
 # A parallel region costs 2 µs, and 40 to 120 where the other threads have gone to sleep, which they
 # do after some milliseconds. In a loop of calls two threads draw level with one at 13 to 18 µs of
@@ -44,11 +45,7 @@ class Layer(Protocol):
     """What runs tasks on threads, in this process."""
 
     def admits(self, token: list[bool]) -> bool:
-        """Whether the call of ``token`` may run in parallel now; if so it holds the layer.
-
-        It holds it until it empties its token. That is one step, where an interrupt could come
-        between the steps of any other way to let go, and keep everybody serial for ever.
-        """
+        """Whether the call of ``token`` may run in parallel now; if so it holds the layer."""
 
     def threads(self) -> int:
         """How many threads a parallel run has at most."""
@@ -60,6 +57,25 @@ class Layer(Protocol):
         self, entry_address: int, call: int, first: int, stop: int, workers: int
     ) -> None:
         """Run tasks ``first`` to ``stop`` on as many workers as told."""
+
+
+class Turns:
+    """Whose turn it is to run in parallel: one call at a time.
+
+    A call stays the owner until it empties its token. That is one step, where an interrupt could
+    come between the steps of any other way to let go, and keep everybody serial for ever.
+    """
+
+    def __init__(self) -> None:
+        self.owner: list[bool] = []  # the token of the call that holds the layer; empty: free
+        self.lock = threading.RLock()
+
+    def takes(self, token: list[bool]) -> bool:
+        """Make the call of ``token`` the owner, if there is none; say whether it is."""
+        with self.lock:
+            if not self.owner:
+                self.owner = token
+            return self.owner is token
 
 
 def is_small(tasks: int, seconds_per_task: float, workers: int) -> bool:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import numba
 
+from fastattn._engine.launcher import Turns
 from fastattn._numba import compile, native
 
 # Each thread that ever starts a parallel region keeps a pool of its own in OpenMP, so that a
@@ -80,14 +81,13 @@ def _openmp_nesting_kept() -> Iterator[None]:
         openmp.omp_set_max_active_levels(levels)
 
 
-class _Layer:
+class _Layer(Turns):
     """What this process knows of the parallel layer; a forked child gets a fresh one."""
 
     def __init__(self, refusal: str | None) -> None:
+        super().__init__()
         self.refusal = refusal  # why this process runs everything on one thread
         self.name: str | None = None  # known once it has started
-        self.owner: list[bool] = []  # the token of the call that holds the layer; empty: free
-        self.lock = threading.RLock()
         self.masters: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def start(self) -> None:
@@ -127,10 +127,7 @@ class _Layer:
             return False
         if not self._admits_thread():
             return False
-        with self.lock:
-            if not self.owner:
-                self.owner = token
-            return self.owner is token
+        return self.takes(token)
 
     def _admits_thread(self) -> bool:
         thread = threading.current_thread()

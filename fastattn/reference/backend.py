@@ -31,6 +31,7 @@ __all__ = [
     "refusal",
     "similarity",
     "softmax",
+    "warmup",
 ]
 
 name = "reference"
@@ -113,6 +114,10 @@ class RaggedExecution:
         for target, result in zip((output, lse), results, strict=True):
             if target is not None:
                 store(target, result)
+
+
+def warmup() -> None:
+    """Nothing is compiled."""
 
 
 def refusal(problem: Any) -> str | None:

@@ -1,0 +1,145 @@
+"""The compiled backend: the engine on kernels in C, and a pool of threads that runs them.
+
+The kernels were compiled for several kinds of x86-64 when the package was built; the best one that
+this CPU is serves (``FASTATTN_CYTHON_LEVEL`` names another). Results have the bits of the Numba
+backend.
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from fastattn._core.problem import Problem
+from fastattn._core.ragged import RaggedProblem
+from fastattn._engine.engine import Engine
+from fastattn._engine.kernels import Kernels
+from fastattn._engine.launcher import Launcher, Turns
+
+try:
+    from . import _native
+except ImportError as error:
+    raise ImportError(
+        "fastattn was installed without its compiled kernels (no C compiler was found, or "
+        f"FASTATTN_CYTHON=0 said so): {error}. With a compiler, install it again with "
+        "FASTATTN_REQUIRE_CYTHON=1, which says what is missing"
+    ) from error
+
+__all__ = [
+    "about",
+    "attention_state",
+    "engine",
+    "finish_state",
+    "fuse",
+    "log_softmax",
+    "logsumexp",
+    "merge_states",
+    "name",
+    "prepare_attention",
+    "prepare_varlen",
+    "refusal",
+    "similarity",
+    "softmax",
+    "warmup",
+]
+
+name = "cython"
+
+
+class _Entry(NamedTuple):
+    """A compiled kernel."""
+
+    address: int
+
+
+def _choose_level() -> str:
+    supported = _native.supported_levels()
+    wanted = os.environ.get("FASTATTN_CYTHON_LEVEL", "").strip()
+    if wanted and wanted not in supported:
+        raise ImportError(
+            f"FASTATTN_CYTHON_LEVEL is {wanted!r}: the compiled kernels are there for "
+            f"{', '.join(_native.built_levels())}, and this CPU is {', '.join(supported) or 'none'}"
+        )
+    if not supported:
+        raise ImportError(
+            f"the compiled kernels are for {', '.join(_native.built_levels())}, which this CPU is "
+            "not; backend='numba' compiles for it"
+        )
+    return wanted or supported[0]
+
+
+class _Pool(Turns):
+    """The threads of this process; a forked child gets a fresh one."""
+
+    def admits(self, token: list[bool]) -> bool:
+        """Whether the call of ``token`` may use the threads now; if so it holds them."""
+        return self.takes(token)
+
+    def threads(self) -> int:
+        """As many as a call asks for; `set_threads` knows what the machine has."""
+        return 1 << 30
+
+    run_serially = staticmethod(_native.run_serially)
+    run_parallel = staticmethod(_native.run_parallel)
+
+
+_pool = _Pool()
+
+
+def _after_fork_in_child() -> None:
+    global _pool
+    _pool = _Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _kernels(level: str) -> Kernels:
+    float32: np.dtype = np.dtype(np.float32)
+    float64: np.dtype = np.dtype(np.float64)
+    attend, fold, compare, fuse, normalise = (
+        {float32: _Entry(single), float64: _Entry(double)}
+        for single, double in zip(*_native.entry_addresses(level), strict=True)
+    )
+    return Kernels(
+        name=name,
+        attend=attend,
+        fold=fold,
+        compare=compare,
+        fuse=fuse,
+        normalise=normalise,
+        launcher=Launcher(lambda: _pool),
+        again=SimpleNamespace(run=_native.again),
+    )
+
+
+level = _choose_level()
+engine = Engine(_kernels(level))
+prepare_attention = engine.prepare_attention
+prepare_varlen = engine.prepare_varlen
+attention_state = engine.attention_state
+merge_states = engine.merge_states
+finish_state = engine.finish_state
+similarity = engine.similarity
+fuse = engine.fuse
+softmax = engine.softmax
+log_softmax = engine.log_softmax
+logsumexp = engine.logsumexp
+
+
+def about() -> dict[str, str | None]:
+    """Say what the kernels in use were compiled for."""
+    return {"kernels": f"compiled for {level}"}
+
+
+def refusal(problem: Problem | RaggedProblem) -> str | None:
+    """Say why this backend cannot do a call, or None."""
+    return None
+
+
+def warmup() -> None:
+    """Nothing is left to compile."""

@@ -1,0 +1,58 @@
+/* The kinds of machine that the kernels were compiled for, best first.
+
+   The build says which: LEVEL_V4 and LEVEL_V3 where the machine is x86-64, LEVEL_BASE elsewhere. */
+
+#ifndef FASTATTN_LEVELS_H
+#define FASTATTN_LEVELS_H
+
+#include <stdint.h>
+
+/* Tables of entries (kernels.c), for float32 and for float64. */
+#define DECLARE(level) extern const int64_t fastattn_##level##_32[], fastattn_##level##_64[];
+#define TABLES(level) (const int64_t *[]){fastattn_##level##_32, fastattn_##level##_64}
+
+typedef struct {
+    const char *name;
+    const int64_t **tables;
+    int (*runs_here)(void);
+} level;
+
+#if defined(__x86_64__)
+
+DECLARE(v4)
+DECLARE(v3)
+
+static int runs_v3(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+
+static int runs_v4(void)
+{
+    return runs_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+static const level levels[] = {
+    {"x86-64-v4", TABLES(v4), runs_v4},
+    {"x86-64-v3", TABLES(v3), runs_v3},
+};
+
+#else
+
+DECLARE(base)
+
+static int runs_base(void) { return 1; }
+
+static const level levels[] = {{"base", TABLES(base), runs_base}};
+
+#endif
+
+static const int level_count = sizeof levels / sizeof *levels;
+/* attend, fold, compare, fuse, normalise */
+static const int entry_count = 5;
+
+#endif
