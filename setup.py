@@ -50,8 +50,10 @@ def words() -> str:
         lines += [f"    int64_t {field};" for field in layout.integers]
         lines += [f"    double {field};" for field in layout.floats]
         lines += [f"}} __attribute__((may_alias)) {name.lower()}_call;"]
-    numbers = {name: number for name, number in tables.items() if type(number) is int}
-    numbers |= {name: number for name, number in plan.items() if type(number) is int}
+    numbers = {}
+    for name, number in (*tables.items(), *plan.items()):
+        if type(number) is int:
+            assert numbers.setdefault(name, number) == number, f"two constants are called {name}"
     numbers |= {f"{name.upper()}_CODE": code for name, code in tables["STORAGE_CODES"].items()}
     numbers |= {f"{name.upper()}_OPERAND": i for i, name in enumerate(tables["OPERANDS"])}
     numbers |= {f"{name.upper()}_WORD": i for name, i in tables["ATTENTION"].word.items()}

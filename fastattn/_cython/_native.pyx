@@ -23,7 +23,7 @@ cdef extern from "levels.h" nogil:
 cdef extern from "words.h" nogil:
     enum:
         ATTENTION_WORDS
-        RECORD_BYTES
+        RECORD_STRIDE
         DATA_OFFSET
         QUERY_WORD
         KEY_WORD
@@ -87,6 +87,6 @@ def again(
         _place(words, MASK_WORD, mask)
         _place(words, OUTPUT_WORD, output)
         _place(words, LSE_WORD, lse)
-        words[SCRATCH_WORD] = call + RECORD_BYTES
+        words[SCRATCH_WORD] = call + RECORD_STRIDE
         if tasks > 0:
             run_on_this_thread(entry, call, 0, tasks)

@@ -8,5 +8,5 @@
 typedef void entry(int64_t call_address, int64_t worker);
 
 const struct entry_table {
-    entry *attend, *fold;
-} TABLE = {attend, fold};
+    entry *attend, *fold, *compare, *fuse, *normalise;
+} TABLE = {attend, fold, 0, 0, 0};

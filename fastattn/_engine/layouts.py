@@ -106,7 +106,7 @@ OPERANDS = (
 )  # fmt: skip
 
 # What a record of attention takes in front of its scratch, whole cache lines.
-RECORD_BYTES = -(-8 * len(ATTENTION.word) // 64) * 64
+RECORD_STRIDE = -(-8 * len(ATTENTION.word) // 64) * 64
 # NumPy's public ways to an array's address cost 1.3 microseconds each, five of them a fifth of a
 # small call. In CPython the address stands in the array object itself, right after the object's
 # head (`PyArrayObject_fields.data`, part of NumPy's ABI). Used only where a look confirms it.

@@ -14,7 +14,7 @@ import numpy as np
 from .addresses import ADDRESS_IN_OBJECT, address, give_scratch, take_scratch
 from .kernels import Kernels
 from .launcher import is_small
-from .layouts import ATTENTION, RECORD_BYTES
+from .layouts import ATTENTION, RECORD_STRIDE
 from .record import Record
 
 __all__ = ["repeating"]
@@ -36,7 +36,7 @@ def repeating(
     if not ADDRESS_IN_OBJECT:
         return None
     template = address(record.words)
-    size = RECORD_BYTES + workers * int(record.words[ATTENTION.word["scratch_stride"]])
+    size = RECORD_STRIDE + workers * int(record.words[ATTENTION.word["scratch_stride"]])
     small = tasks if is_small(tasks, seconds_per_task, workers) else 0
     record.forget_arrays()
     entry, launcher, again = kernels.attend[dtype], kernels.launcher, kernels.again

@@ -1,6 +1,6 @@
 """A small call once more, on other arrays: one compiled call does all of it."""
 
-from fastattn._engine.layouts import DATA_OFFSET, RECORD_BYTES
+from fastattn._engine.layouts import DATA_OFFSET, RECORD_STRIDE
 
 from . import compile, launch
 from .native import load_int64, store_int64
@@ -31,7 +31,7 @@ def again(entry_address, tasks, template, call, query, key, value, mask, output,
     _place(call, _MASK, mask)
     _place(call, _OUTPUT, output)
     _place(call, _LSE, lse)
-    store_int64(call, _SCRATCH, call + RECORD_BYTES)
+    store_int64(call, _SCRATCH, call + RECORD_STRIDE)
     if tasks > 0:
         launch.run_serially(entry_address, call, 0, tasks)
 
