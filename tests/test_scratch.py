@@ -104,7 +104,12 @@ def test_scratch_of_long_sequences_is_small(heads, threads):
 
 @pytest.mark.parametrize(
     ("query", "keys", "value_features"),
-    [((1, 2, 500, 64), 3000, 64), ((1, 40, 1, 64), 60_000, 33), ((8, 1, 5, 16), 9000, 17)],
+    [
+        ((1, 2, 500, 64), 3000, 64),
+        ((1, 40, 1, 64), 60_000, 33),
+        ((8, 1, 5, 16), 9000, 17),
+        ((1, 1, 5, 64), 300, 64),  # one task: the second thread takes nothing
+    ],
 )
 def test_a_call_takes_the_memory_that_explain_tells(monkeypatch, query, keys, value_features):
     monkeypatch.setattr(addresses, "_buffers", [])
@@ -119,7 +124,7 @@ def test_a_call_takes_the_memory_that_explain_tells(monkeypatch, query, keys, va
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert 0.4 * execution.scratch_bytes < taken < execution.scratch_bytes + 2**15
+    assert 0.9 * execution.scratch_bytes < taken < execution.scratch_bytes + 2**15
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bool"])
