@@ -60,7 +60,7 @@ def pack_queries(tag, call, query, rows, scratch):
         if call.metric == COSINE:
             normalise_query(tag, row, width)
         if call.query_first * call.query_second != 1.0:
-            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN)
+            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN, np.inf)
         store_int64(scratch + call.at_exact, r, exact)
 
 
