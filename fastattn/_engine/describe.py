@@ -73,6 +73,14 @@ def split_scale(
     return words | dict(rest=rest, shaped=int(shaped), rescaled=int(rescaled))
 
 
+def _finite(words: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:
+    """Keep the factors of a query finite in the dtype: 0 times infinity would be NaN."""
+    most = 1.0 / float(np.finfo(dtype).tiny)
+    for factor in ("query_first", "query_second"):
+        words[factor] = min(max(words[factor], -most), most)
+    return words
+
+
 def _representable(softcap: float | None, dtype: np.dtype) -> float | None:
     """Bring a cap into the range where neither it nor its inverse overflows; no score tells."""
     tiny = float(np.finfo(dtype).tiny)
@@ -102,11 +110,14 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
         value_in_place=int(value_in_place(problem)),
         key_staged=int(key_staged(problem)),
         mask_kind=NO_MASK,
-        **split_scale(
-            problem.similarity,
-            problem.scale,
-            _representable(problem.softcap, problem.dtype),
-            adds,
+        **_finite(
+            split_scale(
+                problem.similarity,
+                problem.scale,
+                _representable(problem.softcap, problem.dtype),
+                adds,
+            ),
+            problem.dtype,
         ),
     )
     for field, array in (("query", query), ("output", output)):

@@ -73,7 +73,7 @@ SOFTMAX = Layout(
     "SoftmaxCall",
     """
     next_task stop_task workers
-    phase operation sideways streamed direct scaled
+    phase operation sideways streamed direct scaled late
     rows padded_rows keys entry_rank entry_shape entry_strides
     block_rows row_blocks row_shift blocks task_blocks chunk_keys chunks
     x x_row x_key x_line x_lane x_code

@@ -43,6 +43,9 @@ _STREAM_BYTES = 1 << 25
 # Smaller results do not care where their blocks begin.
 _SHIFT_BYTES = 1 << 16
 _TASK_NUMBERS = 1 << 15
+# Tasks of a large result are as large as a huge page: threads that touch a fresh one at once clear
+# it each for itself, all but one for nothing, which doubled the time of a fresh result.
+_PAGE_BYTES = 1 << 21
 _SECONDS_PER_NUMBER = 3e-9
 
 
@@ -145,13 +148,18 @@ def _normalise(
     shifted = sideways and not rounded and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES
     row_shift = address(out) % 64 // item % block_rows if shifted else 0
     row_blocks = -(-(rows + row_shift) // block_rows)
+    streamed = not rounded and out.nbytes >= _STREAM_BYTES and address(out) != address(x)
+    late = streamed and direct and operation == SOFTMAX_RESULT and chunks == 1
+    late = late and view.key_steps[2] == item
+    late = late and not any(step % item for step in (address(out), *out.strides))
     record.set(
         row_shift=row_shift,
         operation=operation,
         sideways=sideways,
         direct=direct,
         scaled=scale != 1.0,
-        streamed=not rounded and out.nbytes >= _STREAM_BYTES and address(out) != address(x),
+        streamed=streamed,
+        late=late,
         rows=rows,
         padded_rows=padded(rows),
         keys=keys,
@@ -182,7 +190,9 @@ def _normalise(
     if chunks > 1:
         _run_phases(plan, record, operation, operands, entries * rows, blocks, numbers, workers)
         return None
-    planned = _phase(plan, record, WHOLE, blocks, numbers, workers)
+    paged = out.nbytes >= _STREAM_BYTES and not sideways
+    most = _PAGE_BYTES // out.itemsize if paged else _TASK_NUMBERS
+    planned = _phase(plan, record, WHOLE, blocks, numbers, workers, most)
     planned(*operands)
     # Where a result lies decides nothing: the same plan serves other arrays.
     return None if shifted or (out.nbytes >= _STREAM_BYTES and not rounded) else planned
@@ -232,8 +242,9 @@ def _phase(
     blocks: int,
     numbers: int,
     workers: int,
+    most: int = _TASK_NUMBERS,
 ) -> Planned:
-    task_blocks = max(1, min(_TASK_NUMBERS // max(numbers, 1), -(-blocks // (4 * workers))))
+    task_blocks = max(1, min(most // max(numbers, 1), -(-blocks // (4 * workers))))
     record.set(phase=phase, blocks=blocks, task_blocks=task_blocks)
     seconds = task_blocks * (numbers * _SECONDS_PER_NUMBER + 1e-7)
     return plan(-(-blocks // task_blocks), seconds, workers)

@@ -60,7 +60,7 @@ def pack_queries(tag, call, query, rows, scratch):
         if call.metric == COSINE:
             normalise_query(tag, row, width)
         if call.query_first * call.query_second != 1.0:
-            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN)
+            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN, np.inf)
         store_int64(scratch + call.at_exact, r, exact)
 
 
@@ -167,8 +167,10 @@ def score_panel(tag, call, panel, rows, keys, scratch, output):
 @device(inlined=True)
 def compare_task(tag, call, task, scratch):
     """All steps of one task."""
-    block, key_task = divmod(task, call.key_tasks)
-    entry_index, row_task = divmod(block, call.row_tasks)
+    # Threads are at work on tasks next to each other. Those lie in other rows, so in other pages: a
+    # fresh huge page that two threads touch at once is cleared by each of them.
+    block, row_task = divmod(task, call.row_tasks)
+    entry_index, key_task = divmod(block, call.key_tasks)
     first_row = row_task * call.task_rows
     rows = min(call.task_rows, call.queries - first_row)
     query = call.query + operand_offset(call, QUERY, entry_index)

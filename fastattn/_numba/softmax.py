@@ -49,7 +49,7 @@ from .scores import mask_row
 from .simd import any_nan, cast, first_lane, item_size, splat
 from .softmax_finish import finish_line, round_out, turn_out
 from .tasks import take_tasks
-from .weigh import find_max, find_max_sideways, weigh, weigh_sideways
+from .weigh import find_max, find_max_sideways, weigh, weigh_and_finish, weigh_sideways
 
 read_call = reader(layouts.SOFTMAX)
 X, MASK, OUTPUT = range(3)
@@ -302,8 +302,33 @@ def settle_rows(tag, call, x, mask, group, count, keys, own, block):
 
 
 @device(inlined=True)
+def normalise_late(tag, call, entry_index, row, pending, scratch):
+    """All steps for one row, read in place, but its own finish: the row at `pending` has that.
+
+    Returns where this row is to be stored. Nothing is pending where that is 0.
+    """
+    x = call.x + operand_offset(call, X, entry_index) + row * call.x_row
+    block, stats = scratch + call.at_block, scratch + call.at_stats
+    step = LANES * item_size(tag)
+    row_max = find_max(tag, x, call.keys)
+    if pending:
+        row_sum = weigh_and_finish(tag, x, call.keys, row_max, block, stats, pending, call.x_row)
+    else:
+        row_sum = weigh(tag, x, call.keys, row_max, block, 0, 0, call.x_row)
+    store(stats, splat(row_max))
+    store(stats + step, splat(row_sum))
+    if not abs(row_sum - row_max) < np.inf:
+        settle_rows(tag, call, x, call.mask, 0, 1, call.keys, stats, block)
+    total = splat(load_scalar(tag, stats + step))
+    store(stats, splat(cast(tag, 1.0)) / total)
+    store(stats + step, splat(cast(tag, 0.0)) - total)
+    return call.output + operand_offset(call, OUTPUT, entry_index) + row * call.output_row
+
+
+@device(inlined=True)
 def normalise_task(tag, call, task, scratch):
     """Some blocks of one phase."""
+    pending = 0
     begin = task * call.task_blocks
     for index in range(begin, min(begin + call.task_blocks, call.blocks)):
         block, chunk = divmod(index, call.chunks)
@@ -312,7 +337,13 @@ def normalise_task(tag, call, task, scratch):
         row = block * call.block_rows - call.row_shift
         stop = min(row + call.block_rows, call.rows)
         row = max(row, 0)
-        normalise_block(tag, call, entry_index, row, stop - row, chunk, scratch)
+        if call.late:
+            pending = normalise_late(tag, call, entry_index, row, pending, scratch)
+        else:
+            normalise_block(tag, call, entry_index, row, stop - row, chunk, scratch)
+    if pending:
+        block, stats = scratch + call.at_block, scratch + call.at_stats
+        finish_line(tag, call, block, call.keys, stats, 0, pending, True)
 
 
 @device
