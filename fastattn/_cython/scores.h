@@ -11,31 +11,23 @@
 
 #define SCORE_ROW (SCORE_STRIDE * ITEM)
 
-/* Scores of six rows by Euclidean distance, any number of vectors wide. */
-static void distance_columns(real factor, int64_t vectors, product p)
-{
-    for (int64_t parts = vectors * PARTS; parts > 0; parts--) {
-        distance_tile(&p, factor);
-        p.b += PART_BYTES;
-        p.c += PART_BYTES;
-    }
-}
-
 /* Score the rows of a block against one packed panel, columns first to first + 16 vectors. */
 static void score_panel(const attention_call *call, int64_t queries, int64_t rows, int64_t panel,
                         int64_t scores, int64_t vectors)
 {
+    const bool euclidean = call->metric == EUCLIDEAN;
     const int64_t query_row = padded(call->features) * ITEM;
-    const int group = call->metric == EUCLIDEAN ? TILE_ROWS : rows_at_once(rows, vectors);
+    const int group = euclidean ? TILE_ROWS : rows_at_once(rows, vectors);
+    product p = {.a = queries, .a_stride = query_row, .b = panel, .b_stride = PANEL_KEYS * ITEM,
+                 .c = scores, .c_stride = SCORE_ROW, .depth = call->features, .fetch = queries};
     for (int64_t row = 0; row < rows; row += group) {
-        const product p = {.a = queries + row * query_row, .a_stride = query_row,
-                           .b = panel, .b_stride = PANEL_KEYS * ITEM,
-                           .c = scores + row * SCORE_ROW, .c_stride = SCORE_ROW,
-                           .depth = call->features, .fetch = queries};
-        if (call->metric == EUCLIDEAN)
-            distance_columns((real)call->difference_factor, vectors, p);
+        if (euclidean)
+            for (int64_t offset = 0; offset < vectors * LANES * ITEM; offset += PART_BYTES)
+                distance_tile(&p, offset, (real)call->difference_factor);
         else
-            product_columns(group, vectors, p);
+            product_columns(group, vectors, &p);
+        p.a += group * query_row;
+        p.c += group * SCORE_ROW;
     }
 }
 
