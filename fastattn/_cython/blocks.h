@@ -110,7 +110,7 @@ static void reveal_block(const attention_call *call, int64_t segment, const row_
     }
 }
 
-/* Keep scores in the caller's array until `finish_weights` knows the whole row. */
+/* Keep scores in the caller's array until `finish_weights` knows the whole row's maximum and sum. */
 static void keep_scores(const attention_call *call, int64_t segment, const row_block *block,
                         int64_t r, int64_t low, int64_t high, int64_t scores)
 {
@@ -128,13 +128,14 @@ static void normalise_block(const attention_call *call, int64_t segment, const r
     const int64_t high_padded = padded(high);
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t scores = score_row(call, scratch, r);
-        if (call->weights) keep_scores(call, segment, block, r, low, high, scores);
         store_real(segment_state(call, scratch, r), row_maximum(scores, low, high_padded));
     }
     /* In a loop of its own: the maxima of all rows are known, so that no row waits for its own. */
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t scores = score_row(call, scratch, r);
         const int64_t state = segment_state(call, scratch, r);
+        /* They reach memory while exponentials keep the core busy. */
+        if (call->weights) keep_scores(call, segment, block, r, low, high, scores);
         const bool exact = row_word(call, scratch, EXACT, block->first + r) != 0;
         const real row_max = load_real(state);
         real row_sum = 0;

@@ -87,7 +87,6 @@ static void mask_bytes(int64_t mask, int64_t scores, int64_t low, int64_t high)
 static void mask_any(const attention_call *call, int64_t mask, int64_t scores, int64_t low,
                      int64_t high)
 {
-    const double largest = REAL_BITS == 32 ? (double)__FLT_MAX__ : __DBL_MAX__;
     for (int64_t column = low; column < high; column++) {
         const int64_t place = scores + column * ITEM;
         double bias = load_as_double(call->mask_code, mask + column * call->mask_key);
@@ -96,8 +95,8 @@ static void mask_any(const attention_call *call, int64_t mask, int64_t scores, i
             store_real(place, HIDDEN);
         } else if (call->mask_kind != BOOL_MASK) {
             /* A finite float64 that float32 cannot hold stays finite: it must not hide its key. */
-            if (bias > largest && bias < __builtin_inf()) bias = largest;
-            if (bias < -largest) bias = -largest;
+            if (bias > LARGEST && bias < __builtin_inf()) bias = LARGEST;
+            if (bias < -LARGEST) bias = -LARGEST;
             store_real(place, load_real(place) + (real)bias);
         }
     }

@@ -69,6 +69,7 @@ typedef struct {
 #define UNROLL _Pragma("GCC unroll 16")
 #define EACH_PART(p) UNROLL for (int p = 0; p < PARTS; p++)
 
+#define LARGEST (REAL_BITS == 32 ? (double)__FLT_MAX__ : __DBL_MAX__) /* finite number */
 #define HIDDEN ((real)-__builtin_inf())
 #define NOT_A_NUMBER ((real)__builtin_nan(""))
 
