@@ -307,7 +307,7 @@ def _guarded(work: Any) -> int:
     try:
         code: int = work()
     except JobError as error:
-        _say(f"error: {error}")
+        _say(f"error: {error.in_options()}")
         return error.exit_code
     return code
 

@@ -88,7 +88,7 @@ CASES = {
     # --- numbers
     "scale nan": (call(scale=NAN), ValueError, ["scale", "nan", "finite"]),
     "scale inf": (call(scale=-np.inf), ValueError, ["scale", "inf", "finite"]),
-    "scale too large an int": (call(scale=10**400), ValueError, ["scale", "finite"]),
+    "scale too large an int": (call(scale=10**5000), ValueError, ["scale", "beyond float64"]),
     "scale bool": (call(scale=True), TypeError, ["scale", "True"]),
     "scale text": (call(scale="1"), TypeError, ["scale", "'1'"]),
     "scale array": (call(scale=np.ones(3)), TypeError, ["scale", "finite number"]),
@@ -241,6 +241,12 @@ CASES = {
         ["read-only", "(2, 3, 5, 4)"],
     ),
 }
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 7), (7, 2), (9, 2, 3, 5, 7)])
+def test_only_a_mask_per_batch_row_is_told_how_to_become_one(shape):
+    with pytest.raises(ValueError, match=r"equal or 1$"):
+        attention(Q, K, V, mask=zeros(*shape, dtype=bool))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,6 +9,7 @@ import pytest
 from edges import DTYPES, arrays, attend, check
 
 import fastattn
+from fastattn import reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -150,6 +151,20 @@ def test_strides_beyond_two_to_the_31(backend, wide, operand, axis):
 def test_softcaps_beyond_the_range_of_the_dtype(backend, dtype, softcap):
     """A cap too small hides all differences, one too large none; neither is NaN."""
     check(*arrays(dtype, 26, 130), softcap=softcap)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e38, -1e38, 3e38, 1e300])
+def test_capped_scores_do_not_overflow_on_the_way(backend, scale):
+    """Each is the cap, up or down; sums of scaled products that cancel overflowed to the wrong."""
+    rng = np.random.default_rng(1)
+    query, key, value = (rng.standard_normal((2, n, 8), dtype=np.float32) for n in (26, 130, 130))
+    query[:, 3] = 0
+    options = {"scale": scale, "softcap": 3.0, "similarity": "dot"}
+    # The oracle's bound would allow for any score here.
+    exact = reference.attention(*(x.astype(float) for x in (query, key, value)), **options)
+    np.testing.assert_allclose(
+        fastattn.attention(query, key, value, **options), exact, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("similarity", ["dot", "euclidean", "cosine"])

@@ -9,7 +9,7 @@ import tolerances
 import fastattn
 from fastattn import reference
 from fastattn._core import repeats
-from fastattn._numba import normalize
+from fastattn._engine import normalize
 
 FAMILY = ("softmax", "log_softmax", "logsumexp")
 DTYPES = ("float32", "float64")
@@ -120,6 +120,29 @@ def test_stores_past_the_caches_give_the_same_bits(axis, seed, monkeypatch):
         oracle.assert_same_bits(out, expected, about=shift)
         assert not memory[:shift].any()
         assert not memory[shift + x.size :].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_finished_while_the_next_is_weighed_give_the_same_bits(dtype, seed, monkeypatch):
+    """Rows of a large result share one row of scratch: what one left must not reach the next."""
+    rng = np.random.default_rng(seed)
+    item = np.dtype(dtype).itemsize
+    for keys in (length for length in LENGTHS if length > 32):
+        x = draw(rng, (40, keys), dtype)
+        x[[0, 7, 8, 39], rng.integers(keys, size=4)] = [np.nan, np.inf, -np.inf, np.nan]
+        x[20] = -np.inf
+        expected = fastattn.softmax(x)
+        for shift in (0, 64 // item - 1, int(rng.integers(1, 64 // item - 1))):
+            rows = np.full((41, keys + 3), -1, dtype)
+            out = rows.reshape(-1)[shift : shift + 40 * (keys + 3)].reshape(40, -1)[:, :keys]
+            with monkeypatch.context() as patch:
+                patch.setattr(normalize, "_STREAM_BYTES", 0)
+                for threads in (1, 2):
+                    oracle.assert_same_bits(
+                        fastattn.softmax(x, out=out, threads=threads), expected, about=(keys, shift)
+                    )
+            out[...] = -1
+            assert (rows == -1).all()
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -262,9 +262,12 @@ def finite_number(name: str, x: Any, hint: str) -> float:
             raise TypeError(f"{name} must be a finite number, not {x!r}; {hint}")
         try:
             x = float(x)
-        except (TypeError, ValueError, OverflowError) as error:
-            kind = ValueError if isinstance(error, OverflowError) else TypeError
-            raise kind(f"{name} must be a finite number, not {x!r}; {hint}") from error
+        except OverflowError as error:
+            raise ValueError(
+                f"{name} must be a finite number, not an integer beyond float64; {hint}"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be a finite number, not {x!r}; {hint}") from error
     if x - x != 0.0:
         raise ValueError(f"{name} must be a finite number, not {x!r}; {hint}")
     return x  # type: ignore[no-any-return]

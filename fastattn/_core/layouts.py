@@ -52,10 +52,11 @@ def mask_layout(
     if len(shape) > len(full) or any(
         n not in (1, size) for n, size in zip(padded, full, strict=True)
     ):
+        of_keys = len(full) == 4 and shape == (full[0], full[-1])
         raise ValueError(
             f"mask of shape {shape} does not broadcast to the scores' {full} (batch, L, S): every "
             "dim must be equal or 1"
-            + ("; one mask of keys per batch row is mask[:, None, None, :]" * (len(full) == 4))
+            + ("; one mask of keys per batch row is mask[:, None, None, :]" * of_keys)
         )
     steps = (0,) * (len(full) - len(shape)) + strides
     steps = tuple(0 if n == 1 else step for n, step in zip(padded, steps, strict=True))

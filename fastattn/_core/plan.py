@@ -208,17 +208,18 @@ def plan_attention(
     scratch = scratch_layout(
         task_rows, keys, features, value_features, item, value_in_place, key_staged
     )
-    total = scratch.size * workers
+    partial_bytes = 0
     if split:
         row_bytes = (padded(value_features) + 2) * item
         if not keep_partials:
             wave_entries = max(1, min(entries, _PARTIAL_BYTES // max(1, rows * row_bytes)))
             partial = wave_entries * rows * row_bytes
             wave_segments = max(1, min(segments, _PARTIAL_BYTES // max(1, partial)))
-        total += wave_entries * rows * (row_bytes * (1 + wave_segments) + 8)
+        partial_bytes = wave_entries * rows * (row_bytes * (1 + wave_segments) + 8)
         tasks = wave_entries * row_tasks * wave_segments
+    busy = max(1, min(workers, tasks))
     return AttentionPlan(
-        workers=max(1, min(workers, tasks)),
+        workers=busy,
         task_rows=task_rows,
         row_tasks=row_tasks,
         tasks=tasks,
@@ -228,5 +229,5 @@ def plan_attention(
         wave_entries=wave_entries,
         wave_segments=wave_segments,
         seconds_per_task=seconds(task_rows, 1 if split else segments),
-        scratch_bytes=total,
+        scratch_bytes=scratch.size * busy + partial_bytes,
     )

@@ -47,7 +47,7 @@ from .record import (
 )
 from .rows import any_nan_in_row, fold_row, fuse_block
 from .scores import score_block
-from .simd import cast, item_size
+from .simd import cast, item_size, largest_finite
 from .storage import widen_row
 
 
@@ -67,7 +67,9 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
         if call.metric == COSINE:
             normalise_query(tag, target, width)
         if call.query_first * call.query_second != 1.0:
-            exact = scale_row(tag, target, width, call, call.metric == EUCLIDEAN)
+            # Under a cap any score is final: sums on the way to it must not overflow.
+            most = np.sqrt(largest_finite(tag)) if call.softcap > 0.0 else np.inf
+            exact = scale_row(tag, target, width, call, call.metric == EUCLIDEAN, most)
         position = i + load_int64(call.entry_offsets + head * call.offsets_head, 0)
         length = load_int64(call.entry_lengths + head * call.lengths_head, 0)
         begin = min(max(0, position - call.left), call.keys)

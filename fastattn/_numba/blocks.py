@@ -109,18 +109,19 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
     high_padded = padded(high)
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
-        if call.weights:
-            # Scores, until `finish_weights` knows the maximum and the sum of the whole row.
-            index = entry_index * call.groups_of_heads * call.queries + first_row + block + r
-            target = call.weights + (index * call.keys + segment * SEGMENT_KEYS) * item
-            for column in range(low, high, LANES):
-                score = load(tag, row + column * item)
-                store_first(target + column * item, score, high - column)
         row_max = row_maximum(tag, row, low, high_padded)
         store_scalar(scratch + call.at_state + 16 * r, row_max)
     # In a loop of its own: the maxima of all rows are known, so that no row waits for its own.
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
+        if call.weights:
+            # Scores, until `finish_weights` knows the maximum and the sum of the whole row. Here
+            # they reach memory while exponentials keep the core busy.
+            index = entry_index * call.groups_of_heads * call.queries + first_row + block + r
+            target = call.weights + (index * call.keys + segment * SEGMENT_KEYS) * item
+            for column in range(low, high, LANES):
+                score = load(tag, row + column * item)
+                store_first(target + column * item, score, high - column)
         state = scratch + call.at_state + 16 * r
         exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
         row_max = load_scalar(tag, state)

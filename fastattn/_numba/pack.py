@@ -96,21 +96,24 @@ def clear_row(tag, target, begin, end):
 
 
 @device
-def scale_row(tag, target, length, call, always):
+def scale_row(tag, target, length, call, always, most):
     """Multiply a padded row by the power of two in `call.query_first * call.query_second`.
 
-    Only if no element loses a bit or overflows, or `always`; returns whether it was done. There are
-    two factors because one may lie beyond the range of the type.
+    Only if no element loses a bit, overflows or gets beyond `most`, or `always`; returns whether it
+    was done. There are two factors because one may lie beyond the range of the type.
     """
     item = item_size(tag)
     first, second = splat(cast(tag, call.query_first)), splat(cast(tag, call.query_second))
     back_first = splat(cast(tag, 1.0 / call.query_first))
     back_second = splat(cast(tag, 1.0 / call.query_second))
     exact = True
+    largest = splat(cast(tag, 0.0))
     for i in range(0, length, LANES):
         value = load(tag, target + i * item)
         scaled = value * first * second
         exact &= same_lanes(scaled * back_second * back_first, value)
+        largest = larger(largest, absolute(scaled))
+    exact &= lane_max(largest) <= most
     if exact or always:
         for i in range(0, length, LANES):
             store(target + i * item, load(tag, target + i * item) * first * second)

@@ -8,6 +8,7 @@ queries are packed once, then each panel is packed once and met by all of them.
 import numpy as np
 
 from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
+from fastattn._engine import layouts
 
 from .compile import device, entry
 from .emit import LANES
@@ -22,28 +23,14 @@ from .pack import (
     pack_matrix,
     scale_row,
 )
-from .record import COSINE, EUCLIDEAN, Layout, operand_offset, reader
+from .record import COSINE, EUCLIDEAN, operand_offset, reader
 from .scores import product_columns, shape_row
 from .simd import cast, item_size, splat
 from .storage import pack_small
 from .tasks import put_row, take_tasks
 from .tile import distance_tile
 
-LAYOUT = Layout(
-    "SimilarityCall",
-    """
-    next_task stop_task workers
-    queries keys features metric rescaled
-    entry_rank entry_shape entry_strides
-    task_rows row_tasks task_keys key_tasks key_shift streamed
-    query query_row query_feature query_code
-    key key_row key_feature key_code
-    output output_row output_key output_code
-    scratch scratch_stride at_query at_exact at_panel at_tile
-    """.split(),
-    "query_first query_second key_factor difference_factor rest softcap".split(),
-)
-read_call = reader(LAYOUT)
+read_call = reader(layouts.SIMILARITY)
 QUERY, KEY, OUTPUT = range(3)
 
 
@@ -73,7 +60,7 @@ def pack_queries(tag, call, query, rows, scratch):
         if call.metric == COSINE:
             normalise_query(tag, row, width)
         if call.query_first * call.query_second != 1.0:
-            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN)
+            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN, np.inf)
         store_int64(scratch + call.at_exact, r, exact)
 
 
@@ -180,8 +167,10 @@ def score_panel(tag, call, panel, rows, keys, scratch, output):
 @device(inlined=True)
 def compare_task(tag, call, task, scratch):
     """All steps of one task."""
-    block, key_task = divmod(task, call.key_tasks)
-    entry_index, row_task = divmod(block, call.row_tasks)
+    # Threads are at work on tasks next to each other. Those lie in other rows, so in other pages: a
+    # fresh huge page that two threads touch at once is cleared by each of them.
+    block, row_task = divmod(task, call.row_tasks)
+    entry_index, key_task = divmod(block, call.key_tasks)
     first_row = row_task * call.task_rows
     rows = min(call.task_rows, call.queries - first_row)
     query = call.query + operand_offset(call, QUERY, entry_index)

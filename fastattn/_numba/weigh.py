@@ -7,12 +7,14 @@ tree of lanes, segments from left to right.
 import numpy as np
 
 from fastattn._core.plan import SEGMENT_KEYS
+from fastattn._engine.layouts import SOFTMAX_RESULT
 
 from .compile import device
 from .elementary import exp_nonpositive
 from .emit import LANES
-from .memory import load, load_first, prefetch, store, store_first, store_scalar
+from .memory import load, load_first, prefetch, store, store_first, store_scalar, stream
 from .simd import cast, item_size, lane_max, lane_sum, larger, splat
+from .softmax_finish import final
 
 
 @device
@@ -67,6 +69,50 @@ def weigh(tag, place, keys, row_max, weights, sums, sums_stride, ahead):
         total = total + segment_sum
         if sums:
             store_scalar(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum)
+    return total
+
+
+@device
+def weigh_and_finish(tag, place, keys, row_max, block, stats, pending, ahead):
+    """Step weigh, and step finish of the row before, whose weights `block` still holds.
+
+    That row's statistics stand at `stats`; it goes to `pending`, past the caches. Exponentials wait
+    for arithmetic, stores for memory: side by side they take the time of the slower alone.
+    """
+    item = item_size(tag)
+    zero, hidden = cast(tag, 0.0), cast(tag, -np.inf)
+    first, second = load(tag, stats), load(tag, stats + LANES * item)
+    begin = -pending % 64 // item
+    late = (keys - begin) // LANES * LANES
+    if begin:
+        value = final(SOFTMAX_RESULT, load_first(block, begin, zero), first, second)
+        store_first(pending, value, begin)
+    # What comes next reads a vector of old weights at or behind where it writes a new one.
+    old, pending = block + begin * item, pending + begin * item
+    rest = keys - begin - late
+    if rest:
+        value = final(SOFTMAX_RESULT, load_first(old + late * item, rest, zero), first, second)
+        store_first(pending + late * item, value, rest)
+    maximum = splat(row_max)
+    total = zero
+    for segment in range(0, keys, SEGMENT_KEYS):
+        stop = min(segment + SEGMENT_KEYS, keys)
+        both = max(segment, min(stop, late))
+        lanes = splat(zero)
+        for k in range(segment, both, LANES):
+            weight = exp_nonpositive(load(tag, place + k * item) - maximum)
+            prefetch(place + k * item + ahead)
+            stream(
+                pending + k * item, final(SOFTMAX_RESULT, load(tag, old + k * item), first, second)
+            )
+            store(block + k * item, weight)
+            lanes = lanes + weight
+        for k in range(both, stop, LANES):
+            scores = load_first(place + k * item, stop - k, hidden)
+            weight = exp_nonpositive(scores - maximum)
+            store(block + k * item, weight)
+            lanes = lanes + weight
+        total = total + lane_sum(lanes)
     return total
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 import fastattn
 from fastattn.batch.borders import Borders, Chunk
-from fastattn.batch.errors import UsageError
+from fastattn.batch.errors import CallRefused
 from fastattn.batch.inputs import Inputs, Small
 from fastattn.batch.job import FILES, OPTIONS, SEGMENTS, Job
 from fastattn.batch.readers import NpyFile, Range
@@ -103,7 +103,7 @@ def check_call(job: Job, files: dict[str, NpyFile], small: Small) -> Any:
         return _explain(files, FILES, shapes, job, options | small)
     except (ValueError, TypeError) as error:
         roles = ", ".join(f"{role} {file.path}" for role, file in files.items())
-        raise UsageError(f"{error} (files: {roles})") from error
+        raise CallRefused(str(error), roles) from error
 
 
 def scratch_bytes(inputs: Inputs, borders: Borders) -> int:

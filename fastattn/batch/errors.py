@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 
@@ -11,11 +12,39 @@ class JobError(Exception):
 
     exit_code = 1
 
+    def in_options(self) -> str:
+        """Say it as the command line spells options."""
+        return str(self)
+
 
 class UsageError(JobError):
     """What was asked for cannot work, whatever the files hold."""
 
     exit_code = 2
+
+
+# How Python spells an option: alone, with a value, or to be filled in. Within an expression, such
+# as ``key_lengths[:, None]``, a name stands for an array and stays.
+_OPTION = re.compile(
+    r"(?<![\w(.-])(causal|enable_gqa|query_offset|query_segments|key_segments|key_lengths"
+    r'|alibi_slopes)\b(?![\[(])(?:=(?:True|"?([\w.]*)"?))?'
+)
+
+
+class CallRefused(UsageError):
+    """The public face refused the options of a job, or arrays of its files' shapes."""
+
+    def __init__(self, reason: str, files: str) -> None:
+        super().__init__(f"{reason} (files: {files})")
+        self._reason, self._files = reason, files
+
+    def in_options(self) -> str:
+        """Say it as the command line spells options."""
+
+        def option(found: re.Match[str]) -> str:
+            return f"--{found[1].replace('_', '-')} {found[2] or ''}".rstrip()
+
+        return f"{_OPTION.sub(option, self._reason)} (files: {self._files})"
 
 
 _WAYS_OUT = {
