@@ -52,13 +52,20 @@ class State:
     True
     """
 
-    __slots__ = ("_backend", "_recipe", "_state", "key_start", "key_stop")
+    __slots__ = ("_backend", "_recipe", "_slopes", "_state", "key_start", "key_stop")
 
     def __init__(
-        self, backend: Backend, made: Recipe, state: Any, key_start: int, key_stop: int
+        self,
+        backend: Backend,
+        made: Recipe,
+        slopes: np.ndarray | None,
+        state: Any,
+        key_start: int,
+        key_stop: int,
     ) -> None:
         self._backend = backend
         self._recipe = made
+        self._slopes = slopes
         self._state = state
         self.key_start = key_start
         self.key_stop = key_stop
@@ -104,13 +111,20 @@ class State:
                     f"states of one attention must agree, but {name} is {ours} on the left and "
                     f"{theirs} on the right"
                 )
+        if not _same_slopes(self._slopes, next_state._slopes):
+            raise ValueError(
+                f"states of one attention must agree, but alibi_slopes are {_shown(self._slopes)} "
+                f"on the left and {_shown(next_state._slopes)} on the right"
+            )
         if next_state._backend is not self._backend:
             raise ValueError(
                 f"states of the backends {self._backend.name!r} and {next_state._backend.name!r} "
                 "do not merge: pass the same backend= to each attention_state"
             )
         merged = self._backend.merge_states(self._state, next_state._state)
-        return State(self._backend, self._recipe, merged, self.key_start, next_state.key_stop)
+        return State(
+            self._backend, self._recipe, self._slopes, merged, self.key_start, next_state.key_stop
+        )
 
     def finish(self, sinks: ArrayLike | None = None, return_lse: bool = False) -> Any:
         """Divide by the sum of weights: the output, as `attention` gives it.
@@ -242,7 +256,20 @@ def attention_state(
     problem = problems.bind(made, *operands, extras, key_start)
     chosen = backends.pick(backend)
     state = chosen.attention_state(problem, key_start, resolve(threads))
-    return State(chosen, made, state, key_start, key_start + made.keys)
+    slopes = problem.alibi_slopes
+    # A copy: the caller may write other slopes there before the next part.
+    slopes = None if slopes is None else slopes.copy()
+    return State(chosen, made, slopes, state, key_start, key_start + made.keys)
+
+
+def _same_slopes(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
+    if ours is None or theirs is None:
+        return ours is theirs
+    return np.array_equal(ours, theirs)
+
+
+def _shown(slopes: np.ndarray | None) -> str:
+    return "None" if slopes is None else np.array2string(slopes.ravel(), threshold=8, precision=4)
 
 
 def merge_states(

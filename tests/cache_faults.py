@@ -5,6 +5,9 @@ PAGES = _CACHE + "lengths_around_pages_and_segments[numba-129-float32]"
 INT8_PAGES = _CACHE + "lengths_around_pages_and_segments[numba-129-int8]"
 BEAMS = _CACHE + "beams[numba-float32]"
 INT8_BEAMS = _CACHE + "beams[numba-int8]"
+PAGES_GUARD = (
+    "tests/test_cache_guard_pages.py::test_nothing_outside_the_keys_is_read[numba-{}-small]"
+)
 REJECTED = _CACHE + "rejected_tokens_are_gone[numba-129-float32]"
 # Refused before any kernel is looked for: the reference, which compiles nothing, shows it.
 CACHE_REFUSED = _CACHE + "what_does_not_fit_is_refused_and_changes_nothing -k "
@@ -26,6 +29,12 @@ CACHE_FAULTS = {
         "load_int64(pages, max(j - 1, 0) // PAGE_KEYS) + j % PAGE_KEYS * row_stride",
         PAGES,
     ),
+    "panel_from_pages_read_in_whole_vectors": (
+        "_numba/places.py",
+        "whole = keys // LANES * LANES",
+        "whole = (keys + LANES - 1) // LANES * LANES",
+        PAGES_GUARD.format("int8"),
+    ),
     "int8_scale_of_the_token_before": (
         "_numba/places.py",
         "            scale += 4\n",
@@ -39,7 +48,7 @@ CACHE_FAULTS = {
         INT8_PAGES,
     ),
     "int8_scales_of_the_first_head": (
-        "_numba/calls.py",
+        "_engine/describe.py",
         "table(scales, 4)",
         "table(scales, 0)",
         INT8_PAGES,

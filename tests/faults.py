@@ -37,7 +37,10 @@ class Fault:
     @property
     def is_in_kernels(self) -> bool:
         """Whether it changes what is compiled, or may."""
-        return self.file.startswith("_numba/") or self.file == "_core/plan.py"
+        return self.file.startswith("_numba/") or self.file in (
+            "_core/plan.py",
+            "_engine/layouts.py",
+        )
 
     def source(self) -> str:
         return (ROOT / "fastattn" / self.file).read_text(encoding="utf-8")
@@ -147,7 +150,7 @@ _FAULTS = {
         COSINE,
     ),
     "power_of_scale_doubled": (
-        "_numba/calls.py",
+        "_engine/describe.py",
         "rest, exponent = 2.0 * mantissa, exponent - 1",
         "rest, exponent = 2.0 * mantissa, exponent",
         OPTIONS,
@@ -228,6 +231,12 @@ _FAULTS = {
         "if is_half(parts.dtype) else parts * 0, mask=present)",
         STATES,
     ),
+    "merge_with_or_without_slopes": (
+        "state.py",
+        "return ours is theirs",
+        "return True",
+        "tests/test_face_stage_errors.py",
+    ),
     "reference_merge_forgets_empty_parts": (
         "reference/fusion.py",
         "parts = np.where((lses == -np.inf)[..., None], 0.0, outputs * shares[..., None])",
@@ -254,7 +263,7 @@ _FAULTS = {
         OPTIONS,
     ),
     "slices_skip_a_task": (
-        "_numba/launch.py",
+        "_engine/launcher.py",
         "        first = stop\n",
         "        first = stop + 1\n",
         "tests/test_launch.py",

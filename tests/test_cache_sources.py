@@ -37,7 +37,7 @@ def _report_of(packages, place, before=""):
 def test_a_change_in_any_kernel_source_is_seen(copied_package, place):
     assert _report_of(copied_package, place) == MISS
     assert _report_of(copied_package, place) == HIT
-    for changed in ("_numba/tile.py", "_numba/simd.py", "_core/plan.py"):
+    for changed in ("_numba/tile.py", "_numba/simd.py", "_core/plan.py", "_engine/layouts.py"):
         callee = copied_package / "fastattn" / changed
         original = callee.read_text()
         callee.write_text(original + "\n# changed\n")

@@ -167,6 +167,24 @@ def test_states_that_do_not_belong_together():
         left.merge(left.finish())
 
 
+def test_states_of_other_slopes_do_not_merge():
+    def state(start, slopes):
+        part = zeros(4, 512, 8), zeros(4, 512, 4)
+        return attention_state(zeros(4, 5, 8), *part, key_start=start, alibi_slopes=slopes)
+
+    slopes = np.array([0.5, 0.25, 0.125, 0.0625])
+    left = state(0, slopes)
+    for other in (None, slopes[::-1], 0.5, slopes.astype(np.float32) + 1):
+        with pytest.raises(ValueError, match=r"alibi_slopes.*0\.0625.*right"):
+            left.merge(state(512, other))
+        with pytest.raises(ValueError, match=r"alibi_slopes.*0\.0625.*right"):
+            state(0, other).merge(state(512, slopes))
+    left.merge(state(512, slopes.tolist()))
+    slopes *= 2  # those of the left part stay what they were
+    with pytest.raises(ValueError, match="alibi_slopes"):
+        left.merge(state(512, slopes))
+
+
 def test_a_named_backend_that_cannot_is_an_error(monkeypatch):
     backend = types.SimpleNamespace(name="numba", refusal=lambda problem: "the moon is full")
     monkeypatch.setitem(sys.modules["fastattn._core.backends"]._loaded, "numba", backend)

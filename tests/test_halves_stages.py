@@ -12,7 +12,7 @@ from test_halves import ANY, SMALL, exact_backends_only, operands
 import fastattn
 from fastattn import reference
 from fastattn._core import repeats
-from fastattn._numba import normalize
+from fastattn._engine import normalize
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toy_kernels as toy
 
+from fastattn._engine import launcher
 from fastattn._numba import compile, launch
 
 needs_two_threads = pytest.mark.skipif(
@@ -87,7 +88,7 @@ class _FakeDrivers:
         self.cost = cost
         monkeypatch.setattr(launch, "_serial", SimpleNamespace(run=self._run))
         monkeypatch.setattr(launch, "_parallel", SimpleNamespace(run=self._run))
-        monkeypatch.setattr(launch, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(launcher, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def _run(self, address, call, first, stop, workers=1):
         seconds = sum(self.cost(task) for task in range(first, stop)) / workers

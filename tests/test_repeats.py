@@ -11,7 +11,7 @@ import pytest
 import fastattn
 from fastattn._core import repeats
 
-pytest.importorskip("fastattn._numba.stages")
+pytest.importorskip("fastattn._numba.backend")
 
 
 def _draw(rng, *shape):

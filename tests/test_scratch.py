@@ -12,8 +12,11 @@ import pytest
 
 import fastattn
 from fastattn._core.plan import SCORE_STRIDE
-from fastattn._numba import backend, calls, launch
-from fastattn._numba.record import WORD
+from fastattn._engine import addresses
+from fastattn._engine.layouts import ATTENTION
+from fastattn._numba import backend
+
+WORD = ATTENTION.word
 
 ROWS, KEYS, FEATURES = 5, 100, 8
 WIDTHS = (1, 3, 8, 15, 16, 17, 31, 33)
@@ -30,7 +33,8 @@ def operands(dtype, value_features):
 @pytest.fixture
 def attend(monkeypatch):
     """Run one block on scratch full of one byte; gives output and what is left of the scores."""
-    run = launch.run
+    launcher = backend.engine.kernels.launcher
+    run = launcher.run
 
     def attend(byte, *call, **options):
         left = []
@@ -43,7 +47,7 @@ def attend(monkeypatch):
             block = ctypes.string_at(place, ROWS * SCORE_STRIDE * output.itemsize)
             left.append(np.frombuffer(block, output.dtype).reshape(ROWS, SCORE_STRIDE)[:, :KEYS])
 
-        monkeypatch.setattr(launch, "run", on_full_scratch)
+        monkeypatch.setattr(launcher, "run", on_full_scratch)
         execution = fastattn.explain(*call, **options, scale=1.0, backend="numba", threads=1)
         output = np.full(execution.problem.output_shape, 7, execution.problem.dtype)
         execution.run(output[None, None], None, None)
@@ -103,12 +107,12 @@ def test_scratch_of_long_sequences_is_small(heads, threads):
     [((1, 2, 500, 64), 3000, 64), ((1, 40, 1, 64), 60_000, 33), ((8, 1, 5, 16), 9000, 17)],
 )
 def test_a_call_takes_the_memory_that_explain_tells(monkeypatch, query, keys, value_features):
-    monkeypatch.setattr(calls, "_buffers", [])
+    monkeypatch.setattr(addresses, "_buffers", [])
     key, value = zeros(*query[:2], keys, query[-1]), zeros(*query[:2], keys, value_features)
     execution = fastattn.explain(zeros(*query), key, value, threads=2, backend="numba")
     output = np.empty((*query[:2], 1, query[2], value_features), np.float32)
     execution.run(output, None, None)  # compiles
-    monkeypatch.setattr(calls, "_buffers", [])
+    monkeypatch.setattr(addresses, "_buffers", [])
     tracemalloc.start()
     try:
         execution.run(output, None, None)

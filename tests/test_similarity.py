@@ -7,7 +7,7 @@ import tolerances
 
 import fastattn
 from fastattn import reference
-from fastattn._numba import stages
+from fastattn._engine import stages
 
 METRICS = ("dot", "scaled_dot", "cosine", "euclidean")
 DTYPES = ("float32", "float64")

@@ -9,7 +9,7 @@ import tolerances
 import fastattn
 from fastattn import reference
 from fastattn._core import repeats
-from fastattn._numba import normalize
+from fastattn._engine import normalize
 
 FAMILY = ("softmax", "log_softmax", "logsumexp")
 DTYPES = ("float32", "float64")

@@ -7,7 +7,7 @@ import strategies
 from ragged import Ragged, ragged, random_features, shuffled
 
 import fastattn
-from fastattn._numba.ragged import WAVE
+from fastattn._engine.ragged import WAVE
 
 # Rows beyond a block, keys beyond a panel, a chain and a segment; empty ones between.
 LENGTHS = [(3, 70), (0, 0), (1, 1), (130, 600), (2, 0), (7, 513), (1, 1100), (25, 129), (0, 5)]

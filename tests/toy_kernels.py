@@ -6,6 +6,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastattn._engine.launcher import Launcher
 from fastattn._numba import compile, launch, native
 
 DONE, WORKER, STEPS, VALUE = 3, 4, 5, 6  # words of the call record
@@ -63,7 +64,7 @@ class Call:
         self.record[VALUE] = self.value.ctypes.data
 
     def run(self, seconds_per_task, workers, entry=count):
-        launch.run(entry, self.record, self.tasks, seconds_per_task, workers)
+        Launcher(launch.layer).run(entry, self.record, self.tasks, seconds_per_task, workers)
         return self
 
     def workers(self):

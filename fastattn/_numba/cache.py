@@ -53,7 +53,8 @@ _stores: dict[str, Store] = {}
 def source_files() -> list[Path]:
     """Return every file whose code or constants can be part of a compiled kernel."""
     package = Path(__file__).resolve().parent.parent
-    return [package / "_core" / "plan.py", *sorted((package / "_numba").glob("*.py"))]
+    tables = [package / "_core" / "plan.py", package / "_engine" / "layouts.py"]
+    return [*tables, *sorted((package / "_numba").glob("*.py"))]
 
 
 def _hash_sources() -> str | None:

@@ -18,7 +18,11 @@ from numba.core import sigutils
 from numba.core.ccallback import CFunc
 
 from fastattn._numba import cache
-from fastattn._numba.linking import LinkedCompiler
+
+try:
+    from fastattn._numba.linking import DeviceCompiler
+except (ImportError, AttributeError):  # a class of Numba's that it builds on is gone
+    from numba.core.compiler import Compiler as DeviceCompiler
 
 # No fast-math flag and no contraction: bits are part of the contract. error_model "numpy" keeps
 # division free of a zero test (and of a raise, which would leak every array a kernel holds).
@@ -63,7 +67,7 @@ def device(function: Callable | None = None, *, inlined: bool = False) -> Any:
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
         inline="always" if inlined else "never",
-        pipeline_class=LinkedCompiler,
+        pipeline_class=DeviceCompiler,
     )(function)
 
 

@@ -8,33 +8,20 @@ block of rows and a block of value features.
 import numpy as np
 
 from fastattn._core.plan import FUSE_KEYS, SEGMENT_KEYS, TILE_ROWS
+from fastattn._engine import layouts
+from fastattn._engine.layouts import STRIP
 
 from .compile import device, entry
 from .emit import LANES
 from .memory import load, load_scalar, native_code, prefetch, store, store_first
 from .pack import clear_row, pack_matrix
-from .record import Layout, operand_offset, reader
+from .record import operand_offset, reader
 from .scores import product_columns
 from .simd import item_size, splat
 from .tasks import put_row, take_tasks
 
-LAYOUT = Layout(
-    "FuseCall",
-    """
-    next_task stop_task workers
-    rows keys features reduced
-    entry_rank entry_shape entry_strides
-    task_rows row_tasks task_columns column_tasks
-    weights weights_row weights_key weights_code weights_in_place
-    value value_row value_feature value_code value_in_place
-    output output_row output_key output_feature output_code
-    scratch scratch_stride at_weights at_values at_block at_running
-    """.split(),
-)
-read_call = reader(LAYOUT)
+read_call = reader(layouts.FUSE)
 WEIGHTS, VALUE, OUTPUT = range(3)
-# Columns of values that meet the rows of a task together.
-STRIP = 64
 
 
 @device

@@ -7,13 +7,21 @@ the entry's module is optimised once, as a whole. That halves the time of compil
 float32 took 16.8 s from import to first result, and takes 9.
 
 The means are Numba's own: a compiler pipeline (`pipeline_class`) whose lowering leaves the library
-unfinished.
+unfinished. It leans on names that Numba does not promise to keep, so before the first device
+function of a process is compiled, a small one is tried. Where that fails all of them take the usual
+pipeline, which is slower to compile and gives the same results.
 """
 
+import functools
+import logging
+
+import numba
 from numba.core import codegen, compiler, typed_passes
 from numba.core.compiler_machinery import register_pass
 
-__all__ = ["LinkedCompiler"]
+__all__ = ["DeviceCompiler"]
+
+_logger = logging.getLogger("fastattn.compile")
 
 
 class _LinkedLibrary(codegen.JITCodeLibrary):
@@ -22,7 +30,6 @@ class _LinkedLibrary(codegen.JITCodeLibrary):
     def finalize(self):
         self._raise_if_finalized()
         for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalized = True
 
@@ -39,14 +46,15 @@ class _LinkedLowering(typed_passes.NativeLowering):
         state.flags.no_compile = True
         super().run_pass(state)
         lowered = state["cr"]
-        # What Numba knows the function by; it must be a builtin, and one that refuses to be called.
-        key = [].sort
+        # What Numba knows the function by: a builtin, no two the same. Should anybody call the
+        # function from Python, Numba passes it the tuple of arguments, which this one refuses.
+        key = functools.partial(int).__setstate__
         state.targetctx.insert_user_function(key, lowered.fndesc, [state.library])
         state["cr"] = lowered._replace(cfunc=key)
         return True
 
 
-class LinkedCompiler(compiler.CompilerBase):
+class _LinkedCompiler(compiler.CompilerBase):
     """Numba's pipeline for compiled functions, with the lowering above."""
 
     def define_pipelines(self):
@@ -57,3 +65,26 @@ class LinkedCompiler(compiler.CompilerBase):
             linked.add_pass(_LinkedLowering if lowering else step, description)
         linked.finalize()
         return [linked]
+
+
+@functools.cache
+def _refusal():
+    """Why this Numba cannot link device functions, or None; found out by trying, 50 ms once."""
+    bare = functools.partial(numba.njit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    inner = bare(lambda x: x + 1, pipeline_class=_LinkedCompiler)
+    outer = bare(lambda x: inner(x), pipeline_class=_LinkedCompiler)
+    try:
+        bare(lambda x: outer(x)).compile("int64(int64)")
+    except Exception as error:  # whatever a Numba of another shape raises
+        _logger.info("device functions are compiled, not linked: %r", error)
+        return repr(error)
+    return None
+
+
+class DeviceCompiler(compiler.Compiler):
+    """The pipeline of device functions: linked if this Numba can, as usual if not."""
+
+    def define_pipelines(self):
+        if _refusal() is None:
+            return _LinkedCompiler.define_pipelines(self)
+        return super().define_pipelines()

@@ -1,12 +1,12 @@
 """Loads and stores of vectors and scalars, any alignment and storage type; and transposing."""
 
-import functools
-
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from fastattn._engine.layouts import STORAGE_CODES, SWAPPED
 
 from .emit import (
     I32,
@@ -150,24 +150,6 @@ def prefetch(typing_context, address):
         return context.get_dummy_value()
 
     return sig, codegen
-
-
-# Storage codes of the element types that kernels read in place; +16 for swapped byte order.
-STORAGE_CODES = {
-    name: code
-    for code, name in enumerate(
-        "float32 float64 bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 "
-        "float16 bfloat16".split()
-    )
-}
-SWAPPED = 16
-
-
-@functools.cache  # a dtype's name costs microseconds
-def storage_code(dtype):
-    """The code by which `load_as` reads a NumPy dtype."""
-    dtype = np.dtype(dtype)
-    return STORAGE_CODES[dtype.name] + (0 if dtype.isnative else SWAPPED)
 
 
 @intrinsic

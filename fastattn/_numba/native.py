@@ -1,16 +1,14 @@
 """The few machine operations that Numba has no word for: the task counter, a call by address, the
-float environment, 64-bit words at an address, and where an array begins.
+float environment, and 64-bit words at an address.
 
 Nothing here knows an operation. Addresses are plain ``int64``; whoever passes one keeps the array
 behind it alive for the length of the call.
 """
 
-import ctypes
 import platform
 import sys
 
 import llvmlite
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -26,26 +24,6 @@ _DOUBLE = ir.DoubleType()
 # float environment is left alone (and bits are promised within one machine only).
 _HAS_MXCSR = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 _MXCSR_DEFAULT = 0x1F80  # round to nearest, subnormals kept, every exception masked
-
-
-def _slow_address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def _fast_address(array: np.ndarray) -> int:
-    return _word_at(id(array) + DATA_OFFSET).value or 0
-
-
-# NumPy's public ways to an array's address cost 1.3 microseconds each, five of them a fifth of a
-# small call. In CPython the address stands in the array object itself, right after the object's
-# head (`PyArrayObject_fields.data`, part of NumPy's ABI). Used only where a look confirms it.
-_word_at = ctypes.c_void_p.from_address
-DATA_OFFSET = object.__basicsize__
-_SAMPLES = (np.zeros(3), np.zeros((2, 3))[::-1, 1:], np.zeros(0))
-ADDRESS_IN_OBJECT = sys.implementation.name == "cpython" and all(
-    _fast_address(sample) == _slow_address(sample) for sample in _SAMPLES
-)
-address = _fast_address if ADDRESS_IN_OBJECT else _slow_address
 
 
 def _pointer(builder, address, pointee):

@@ -8,6 +8,7 @@ queries are packed once, then each panel is packed once and met by all of them.
 import numpy as np
 
 from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
+from fastattn._engine import layouts
 
 from .compile import device, entry
 from .emit import LANES
@@ -22,28 +23,14 @@ from .pack import (
     pack_matrix,
     scale_row,
 )
-from .record import COSINE, EUCLIDEAN, Layout, operand_offset, reader
+from .record import COSINE, EUCLIDEAN, operand_offset, reader
 from .scores import product_columns, shape_row
 from .simd import cast, item_size, splat
 from .storage import pack_small
 from .tasks import put_row, take_tasks
 from .tile import distance_tile
 
-LAYOUT = Layout(
-    "SimilarityCall",
-    """
-    next_task stop_task workers
-    queries keys features metric rescaled
-    entry_rank entry_shape entry_strides
-    task_rows row_tasks task_keys key_tasks key_shift streamed
-    query query_row query_feature query_code
-    key key_row key_feature key_code
-    output output_row output_key output_code
-    scratch scratch_stride at_query at_exact at_panel at_tile
-    """.split(),
-    "query_first query_second key_factor difference_factor rest softcap".split(),
-)
-read_call = reader(LAYOUT)
+read_call = reader(layouts.SIMILARITY)
 QUERY, KEY, OUTPUT = range(3)
 
 

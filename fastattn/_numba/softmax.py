@@ -13,6 +13,15 @@ each step then is a phase of its own over all chunks, with the same bits.
 import numpy as np
 
 from fastattn._core.plan import SEGMENT_KEYS
+from fastattn._engine import layouts
+from fastattn._engine.layouts import (
+    FIND_MAX,
+    FIND_SUM,
+    FINISH,
+    LOGSUMEXP_RESULT,
+    SOFTMAX_RESULT,
+    WHOLE,
+)
 
 from .compile import device, entry
 from .elementary import natural_log
@@ -35,31 +44,14 @@ from .memory import (
     store_scalar,
 )
 from .pack import pack_matrix
-from .record import FLOAT_MASK, NO_MASK, Layout, operand_offset, reader
+from .record import FLOAT_MASK, NO_MASK, operand_offset, reader
 from .scores import mask_row
 from .simd import any_nan, cast, first_lane, item_size, splat
-from .softmax_finish import LOGSUMEXP, SOFTMAX, finish_line, round_out, turn_out
+from .softmax_finish import finish_line, round_out, turn_out
 from .tasks import take_tasks
 from .weigh import find_max, find_max_sideways, weigh, weigh_sideways
 
-WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
-
-LAYOUT = Layout(
-    "SoftmaxCall",
-    """
-    next_task stop_task workers
-    phase operation sideways streamed direct scaled
-    rows padded_rows keys entry_rank entry_shape entry_strides
-    block_rows row_blocks row_shift blocks task_blocks chunk_keys chunks
-    x x_row x_key x_line x_lane x_code
-    mask mask_row mask_step mask_line mask_key mask_code mask_kind
-    output output_row output_key output_line output_lane output_code
-    maxima sums sums_stride state_max state_sum
-    scratch scratch_stride at_stats at_lanes at_block at_turned block_stride
-    """.split(),
-    ("rest", "power_first", "power_second"),
-)
-read_call = reader(LAYOUT)
+read_call = reader(layouts.SOFTMAX)
 X, MASK, OUTPUT = range(3)
 # Lines that are fetched before their turn.
 COPY_AHEAD = 24
@@ -147,7 +139,7 @@ def settle(tag, call, x, mask, scan, fill, row_max, target, target_key):
         if step >= scan:
             k = step - scan
             shift = row_max
-            if call.operation == SOFTMAX:
+            if call.operation == SOFTMAX_RESULT:
                 shift = cast(tag, np.nan)
                 hidden = cast(tag, 0.0 if masked else np.nan)
             elif masked or row_max == np.inf:
@@ -185,7 +177,7 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
     if not call.direct:
         gather(tag, call, x, mask, lines, lanes, block, scratch + call.at_turned)
         place = block
-    source = block if operation == SOFTMAX else place
+    source = block if operation == SOFTMAX_RESULT else place
     for group in range(0, rows, LANES):
         count = min(rows - group, LANES)
         here = state + group * item
@@ -201,8 +193,8 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
         else:
             maximum = load_first(call.state_max + here, count, zero)
         total = maximum
-        if phase != FINISH or operation == SOFTMAX:
-            keep = operation == SOFTMAX and phase != FIND_SUM
+        if phase != FINISH or operation == SOFTMAX_RESULT:
+            keep = operation == SOFTMAX_RESULT and phase != FIND_SUM
             sums = 0
             if phase == FIND_SUM:
                 sums = call.sums + first // SEGMENT_KEYS * call.sums_stride + here
@@ -237,13 +229,13 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
             # From here on the chunk's maximum only tells whether it holds a NaN.
             store_first(maxima + group * item, maximum, count)
             continue
-        if operation == SOFTMAX:
+        if operation == SOFTMAX_RESULT:
             store(own, splat(cast(tag, 1.0)) / total)
             store(own + step, splat(zero) - total)
         else:
             for r in range(count):
                 logarithm = natural_log(np.float64(load_scalar(tag, own + step + r * item)))
-                if operation == LOGSUMEXP:
+                if operation == LOGSUMEXP_RESULT:
                     lse = logarithm + np.float64(load_scalar(tag, own + r * item))
                     target = output + (group + r) * call.output_row
                     store_number(tag, call.output_code, target, cast(tag, lse))
@@ -252,7 +244,7 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
         if not sideways:
             store(own, splat(load_scalar(tag, own)))
             store(own + step, splat(load_scalar(tag, own + step)))
-    if phase == FIND_MAX or phase == FIND_SUM or operation == LOGSUMEXP:
+    if phase == FIND_MAX or phase == FIND_SUM or operation == LOGSUMEXP_RESULT:
         return
     rounded = call.output_code != native_code(tag)
     there = call.output_lane == item and not rounded
@@ -287,7 +279,7 @@ def settle_rows(tag, call, x, mask, group, count, keys, own, block):
             continue
         row = group + r
         scan = 0 if call.phase == FINISH else keys
-        final = call.operation != LOGSUMEXP and call.phase != FIND_SUM
+        final = call.operation != LOGSUMEXP_RESULT and call.phase != FIND_SUM
         fill = keys if final else 0
         target = block + row * item
         target_key = call.block_stride if call.sideways else item

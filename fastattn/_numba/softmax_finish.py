@@ -1,5 +1,7 @@
 """Step finish of softmax and its relatives: divide or subtract, and store blocks in any layout."""
 
+from fastattn._engine.layouts import SOFTMAX_RESULT
+
 from .compile import device
 from .emit import LANES
 from .halves import round_line, round_lines
@@ -15,13 +17,11 @@ from .memory import (
 )
 from .simd import cast, fma, item_size
 
-SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = range(3)
-
 
 @device(inlined=True)
 def final(operation, value, first, second):
     """Step finish: the quotient, correctly rounded but for subnormals, or the logarithm."""
-    if operation == SOFTMAX:
+    if operation == SOFTMAX_RESULT:
         quotient = value * first
         return fma(fma(quotient, second, value), first, quotient)
     return value - first - second

@@ -6,8 +6,11 @@ import numpy as np
 
 from fastattn._core.plan import padded
 
-from . import compile, launch
-from .calls import Record, address, give_scratch, take_scratch
+from .addresses import address, give_scratch, take_scratch
+from .launcher import Entry, Launcher
+from .record import Record
+
+__all__ = ["Planned", "describe_entries", "lay_out"]
 
 
 class Planned:
@@ -15,7 +18,8 @@ class Planned:
 
     def __init__(
         self,
-        entry: compile.Entry,
+        launcher: Launcher,
+        entry: Entry,
         record: Record,
         operands: tuple[str, ...],
         tasks: int,
@@ -23,6 +27,7 @@ class Planned:
         workers: int,
     ) -> None:
         word = record.layout.word
+        self._launcher = launcher
         self._entry = entry
         self._record = record  # keeps the tables that its words point to
         self._places = tuple(word[field] for field in operands)
@@ -38,7 +43,7 @@ class Planned:
                 words[place] = address(array)
         buffer = take_scratch(self._size)
         words[self._scratch] = buffer[1]
-        launch.run(self._entry, words, *self._plan)
+        self._launcher.run(self._entry, words, *self._plan)
         give_scratch(buffer)
 
 

@@ -12,9 +12,9 @@ from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
-from .memory import storage_code
-from .native import address
-from .record import (
+from .addresses import storage_code
+from .layouts import (
+    ATTENTION,
     BOOL_MASK,
     COSINE,
     DOT,
@@ -22,12 +22,11 @@ from .record import (
     FLOAT_MASK,
     NO_MASK,
     OPERANDS,
-    RECORD,
     UNBOUNDED,
-    Layout,
 )
+from .record import Record, merge_dims
 
-TABLES = 4  # the last arrays that `describe` keeps
+__all__ = ["describe", "key_staged", "split_scale", "value_in_place"]
 
 METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
 
@@ -80,75 +79,10 @@ def _representable(softcap: float | None, dtype: np.dtype) -> float | None:
     return None if softcap is None else min(max(softcap, tiny), 1.0 / tiny)
 
 
-def merge_dims(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[list, list]:
-    """Join neighbouring batch dims that every operand walks as one."""
-    kept = [axis for axis, size in enumerate(shape) if size != 1]
-    sizes = [shape[axis] for axis in kept]
-    steps = [[one[axis] for axis in kept] for one in strides]
-    axis = len(sizes) - 1
-    while axis > 0:
-        if all(one[axis - 1] == one[axis] * sizes[axis] for one in steps):
-            sizes[axis - 1 : axis + 1] = [sizes[axis - 1] * sizes[axis]]
-            for one in steps:
-                del one[axis - 1]
-        axis -= 1
-    return sizes, steps
-
-
-class Record:
-    """A call record under construction; keeps what its addresses point to."""
-
-    def __init__(self, layout: Layout = RECORD) -> None:
-        self.layout = layout
-        self.words = np.zeros(len(layout.word), np.int64)
-        self._floats = self.words.view(np.float64)
-        self.kept: list[np.ndarray] = []
-
-    def set(self, **words: float) -> None:
-        for field, value in words.items():
-            target = self._floats if field in self.layout.floats else self.words
-            target[self.layout.word[field]] = value
-
-    def point(self, **arrays: np.ndarray) -> None:
-        for field, array in arrays.items():
-            self.kept.append(array)
-            self.words[self.layout.word[field]] = address(array)
-
-    def forget_arrays(self) -> None:
-        """Keep no more than the tables, which belong to the signature."""
-        del self.kept[:-TABLES]
-
-
-# Scratch is kept for the next call: fresh pages cost more than a small call. What is kept at most.
-_KEPT_BUFFERS = 8
-_KEPT_BYTES = 4 << 20
-Buffer = tuple[int, int, np.ndarray]  # bytes from the first multiple of 64 on, its address, owner
-_buffers: list[Buffer] = []
-
-
-def take_scratch(size: int) -> Buffer:
-    """Return scratch of at least `size` bytes, this call's own until it is given back."""
-    try:
-        buffer = _buffers.pop()
-        if buffer[0] >= size:
-            return buffer
-    except IndexError:
-        pass
-    owner = np.empty(size + 64, np.uint8)
-    start = address(owner)
-    return size, start + -start % 64, owner
-
-
-def give_scratch(buffer: Buffer) -> None:
-    """Keep scratch for the next call."""
-    if buffer[0] <= _KEPT_BYTES and len(_buffers) < _KEPT_BUFFERS:
-        _buffers.append(buffer)
-
-
 def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None) -> Record:
     """Everything of a record that does not depend on the plan; a missing lse is contiguous."""
     query, key, value, mask = problem.query, problem.key, problem.value, problem.mask
-    record = Record()
+    record = Record(ATTENTION)
     left, right = problem.window
     right = UNBOUNDED if right is None else right
     adds = mask is not None and mask.dtype != np.bool_

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,16 +11,16 @@ from fastattn._core.plan_ragged import RaggedPlan, plan_ragged
 from fastattn._core.problem import Gathered, Problem
 from fastattn._core.ragged import RaggedProblem
 
-from .calls import Record, describe, key_staged, value_in_place
+from .attention import Execution, plan_problem
+from .describe import describe, key_staged, value_in_place
+from .kernels import Kernels
+from .record import Record
+
+__all__ = ["WAVE", "RaggedExecution"]
 
 # Sequences planned at a time: the planner's arrays then stay in the caches. Planning a million at
 # once takes a fifth of the time of attending to them, this way a thirtieth.
 WAVE = 16384
-
-# launch(record, bundles, seconds per bundle, workers)
-Launch = Callable[[Record, int, float, int], None]
-# attend(problem, threads, output, lse)
-Attend = Callable[[Problem, int, np.ndarray, np.ndarray | None], None]
 
 
 class RaggedExecution:
@@ -32,22 +32,14 @@ class RaggedExecution:
         That of the first 16384 sequences; the rest is planned when its turn comes.
     """
 
-    backend = "numba"
-
-    def __init__(
-        self,
-        problem: RaggedProblem,
-        threads: int,
-        launch: Launch,
-        attend_alone: Attend,
-    ) -> None:
+    def __init__(self, kernels: Kernels, problem: RaggedProblem, threads: int) -> None:
+        self.backend = kernels.name
+        self._kernels = kernels
         self.problem = problem
         self.threads = threads
         self.plan = plan_wave(problem, slice(0, WAVE), threads)
         self.scratch_bytes = self.plan.scratch_bytes
         self.refusals: dict[str, str] = {}
-        self._launch = launch
-        self._attend_alone = attend_alone
 
     def __repr__(self) -> str:
         return f"<Execution on {self.backend}: {self.plan}, refusals {self.refusals}>"
@@ -60,15 +52,18 @@ class RaggedExecution:
             plan = self.plan if wave.start == 0 else plan_wave(problem, wave, self.threads)
             if len(plan.borders) > 1:
                 record = _point_wave(template, problem, wave, plan)
-                self._launch(record, len(plan.borders) - 1, plan.seconds_per_bundle, plan.workers)
+                bundles, seconds = len(plan.borders) - 1, plan.seconds_per_bundle
+                entry = self._kernels.attend[problem.dtype]
+                self._kernels.run(entry, record, bundles, seconds, plan.workers)
             for sequence in plan.alone + wave.start:
                 rows = slice(*problem.query_splits[sequence : sequence + 2])
-                self._attend_alone(
-                    _one(problem, sequence),
-                    self.threads,
-                    output[..., rows, :],
-                    None if lse is None else lse[..., rows],
-                )
+                rows_lse = None if lse is None else lse[..., rows]
+                self._attend_alone(_one(problem, sequence), output[..., rows, :], rows_lse)
+
+    def _attend_alone(self, problem: Problem, output: np.ndarray, lse: np.ndarray | None) -> None:
+        """Attend in one long sequence, whose segments are shared among threads."""
+        plan = plan_problem(problem, self.threads)
+        Execution(self._kernels, problem, plan).run(output, lse, None)
 
 
 def waves(problem: RaggedProblem) -> Iterator[slice]:

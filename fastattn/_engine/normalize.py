@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from fastattn._core.arrays import computed
 from fastattn._core.plan import LANES, SEGMENT_KEYS, padded
 
-from . import compile
-from . import softmax as kernel
-from .calls import Record, address, merge_dims, storage_code
+from .addresses import address, storage_code
+from .kernels import Kernels
+from .layouts import (
+    BOOL_MASK,
+    FIND_MAX,
+    FIND_SUM,
+    FINISH,
+    FLOAT_MASK,
+    LOG_SOFTMAX_RESULT,
+    LOGSUMEXP_RESULT,
+    NO_MASK,
+    SOFTMAX,
+    SOFTMAX_RESULT,
+    WHOLE,
+)
 from .planned import Planned, describe_entries, lay_out
-from .record import BOOL_MASK, FLOAT_MASK, NO_MASK
-from .softmax_finish import LOG_SOFTMAX, LOGSUMEXP, SOFTMAX
+from .record import Record, merge_dims
 
-__all__ = ["ENTRIES", "log_softmax", "logsumexp", "softmax"]
-
-_NORMALISE = {
-    np.dtype(np.float32): kernel.normalise_float32,
-    np.dtype(np.float64): kernel.normalise_float64,
-}
-ENTRIES = (*_NORMALISE.values(),)
+__all__ = ["log_softmax", "logsumexp", "softmax"]
 
 # Rows this short lie side by side on the lanes even where their keys are contiguous.
 _SHORT_KEYS = 32
@@ -40,27 +47,42 @@ _SECONDS_PER_NUMBER = 3e-9
 
 
 def softmax(
-    x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    kernels: Kernels,
+    x: np.ndarray,
+    mask: np.ndarray | None,
+    out: np.ndarray,
+    scale: float,
+    threads: int,
 ) -> Planned | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
-    return _normalise(SOFTMAX, x, mask, out, scale, threads)
+    return _normalise(kernels, SOFTMAX_RESULT, x, mask, out, scale, threads)
 
 
 def log_softmax(
-    x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    kernels: Kernels,
+    x: np.ndarray,
+    mask: np.ndarray | None,
+    out: np.ndarray,
+    scale: float,
+    threads: int,
 ) -> Planned | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
-    return _normalise(LOG_SOFTMAX, x, mask, out, scale, threads)
+    return _normalise(kernels, LOG_SOFTMAX_RESULT, x, mask, out, scale, threads)
 
 
 def logsumexp(
-    x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    kernels: Kernels,
+    x: np.ndarray,
+    mask: np.ndarray | None,
+    out: np.ndarray,
+    scale: float,
+    threads: int,
 ) -> Planned | None:
     """Fill out (*rows) from x and mask (*rows, n)."""
     if x.shape[-1] == 0:
         out[...] = -np.inf
         return None
-    return _normalise(LOGSUMEXP, x, mask, out[..., None], scale, threads)
+    return _normalise(kernels, LOGSUMEXP_RESULT, x, mask, out[..., None], scale, threads)
 
 
 class _Rows:
@@ -83,6 +105,7 @@ class _Rows:
 
 
 def _normalise(
+    kernels: Kernels,
     operation: int,
     x: np.ndarray,
     mask: np.ndarray | None,
@@ -107,7 +130,7 @@ def _normalise(
     sideways = rows > 1 and (keys <= _SHORT_KEYS or columns)
     direct = not sideways and in_place and mask is None and scale == 1.0
     direct = direct and view.key_steps[0] == item
-    record = Record(kernel.LAYOUT)
+    record = Record(SOFTMAX)
     block_rows = 1
     if sideways:
         block_rows = _SIDE_ROWS
@@ -151,14 +174,15 @@ def _normalise(
         at_turned=lines * width * item if rounded and sideways else 0,
     )
     record.set(block_stride=width * item)
-    entry = _NORMALISE[dtype]
+    launcher, entry = kernels.launcher, kernels.normalise[dtype]
+    plan = functools.partial(Planned, launcher, entry, record, ("x", "mask", "output"))
     blocks = entries * row_blocks * chunks
     numbers = block_rows * chunk_keys
     operands = (x, mask, out)
     if chunks > 1:
-        _run_phases(entry, record, operation, operands, entries * rows, blocks, numbers, workers)
+        _run_phases(plan, record, operation, operands, entries * rows, blocks, numbers, workers)
         return None
-    planned = _phase(entry, record, kernel.WHOLE, blocks, numbers, workers)
+    planned = _phase(plan, record, WHOLE, blocks, numbers, workers)
     planned(*operands)
     # Where a result lies decides nothing: the same plan serves other arrays.
     return None if shifted or (out.nbytes >= _STREAM_BYTES and not rounded) else planned
@@ -202,18 +226,21 @@ def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bo
 
 
 def _phase(
-    entry: compile.Entry, record: Record, phase: int, blocks: int, numbers: int, workers: int
+    plan: Callable[..., Planned],
+    record: Record,
+    phase: int,
+    blocks: int,
+    numbers: int,
+    workers: int,
 ) -> Planned:
     task_blocks = max(1, min(_TASK_NUMBERS // max(numbers, 1), -(-blocks // (4 * workers))))
     record.set(phase=phase, blocks=blocks, task_blocks=task_blocks)
     seconds = task_blocks * (numbers * _SECONDS_PER_NUMBER + 1e-7)
-    return Planned(
-        entry, record, ("x", "mask", "output"), -(-blocks // task_blocks), seconds, workers
-    )
+    return plan(-(-blocks // task_blocks), seconds, workers)
 
 
 def _run_phases(
-    entry: compile.Entry,
+    plan: Callable[..., Planned],
     record: Record,
     operation: int,
     operands: tuple[np.ndarray, np.ndarray | None, np.ndarray],
@@ -231,16 +258,16 @@ def _run_phases(
     sums = np.empty((-(-keys // SEGMENT_KEYS), state), dtype)
     record.set(sums_stride=state * dtype.itemsize)
     record.point(maxima=maxima, sums=sums)
-    _phase(entry, record, kernel.FIND_MAX, blocks, numbers, workers)(*operands)
+    _phase(plan, record, FIND_MAX, blocks, numbers, workers)(*operands)
     with np.errstate(all="ignore"):
         state_max = np.fmax.reduce(maxima, axis=0)
         record.point(state_max=state_max)
-        _phase(entry, record, kernel.FIND_SUM, blocks, numbers, workers)(*operands)
+        _phase(plan, record, FIND_SUM, blocks, numbers, workers)(*operands)
         # Sums of segments from left to right: `cumsum` cannot take another order, `sum` would.
         state_sum = np.cumsum(sums, axis=0, dtype=dtype)[-1].copy()
         state_max[np.isnan(maxima).any(axis=0)] = np.nan
     record.point(state_sum=state_sum)
-    if operation == LOGSUMEXP:
+    if operation == LOGSUMEXP_RESULT:
         record.set(chunk_keys=0, chunks=1)
         blocks //= chunks
-    _phase(entry, record, kernel.FINISH, blocks, numbers, workers)(*operands)
+    _phase(plan, record, FINISH, blocks, numbers, workers)(*operands)

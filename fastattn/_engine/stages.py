@@ -8,24 +8,16 @@ from collections.abc import Callable
 import numpy as np
 
 from fastattn._core.arrays import computed
-from fastattn._core.plan import LANES, PANEL_KEYS, TILE_ROWS, padded
+from fastattn._core.plan import FUSE_KEYS, LANES, PANEL_KEYS, TILE_ROWS, padded
 
-from . import fuse as fusing
-from . import similarity as comparing
-from .calls import Record, address, merge_dims, split_scale, storage_code
+from .addresses import address, storage_code
+from .describe import split_scale
+from .kernels import Kernels
+from .layouts import FUSE, SIMILARITY, STRIP
 from .planned import Planned, describe_entries, lay_out
+from .record import Record, merge_dims
 
-__all__ = ["ENTRIES", "fuse", "similarity"]
-
-_COMPARE = {
-    np.dtype(np.float32): comparing.compare_float32,
-    np.dtype(np.float64): comparing.compare_float64,
-}
-_FUSE = {
-    np.dtype(np.float32): fusing.fuse_float32,
-    np.dtype(np.float64): fusing.fuse_float64,
-}
-ENTRIES = (*_COMPARE.values(), *_FUSE.values())
+__all__ = ["fuse", "similarity"]
 
 # Rows of a task: enough that packing its keys once costs a few per cent, as long as their queries
 # leave room in the second-level cache.
@@ -72,6 +64,7 @@ def _is_streamed(out: np.ndarray) -> bool:
 
 
 def similarity(
+    kernels: Kernels,
     query: np.ndarray,
     key: np.ndarray,
     out: np.ndarray,
@@ -84,9 +77,9 @@ def similarity(
         return None
     dtype = computed(out.dtype)
     item = dtype.itemsize
-    rows, features = query.shape[-2:]
-    keys = key.shape[-2]
-    record = Record(comparing.LAYOUT)
+    rows, features = map(int, query.shape[-2:])
+    keys = int(key.shape[-2])
+    record = Record(SIMILARITY)
     entries = _entries(record, [query, key, out], [2, 2, 2])
     words = split_scale(metric, scale, None, shaped=True)
     del words["shaped"], words["softcap"]
@@ -142,29 +135,36 @@ def similarity(
     numbers = task_rows * task_keys * (features + 16)
     seconds = numbers * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("query", "key", "output")
-    planned = Planned(_COMPARE[dtype], record, operands, many, seconds, workers)
+    planned = Planned(
+        kernels.launcher, kernels.compare[dtype], record, operands, many, seconds, workers
+    )
     planned(query, key, out)
     return None if streamed else planned
 
 
 def fuse(
-    weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int
+    kernels: Kernels,
+    weights: np.ndarray,
+    value: np.ndarray,
+    out: np.ndarray,
+    reduce: bool,
+    threads: int,
 ) -> Planned | None:
     """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
     if out.size == 0:
         return None
     dtype = computed(out.dtype)
     item = dtype.itemsize
-    rows, keys = weights.shape[-2:]
-    features = value.shape[-1]
-    record = Record(fusing.LAYOUT)
+    rows, keys = map(int, weights.shape[-2:])
+    features = int(value.shape[-1])
+    record = Record(FUSE)
     entries = _entries(record, [weights, value, out], [2, 2, 2 if reduce else 3])
 
     def tasks(task_rows: int, task_columns: int) -> int:
         return entries * -(-rows // task_rows) * -(-features // task_columns)
 
     wanted = 4 * threads if threads > 1 else 1
-    columns = min(_FUSE_COLUMN_BYTES // item, padded(features, fusing.STRIP))
+    columns = min(_FUSE_COLUMN_BYTES // item, padded(features, STRIP))
     task_rows = _halve(_FUSE_ROWS, TILE_ROWS, rows, lambda n: tasks(n, columns) >= wanted)
     task_rows = max(task_rows, min(24, padded(rows, TILE_ROWS)))
     columns = _halve(columns, LANES, features, lambda n: tasks(task_rows, n) >= threads)
@@ -197,13 +197,15 @@ def fuse(
     width = padded(columns) * item
     lay_out(
         record,
-        at_weights=TILE_ROWS * fusing.FUSE_KEYS * item,
-        at_values=fusing.FUSE_KEYS * width,
+        at_weights=TILE_ROWS * FUSE_KEYS * item,
+        at_values=FUSE_KEYS * width,
         at_block=task_rows * width,
         at_running=task_rows * width,
     )
     seconds = task_rows * keys * (columns + 16) * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("weights", "value", "output")
-    planned = Planned(_FUSE[dtype], record, operands, many, seconds, workers)
+    planned = Planned(
+        kernels.launcher, kernels.fuse[dtype], record, operands, many, seconds, workers
+    )
     planned(weights, value, out)
     return planned

@@ -1,0 +1,1 @@
+"""From problems to the records that native kernels read, for every backend of such kernels."""

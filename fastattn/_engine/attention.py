@@ -1,0 +1,224 @@
+"""Attention: a problem planned, its record, and its launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastattn._core.plan import (
+    BLOCK_ROWS,
+    AttentionPlan,
+    Scratch,
+    padded,
+    plan_attention,
+    scratch_layout,
+)
+from fastattn._core.problem import Problem
+
+from . import repeat
+from .describe import describe, key_staged, value_in_place
+from .kernels import Kernels
+from .record import Record
+
+__all__ = [
+    "Execution",
+    "Partials",
+    "attend_waves",
+    "fold",
+    "make_record",
+    "plan_problem",
+    "point_partials",
+    "rows_of",
+]
+
+
+class Execution:
+    """One planned attention call."""
+
+    def __init__(self, kernels: Kernels, problem: Problem, plan: AttentionPlan) -> None:
+        self.backend = kernels.name
+        self._kernels = kernels
+        self.problem = problem
+        self.plan = plan
+        self.scratch_bytes = plan.scratch_bytes
+        self.refusals: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<Execution on {self.backend}: {self.plan}, refusals {self.refusals}>"
+
+    def run(self, output: np.ndarray, lse: np.ndarray | None, weights: np.ndarray | None) -> None:
+        """Fill (*batch, Hkv, G, L, Ev), (*batch, Hkv, G, L) and (*batch, Hkv, G, L, S)."""
+        if math.prod(self.problem.query.shape[:-1]) == 0:
+            return
+        record = make_record(self.problem, self.plan, output, lse)
+        if weights is not None:
+            record.point(weights=weights)
+        self._launch(record)
+
+    def repeat(self) -> Callable[..., None] | None:
+        """Return a cheap `run` for other arrays of the same strides, or None."""
+        problem, plan = self.problem, self.plan
+        rows = problem.query.shape[:-1]
+        if plan.split_keys or problem.return_weights or math.prod(rows) == 0:
+            return None
+        output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
+        record = make_record(problem, plan, output)
+        return repeat.repeating(self._kernels, problem.dtype, record, *_bundles(plan), plan.workers)
+
+    def _launch(self, record: Record) -> None:
+        problem, plan = self.problem, self.plan
+        if not plan.split_keys:
+            kernel = self._kernels.attend[problem.dtype]
+            self._kernels.run(kernel, record, *_bundles(plan), plan.workers)
+            return
+        entries = math.prod(problem.query.shape[:-3])
+        rows = rows_of(problem)
+        partial = Partials.empty(plan.wave_entries * rows, plan.wave_segments, problem)
+        state = Partials.empty(plan.wave_entries * rows, 1, problem)
+        for entry in range(0, entries, plan.wave_entries):
+            here = min(plan.wave_entries, entries - entry)
+            attend_waves(
+                self._kernels, record, problem, plan, entry, here, partial, state, suspend=False
+            )
+
+
+def rows_of(problem: Problem) -> int:
+    """Count the rows of a (batch, key head) entry: the queries of all heads that share its keys."""
+    return int(problem.query.shape[-3] * problem.query.shape[-2])
+
+
+def _bundles(plan: AttentionPlan) -> tuple[int, float]:
+    """How many bundles of tasks there are, and the seconds of each."""
+    return -(-plan.tasks // plan.bundle), plan.seconds_per_task * plan.bundle
+
+
+def _layout(problem: Problem, plan: AttentionPlan) -> Scratch:
+    return scratch_layout(
+        plan.task_rows,
+        problem.key.shape[-2],
+        problem.query.shape[-1],
+        problem.value.shape[-1],
+        problem.dtype.itemsize,
+        value_in_place(problem),
+        key_staged(problem),
+    )
+
+
+def make_record(
+    problem: Problem, plan: AttentionPlan, output: np.ndarray, lse: np.ndarray | None = None
+) -> Record:
+    """Everything a kernel needs to know, but scratch and weights."""
+    record = describe(problem, output, lse)
+    places = _layout(problem, plan)._asdict()
+    record.set(
+        scratch_stride=places.pop("size"),
+        tasks=plan.tasks,
+        bundle=plan.bundle,
+        task_rows=plan.task_rows,
+        row_tasks=plan.row_tasks,
+        stop_segment=plan.segments,
+        segment_tasks=1,
+        **places,
+    )
+    return record
+
+
+class Partials(NamedTuple):
+    """Unfinished rows: maximum, sum and output of one or more segments (or of a fold of many)."""
+
+    row_max: np.ndarray  # (rows, segments)
+    row_sum: np.ndarray  # (rows, segments)
+    output: np.ndarray  # (rows, segments, Ev rounded up to lanes)
+    exact: np.ndarray  # (rows,), whether the power-of-two part of scale went onto the query
+
+    @classmethod
+    def empty(cls, rows: int, segments: int, problem: Problem) -> Partials:
+        width = padded(problem.value.shape[-1])
+        return cls(
+            np.empty((rows, segments), problem.dtype),
+            np.empty((rows, segments), problem.dtype),
+            np.empty((rows, segments, width), problem.dtype),
+            np.empty(rows, np.int64),
+        )
+
+
+def attend_waves(
+    kernels: Kernels,
+    record: Record,
+    problem: Problem,
+    plan: AttentionPlan,
+    entry: int,
+    entries: int,
+    partial: Partials,
+    state: Partials,
+    suspend: bool,
+) -> None:
+    """Attend some entries, segments as tasks, and fold each wave of segments into `state`."""
+    record.set(first_entry=entry, entries=entries, split=1)
+    point_partials(record, partial, state)
+    for segment in range(0, plan.segments, plan.wave_segments):
+        stop = min(segment + plan.wave_segments, plan.segments)
+        record.set(first_segment=segment, stop_segment=stop, segment_tasks=stop - segment)
+        tasks = entries * plan.row_tasks * (stop - segment)
+        record.set(tasks=tasks)
+        kernel = kernels.attend[problem.dtype]
+        kernels.run(kernel, record, tasks, plan.seconds_per_task, plan.workers)
+        fold(
+            kernels,
+            record,
+            problem,
+            entries * rows_of(problem),
+            plan.workers,
+            resume=segment > 0,
+            suspend=suspend or stop < plan.segments,
+        )
+
+
+def point_partials(record: Record, partial: Partials, state: Partials) -> None:
+    record.point(
+        partial_max=partial.row_max,
+        partial_sum=partial.row_sum,
+        partial_output=partial.output,
+        state_max=state.row_max,
+        state_sum=state.row_sum,
+        state_output=state.output,
+        state_exact=state.exact,
+    )
+
+
+def fold(
+    kernels: Kernels,
+    record: Record,
+    problem: Problem,
+    rows: int,
+    workers: int,
+    resume: bool,
+    suspend: bool,
+) -> None:
+    """Fold partial states into running ones; write the results unless suspended."""
+    record.set(resume=int(resume), suspend=int(suspend))
+    width = padded(problem.value.shape[-1])
+    segments = int(record.words[record.layout.word["segment_tasks"]])
+    seconds = BLOCK_ROWS * (segments + 1) * (width + 32) * 1e-9
+    kernel = kernels.fold[problem.dtype]
+    kernels.run(kernel, record, -(-rows // BLOCK_ROWS), seconds, workers)
+
+
+def plan_problem(problem: Problem, threads: int, **options: Any) -> AttentionPlan:
+    """Plan one attention call; runs nothing."""
+    return plan_attention(
+        entries=math.prod(problem.query.shape[:-3]),
+        rows=rows_of(problem),
+        keys=problem.key.shape[-2],
+        features=problem.query.shape[-1],
+        value_features=problem.value.shape[-1],
+        item=problem.dtype.itemsize,
+        workers=threads,
+        value_in_place=value_in_place(problem),
+        weights=problem.return_weights,
+        key_staged=key_staged(problem),
+        **options,
+    )

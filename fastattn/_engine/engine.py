@@ -1,0 +1,83 @@
+"""The functions of a backend, made of its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastattn._core.problem import Problem
+from fastattn._core.ragged import RaggedProblem
+
+from . import normalize, stages, states
+from .attention import Execution, plan_problem
+from .kernels import Kernels
+from .planned import Planned
+from .ragged import RaggedExecution
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """What the face asks of a backend (`fastattn._core.execution.Backend`), on given kernels."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+
+    def prepare_attention(self, problem: Problem, threads: int) -> Execution:
+        """Plan one attention call; runs nothing."""
+        return Execution(self.kernels, problem, plan_problem(problem, threads))
+
+    def prepare_varlen(self, problem: RaggedProblem, threads: int) -> RaggedExecution:
+        """Plan one ragged call; runs nothing."""
+        return RaggedExecution(self.kernels, problem, threads)
+
+    def attention_state(self, problem: Problem, key_start: int, threads: int) -> Any:
+        """Attend over one part of the keys."""
+        return states.attention_state(self.kernels, problem, key_start, threads)
+
+    def merge_states(self, state: Any, following: Any) -> Any:
+        """Fold two states, the left one's keys first; neither is changed."""
+        return states.merge_states(self.kernels, state, following)
+
+    def finish_state(
+        self, state: Any, output: np.ndarray, lse: np.ndarray | None, sinks: np.ndarray | None
+    ) -> None:
+        """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
+        states.finish_state(self.kernels, state, output, lse, sinks)
+
+    def similarity(
+        self,
+        query: np.ndarray,
+        key: np.ndarray,
+        out: np.ndarray,
+        metric: str,
+        scale: float,
+        threads: int,
+    ) -> Planned | None:
+        """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
+        return stages.similarity(self.kernels, query, key, out, metric, scale, threads)
+
+    def fuse(
+        self, weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int
+    ) -> Planned | None:
+        """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
+        return stages.fuse(self.kernels, weights, value, out, reduce, threads)
+
+    def softmax(
+        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    ) -> Planned | None:
+        """Fill out (*rows, n) from x and mask (*rows, n)."""
+        return normalize.softmax(self.kernels, x, mask, out, scale, threads)
+
+    def log_softmax(
+        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    ) -> Planned | None:
+        """Fill out (*rows, n) from x and mask (*rows, n)."""
+        return normalize.log_softmax(self.kernels, x, mask, out, scale, threads)
+
+    def logsumexp(
+        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+    ) -> Planned | None:
+        """Fill out (*rows) from x and mask (*rows, n)."""
+        return normalize.logsumexp(self.kernels, x, mask, out, scale, threads)

@@ -1,0 +1,63 @@
+"""What a backend brings to the engine: native kernels, and what runs their tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .addresses import give_scratch, take_scratch
+from .launcher import Entry, Launcher
+from .record import Record
+
+__all__ = ["Again", "Kernels"]
+
+
+class Again(Protocol):
+    """Runs a small call once more on other arrays."""
+
+    @property
+    def run(self) -> Callable[..., None]:
+        """Fill a copy of the template and run it.
+
+        ``run(entry_address, tasks, template, call, query, key, value, mask, output, lse)``: copy
+        the record of attention at `template` to `call`, store where the arrays begin whose objects
+        stand at the addresses `query` to `lse` (0: none), let scratch begin `record_bytes` behind
+        `call`, and run `tasks` tasks on this thread; no task: leave that to the caller.
+        """
+
+
+class Kernels(NamedTuple):
+    """The kernels of a backend, per compute dtype.
+
+    Attributes
+    ----------
+    name
+        That of the backend.
+    attend, fold
+        Fused attention, and folding its partial states.
+    compare, fuse, normalise
+        Similarity; weights times values; softmax and its relatives.
+    launcher
+        Runs tasks.
+    again
+        Runs a small call of attention once more.
+    """
+
+    name: str
+    attend: Mapping[np.dtype, Entry]
+    fold: Mapping[np.dtype, Entry]
+    compare: Mapping[np.dtype, Entry]
+    fuse: Mapping[np.dtype, Entry]
+    normalise: Mapping[np.dtype, Entry]
+    launcher: Launcher
+    again: Again
+
+    def run(self, entry: Entry, record: Record, tasks: int, seconds: float, workers: int) -> None:
+        """Launch with scratch of the record's size; `seconds` are those of a task."""
+        word, words = record.layout.word, record.words
+        buffer = take_scratch(workers * int(words[word["scratch_stride"]]))
+        words[word["scratch"]] = buffer[1]
+        self.launcher.run(entry, words, tasks, seconds, workers)
+        give_scratch(buffer)

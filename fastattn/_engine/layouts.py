@@ -1,0 +1,134 @@
+"""What stands where in the records that kernels read, and the codes in them.
+
+A record is one array of 8-byte words, so that a call costs one small copy of a template and a few
+addresses. Addresses and strides are in bytes. The three words in front belong to the launcher.
+
+Pure tables, which import nothing: kernels of every backend are made from them.
+"""
+
+__all__ = ["ATTENTION", "FUSE", "SIMILARITY", "SOFTMAX", "STORAGE_CODES", "SWAPPED", "Layout"]
+
+
+class Layout:
+    """The named words of one operation's record: integers and addresses, then float64 numbers.
+
+    Attributes
+    ----------
+    word : dict
+        At which word each field stands.
+    """
+
+    def __init__(self, name: str, integers: str, floats: str = "") -> None:
+        self.name = name
+        self.integers = tuple(integers.split())
+        self.floats = tuple(floats.split())
+        self.word = {field: i for i, field in enumerate((*self.integers, *self.floats))}
+
+
+ATTENTION = Layout(
+    "AttentionCall",
+    """
+    next_task stop_task workers
+    groups_of_heads queries keys features value_features
+    entries first_entry entry_rank entry_shape entry_strides
+    tasks bundle task_rows row_tasks first_segment stop_segment split segment_tasks
+    query query_head query_row query_feature query_code
+    key key_row key_feature key_code
+    value value_row value_feature value_code value_in_place
+    key_staged indices index_bytes table_rows
+    key_pages value_pages key_scales value_scales
+    mask mask_head mask_row mask_key mask_code mask_kind
+    lengths lengths_head offsets offsets_head left right
+    query_ids query_ids_head key_ids key_ids_head
+    alibi alibi_head sinks sinks_head
+    output output_head output_row output_feature output_code
+    lse lse_head lse_row weights
+    entry_key entry_value entry_key_pages entry_value_pages entry_key_scales entry_value_scales
+    entry_mask entry_query_ids entry_key_ids entry_alibi entry_offsets entry_lengths
+    ragged sequences borders first_task query_splits key_splits offsets_step
+    metric shaped rescaled
+    state_output state_max state_sum state_exact resume suspend
+    partial_output partial_max partial_sum
+    scratch scratch_stride
+    at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
+    at_stage at_chunks at_ids at_record at_ahead
+    """,
+    "query_first query_second key_factor difference_factor rest softcap",
+)
+SIMILARITY = Layout(
+    "SimilarityCall",
+    """
+    next_task stop_task workers
+    queries keys features metric rescaled
+    entry_rank entry_shape entry_strides
+    task_rows row_tasks task_keys key_tasks key_shift streamed
+    query query_row query_feature query_code
+    key key_row key_feature key_code
+    output output_row output_key output_code
+    scratch scratch_stride at_query at_exact at_panel at_tile
+    """,
+    " ".join(ATTENTION.floats),
+)
+SOFTMAX = Layout(
+    "SoftmaxCall",
+    """
+    next_task stop_task workers
+    phase operation sideways streamed direct scaled
+    rows padded_rows keys entry_rank entry_shape entry_strides
+    block_rows row_blocks row_shift blocks task_blocks chunk_keys chunks
+    x x_row x_key x_line x_lane x_code
+    mask mask_row mask_step mask_line mask_key mask_code mask_kind
+    output output_row output_key output_line output_lane output_code
+    maxima sums sums_stride state_max state_sum
+    scratch scratch_stride at_stats at_lanes at_block at_turned block_stride
+    """,
+    "rest power_first power_second",
+)
+FUSE = Layout(
+    "FuseCall",
+    """
+    next_task stop_task workers
+    rows keys features reduced
+    entry_rank entry_shape entry_strides
+    task_rows row_tasks task_columns column_tasks
+    weights weights_row weights_key weights_code weights_in_place
+    value value_row value_feature value_code value_in_place
+    output output_row output_key output_feature output_code
+    scratch scratch_stride at_weights at_values at_block at_running
+    """,
+)
+
+# Rows of the stride table `entry_strides`, one stride a batch dim each: of attention; the stages
+# have their operands in the order of the record.
+OPERANDS = (
+    "query", "key", "value", "mask", "lengths", "offsets", "output", "lse",
+    "query_ids", "key_ids", "alibi", "sinks", "pages", "scales",
+)  # fmt: skip
+
+# What a record of attention takes in front of its scratch, whole cache lines.
+RECORD_BYTES = -(-8 * len(ATTENTION.word) // 64) * 64
+# NumPy's public ways to an array's address cost 1.3 microseconds each, five of them a fifth of a
+# small call. In CPython the address stands in the array object itself, right after the object's
+# head (`PyArrayObject_fields.data`, part of NumPy's ABI). Used only where a look confirms it.
+DATA_OFFSET = object.__basicsize__
+
+# A visible range may reach this far beyond any position.
+UNBOUNDED = 1 << 60
+
+DOT, COSINE, EUCLIDEAN = range(3)
+NO_MASK, BOOL_MASK, FLOAT_MASK = range(3)
+# What the kernel of softmax and its relatives makes, and which part of the work it does.
+SOFTMAX_RESULT, LOG_SOFTMAX_RESULT, LOGSUMEXP_RESULT = range(3)
+WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
+# Columns of values that meet the rows of a task of `fuse` together.
+STRIP = 64
+
+# Storage codes of the element types that kernels read in place; +16 for swapped byte order.
+STORAGE_CODES = {
+    name: code
+    for code, name in enumerate(
+        "float32 float64 bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 "
+        "float16 bfloat16".split()
+    )
+}
+SWAPPED = 16

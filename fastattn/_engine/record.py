@@ -1,0 +1,53 @@
+"""A call record under construction."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .addresses import address
+from .layouts import Layout
+
+__all__ = ["Record", "merge_dims"]
+
+TABLES = 4  # the last arrays that a record of attention keeps: those of the signature
+
+
+def merge_dims(
+    shape: tuple[int, ...], strides: list[tuple[int, ...]]
+) -> tuple[list[int], list[list[int]]]:
+    """Join neighbouring batch dims that every operand walks as one."""
+    kept = [axis for axis, size in enumerate(shape) if size != 1]
+    sizes = [shape[axis] for axis in kept]
+    steps = [[one[axis] for axis in kept] for one in strides]
+    axis = len(sizes) - 1
+    while axis > 0:
+        if all(one[axis - 1] == one[axis] * sizes[axis] for one in steps):
+            sizes[axis - 1 : axis + 1] = [sizes[axis - 1] * sizes[axis]]
+            for one in steps:
+                del one[axis - 1]
+        axis -= 1
+    return sizes, steps
+
+
+class Record:
+    """A call record under construction; keeps what its addresses point to."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.words = np.zeros(len(layout.word), np.int64)
+        self._floats = self.words.view(np.float64)
+        self.kept: list[np.ndarray] = []
+
+    def set(self, **words: float) -> None:
+        for field, value in words.items():
+            target = self._floats if field in self.layout.floats else self.words
+            target[self.layout.word[field]] = value
+
+    def point(self, **arrays: np.ndarray) -> None:
+        for field, array in arrays.items():
+            self.kept.append(array)
+            self.words[self.layout.word[field]] = address(array)
+
+    def forget_arrays(self) -> None:
+        """Keep no more than the tables, which belong to the signature."""
+        del self.kept[:-TABLES]

@@ -1,0 +1,134 @@
+"""States: one part of the keys attended to and not finished, merged in order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastattn._core.problem import Problem
+
+from .attention import (
+    Partials,
+    attend_waves,
+    fold,
+    make_record,
+    plan_problem,
+    point_partials,
+    rows_of,
+)
+from .kernels import Kernels
+
+__all__ = ["attention_state", "finish_state", "merge_states"]
+
+
+class _State(NamedTuple):
+    """One part of the keys: folded, if it begins at key 0, else a partial state a segment.
+
+    Folding is a left fold from the first segment on, so a later part can only be folded into the
+    one before it.
+    """
+
+    problem: Problem
+    threads: int
+    folded: bool
+    parts: Partials
+
+
+def _any_output(problem: Problem) -> np.ndarray:
+    """Stand in for the output of a call that writes none."""
+    shape = (*problem.query.shape[:-1], problem.value.shape[-1])
+    return np.broadcast_to(np.empty(1, problem.output_dtype), shape)
+
+
+def _sizes_alone(problem: Problem) -> Problem:
+    """Let go of the operands: a state outlives its part, and only folds and finishes.
+
+    What stands in for them has their shapes and dtypes; that there was a float mask, say, tells in
+    which unit the state's maxima are.
+    """
+    operands: dict[str, Any] = {
+        name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
+        for name in ("query", "key", "value", "mask")
+        if (array := getattr(problem, name)) is not None
+    }
+    return problem._replace(**operands, query_segments=None, key_segments=None)
+
+
+def attention_state(kernels: Kernels, problem: Problem, key_start: int, threads: int) -> _State:
+    """Attend over one part of the keys."""
+    folded = key_start == 0
+    plan = plan_problem(problem, threads, keep_partials=not folded, split_always=True)
+    entries = math.prod(problem.query.shape[:-3])
+    rows = entries * rows_of(problem)
+    sizes = _sizes_alone(problem)
+    state = Partials.empty(rows, 1 if folded else plan.segments, problem)
+    if rows == 0:
+        return _State(sizes, threads, folded, state)
+    record = make_record(problem, plan, _any_output(problem))
+    if not folded:
+        record.set(entries=entries, split=1, segment_tasks=plan.segments)
+        point_partials(record, state, state)
+        tasks = entries * plan.row_tasks * plan.segments
+        record.set(tasks=tasks)
+        kernel = kernels.attend[problem.dtype]
+        kernels.run(kernel, record, tasks, plan.seconds_per_task, plan.workers)
+        return _State(sizes, threads, folded, state)
+    partial = Partials.empty(plan.wave_entries * rows_of(problem), plan.wave_segments, problem)
+    for entry in range(0, entries, plan.wave_entries):
+        here = min(plan.wave_entries, entries - entry)
+        chosen = slice(entry * rows_of(problem), (entry + here) * rows_of(problem))
+        into = Partials(*(array[chosen] for array in state))
+        attend_waves(kernels, record, problem, plan, entry, here, partial, into, suspend=True)
+    return _State(sizes, threads, folded, state)
+
+
+def merge_states(kernels: Kernels, state: _State, following: _State) -> _State:
+    """Fold two states, the left one's keys first; neither is changed."""
+    left, right = state.parts, following.parts
+    if not state.folded:
+        row_max, row_sum, output = (
+            np.concatenate(pair, 1) for pair in zip(left[:3], right[:3], strict=True)
+        )
+        return state._replace(parts=Partials(row_max, row_sum, output, left.exact))
+    merged = Partials(*(array.copy() for array in left))
+    if len(left.exact):
+        _fold_parts(
+            kernels, following, merged, _any_output(state.problem), None, resume=True, suspend=True
+        )
+    return state._replace(parts=merged)
+
+
+def finish_state(
+    kernels: Kernels,
+    state: _State,
+    output: np.ndarray,
+    lse: np.ndarray | None,
+    sinks: np.ndarray | None,
+) -> None:
+    """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
+    if sinks is not None:
+        state = state._replace(problem=state.problem._replace(sinks=sinks))
+    rows = len(state.parts.exact)
+    if rows:
+        scratch = Partials.empty(rows, 1, state.problem)
+        scratch.exact[...] = state.parts.exact
+        _fold_parts(kernels, state, scratch, output, lse, resume=False, suspend=False)
+
+
+def _fold_parts(
+    kernels: Kernels,
+    state: _State,
+    into: Partials,
+    output: np.ndarray,
+    lse: np.ndarray | None,
+    resume: bool,
+    suspend: bool,
+) -> None:
+    problem = state.problem
+    record = make_record(problem, plan_problem(problem, state.threads), output, lse)
+    point_partials(record, state.parts, into)
+    segments = state.parts.row_max.shape[1]
+    record.set(entries=math.prod(problem.query.shape[:-3]), segment_tasks=segments)
+    fold(kernels, record, problem, len(into.exact), state.threads, resume, suspend)

@@ -1,0 +1,48 @@
+"""Device functions are linked into kernels, not compiled; and compiled where Numba cannot link."""
+
+import ast
+
+import children
+import numpy as np
+import pytest
+import toy_kernels as toy
+
+from fastattn._numba import linking
+
+# What linking needs of Numba and nothing else does: a class at import, a method when it is used.
+LACKING = {
+    "class": "import numba.core.typed_passes; del numba.core.typed_passes.NativeLowering",
+    "method": "import numba.core.compiler; del numba.core.compiler._LowerResult._replace",
+}
+# Runs the toy kernel in a child; prints how its device function was made and what it gave.
+REPORT = """
+import toy_kernels as toy
+call = toy.Call(3, 1000).run(1e-9, 1)
+call.assert_done()
+(made,) = toy.busy.overloads.values()
+print([type(made.library).__name__, call.value.tobytes().hex()])
+"""
+
+
+def report(before=""):
+    return ast.literal_eval(children.run(f"{before}\n{REPORT}", FASTATTN_CACHE="0"))
+
+
+def test_device_functions_are_linked():
+    """Otherwise a Numba that cannot link would only be slow, without a word."""
+    assert linking._refusal() is None
+    assert report()[0] == "_LinkedLibrary"
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_a_numba_that_cannot_link_compiles(lacking):
+    library, value = report(LACKING[lacking])
+    assert library == "JITCodeLibrary"
+    assert value == toy.Call(3, 1000).run(1e-9, 1).value.tobytes().hex()
+    assert np.frombuffer(bytes.fromhex(value)).any()
+
+
+@pytest.mark.parametrize("arguments", [(3,), (3.0,), (True,)], ids=str)
+def test_python_cannot_call_device_functions(arguments):
+    with pytest.raises(TypeError):
+        toy.busy(*arguments)
