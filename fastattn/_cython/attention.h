@@ -21,8 +21,10 @@ static bool prepare_query(const attention_call *call, int64_t source, int64_t ta
     clear_row(target, call->features, width);
     if (call->metric == COSINE) normalise_query(target, width);
     if (call->query_first * call->query_second == 1.0) return true;
+    /* Under a cap any score is final: sums on the way to it must not overflow. */
+    const double most = call->softcap > 0.0 ? __builtin_sqrt(LARGEST) : __builtin_inf();
     return scale_row(target, width, call->query_first, call->query_second,
-                     call->metric == EUCLIDEAN);
+                     call->metric == EUCLIDEAN, most);
 }
 
 /* Write which keys a row sees by position and length. */

@@ -77,7 +77,8 @@ static void reveal_by_arrays(const attention_call *call, int64_t segment, int64_
     const int64_t start = segment * SEGMENT_KEYS;
     if (call->mask_kind != NO_MASK) {
         const int64_t place = call->entry_mask + head * call->mask_head + i * call->mask_row;
-        mask_row(call, place + start * call->mask_key, scores, low, high);
+        const mask_layout layout = {call->mask_kind, call->mask_code, call->mask_key};
+        mask_row(layout, place + start * call->mask_key, scores, low, high);
     }
     if (call->alibi) {
         const real slope = load_real(call->entry_alibi + head * call->alibi_head);
@@ -101,7 +102,7 @@ static void reveal_block(const attention_call *call, int64_t segment, const row_
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t row = block->first + r, scores = score_row(call, scratch, r);
         const bool exact = row_word(call, scratch, EXACT, row) != 0;
-        if (call->rescaled || !exact) shape_row(call, scores, low, high_padded, exact);
+        if (call->rescaled || !exact) shape_row(factors_of(call, exact), scores, low, high_padded);
         if (by_arrays)
             reveal_by_arrays(call, segment, block->task_row + row, scores, low, high);
         const int64_t begin = row_word(call, scratch, BEGIN, row) - start;
@@ -110,7 +111,7 @@ static void reveal_block(const attention_call *call, int64_t segment, const row_
     }
 }
 
-/* Keep scores in the caller's array until `finish_weights` knows the whole row. */
+/* Keep scores in the caller's array until `finish_weights` knows the whole row's maximum and sum. */
 static void keep_scores(const attention_call *call, int64_t segment, const row_block *block,
                         int64_t r, int64_t low, int64_t high, int64_t scores)
 {
@@ -128,13 +129,14 @@ static void normalise_block(const attention_call *call, int64_t segment, const r
     const int64_t high_padded = padded(high);
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t scores = score_row(call, scratch, r);
-        if (call->weights) keep_scores(call, segment, block, r, low, high, scores);
         store_real(segment_state(call, scratch, r), row_maximum(scores, low, high_padded));
     }
     /* In a loop of its own: the maxima of all rows are known, so that no row waits for its own. */
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t scores = score_row(call, scratch, r);
         const int64_t state = segment_state(call, scratch, r);
+        /* They reach memory while exponentials keep the core busy. */
+        if (call->weights) keep_scores(call, segment, block, r, low, high, scores);
         const bool exact = row_word(call, scratch, EXACT, block->first + r) != 0;
         const real row_max = load_real(state);
         real row_sum = 0;

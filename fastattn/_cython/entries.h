@@ -7,21 +7,7 @@
 #ifndef FASTATTN_ENTRIES_H
 #define FASTATTN_ENTRIES_H
 
-#include "memory.h"
-#include "words.h"
-
-/* Byte offset of one entry in an operand with any batch strides. */
-static int64_t operand_offset(const attention_call *call, int64_t operand, int64_t entry)
-{
-    const int64_t rank = call->entry_rank;
-    int64_t offset = 0;
-    for (int64_t axis = rank - 1; axis >= 0; axis--) {
-        const int64_t size = load_int64(call->entry_shape, axis);
-        offset += entry % size * load_int64(call->entry_strides, operand * rank + axis);
-        entry /= size;
-    }
-    return offset;
-}
+#include "record.h"
 
 /* Copy the record of a call, whose counter is never still, into the worker's scratch. */
 static attention_call *own_record(const attention_call *shared, int64_t scratch)

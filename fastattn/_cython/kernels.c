@@ -4,9 +4,12 @@
    machine, and TABLE the name of the table of entries by which the drivers know them. */
 
 #include "attention.h"
+#include "fuse.h"
+#include "similarity.h"
+#include "softmax.h"
 
 typedef void entry(int64_t call_address, int64_t worker);
 
 const struct entry_table {
     entry *attend, *fold, *compare, *fuse, *normalise;
-} TABLE = {attend, fold, 0, 0, 0};
+} TABLE = {attend, fold, compare, fuse, normalise};

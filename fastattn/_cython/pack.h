@@ -114,19 +114,23 @@ static void clear_row(int64_t target, int64_t begin, int64_t end)
 /* Multiply a padded row by a power of two, given as two factors because one may lie beyond the
    range of the type: `query_first * query_second` of a record.
 
-   Only if no element loses a bit or overflows, or `always`; returns whether it was done. */
+   Only if no element loses a bit, overflows or gets beyond `most`, or `always`; returns whether it
+   was done. */
 static bool scale_row(int64_t target, int64_t length, double query_first, double query_second,
-                      bool always)
+                      bool always, double most)
 {
     const vector first = splat((real)query_first), second = splat((real)query_second);
     const vector back_first = splat((real)(1.0 / query_first));
     const vector back_second = splat((real)(1.0 / query_second));
+    vector largest = splat(0);
     bool exact = true;
     for (int64_t i = 0; i < length; i += LANES) {
         const vector value = load(target + i * ITEM);
         const vector scaled = times(times(value, first), second);
         exact &= same_lanes(times(times(scaled, back_second), back_first), value);
+        largest = larger(largest, absolute(scaled));
     }
+    exact &= (double)lane_max(largest) <= most;
     if (exact || always)
         for (int64_t i = 0; i < length; i += LANES)
             store(target + i * ITEM, times(times(load(target + i * ITEM), first), second));

@@ -54,16 +54,16 @@ typedef struct {
     int64_t chunks, stride;
 } value_rows;
 
-/* Fuse some vectors of columns of all rows of a block; `p` is that of the first rows. */
-static void fuse_strip(const attention_call *call, int64_t rows, int64_t vectors, product p,
+/* Fuse some vectors of columns of all rows of a block; `p` is that of the first rows, and moves. */
+static void fuse_strip(const attention_call *call, int64_t rows, int64_t vectors, product *p,
                        int64_t scratch)
 {
     const int group = rows_at_once(rows, vectors);
     for (int64_t row = 0; row < rows; row += group) {
-        if (!p.whole) p.fetch = next_lines(call, scratch, &p.fetch_stride);
+        if (!p->whole) p->fetch = next_lines(call, scratch, &p->fetch_stride);
         product_columns(group, vectors, p);
-        p.a += group * p.a_stride;
-        p.c += group * p.c_stride;
+        p->a += group * p->a_stride;
+        p->c += group * p->c_stride;
     }
 }
 
@@ -101,7 +101,7 @@ static void fuse_block(const attention_call *call, int64_t segment, int64_t rows
             }
             p.fetch = p.b + ahead;
             p.fetch_stride = p.b_stride;
-            fuse_strip(call, rows, count, p, scratch);
+            fuse_strip(call, rows, count, &p, scratch);
         }
     }
 }
@@ -131,9 +131,12 @@ static void fuse_visible_row(int64_t scores, int64_t low, int64_t high, real row
 /* Whether a padded row of `width` bytes holds a NaN. */
 static bool any_nan_in_row(int64_t row, int64_t width)
 {
-    for (int64_t place = row; place < row + width; place += LANES * ITEM)
-        if (any_nan(load(place))) return true;
-    return false;
+    integer_part found = {0};
+    for (int64_t place = row; place < row + width; place += PART_BYTES) {
+        const part a = *(const part_in_memory *)place;
+        found |= a != a;
+    }
+    return any_lane(found);
 }
 
 /* 2^((row_max - new_max) factor), the weight of an older maximum under a newer one. */

@@ -11,31 +11,23 @@
 
 #define SCORE_ROW (SCORE_STRIDE * ITEM)
 
-/* Scores of six rows by Euclidean distance, any number of vectors wide. */
-static void distance_columns(real factor, int64_t vectors, product p)
-{
-    for (int64_t parts = vectors * PARTS; parts > 0; parts--) {
-        distance_tile(&p, factor);
-        p.b += PART_BYTES;
-        p.c += PART_BYTES;
-    }
-}
-
 /* Score the rows of a block against one packed panel, columns first to first + 16 vectors. */
 static void score_panel(const attention_call *call, int64_t queries, int64_t rows, int64_t panel,
                         int64_t scores, int64_t vectors)
 {
+    const bool euclidean = call->metric == EUCLIDEAN;
     const int64_t query_row = padded(call->features) * ITEM;
-    const int group = call->metric == EUCLIDEAN ? TILE_ROWS : rows_at_once(rows, vectors);
+    const int group = euclidean ? TILE_ROWS : rows_at_once(rows, vectors);
+    product p = {.a = queries, .a_stride = query_row, .b = panel, .b_stride = PANEL_KEYS * ITEM,
+                 .c = scores, .c_stride = SCORE_ROW, .depth = call->features, .fetch = queries};
     for (int64_t row = 0; row < rows; row += group) {
-        const product p = {.a = queries + row * query_row, .a_stride = query_row,
-                           .b = panel, .b_stride = PANEL_KEYS * ITEM,
-                           .c = scores + row * SCORE_ROW, .c_stride = SCORE_ROW,
-                           .depth = call->features, .fetch = queries};
-        if (call->metric == EUCLIDEAN)
-            distance_columns((real)call->difference_factor, vectors, p);
+        if (euclidean)
+            for (int64_t offset = 0; offset < vectors * LANES * ITEM; offset += PART_BYTES)
+                distance_tile(&p, offset, (real)call->difference_factor);
         else
-            product_columns(group, vectors, p);
+            product_columns(group, vectors, &p);
+        p.a += group * query_row;
+        p.c += group * SCORE_ROW;
     }
 }
 
@@ -63,24 +55,34 @@ static void score_block(const attention_call *call, int64_t segment, int64_t que
     }
 }
 
-/* Step shape: scale and softcap one row of scores, columns low to high.
+/* The factors of a score, as records have them; the power of two in two parts that stay in range. */
+typedef struct {
+    double first, second, rest, softcap;
+} score_factors;
 
-   `exact` says that the power-of-two part of scale went onto the query; otherwise it is applied
-   here, in two factors that stay in range. */
-static void shape_row(const attention_call *call, int64_t scores, int64_t low, int64_t high,
-                      bool exact)
+/* The factors in a record; without the power of two where it went onto the query (`exact`). */
+#define factors_of(call, exact)                                               \
+    (score_factors){(exact) ? 1.0 : (call)->query_first,                      \
+                    (exact) ? 1.0 : (call)->query_second, (call)->rest, (call)->softcap}
+
+/* Step shape: scale and softcap one row of scores, columns low to high. */
+static void shape_row(score_factors factors, int64_t scores, int64_t low, int64_t high)
 {
-    const vector rest = splat((real)call->rest), cap = splat((real)call->softcap);
-    const vector first = splat((real)(exact ? 1.0 : call->query_first));
-    const vector second = splat((real)(exact ? 1.0 : call->query_second));
-    const bool capped = call->softcap > 0.0;
-    const vector slope = splat(capped ? (real)(2.8853900817779268 / call->softcap) : 0);
+    const vector rest = splat((real)factors.rest), cap = splat((real)factors.softcap);
+    const vector first = splat((real)factors.first), second = splat((real)factors.second);
+    const bool capped = factors.softcap > 0.0;
+    const vector slope = splat(capped ? (real)(2.8853900817779268 / factors.softcap) : 0);
     for (int64_t place = scores + low * ITEM; place < scores + high * ITEM; place += LANES * ITEM) {
         vector score = times(times(times(load(place), first), second), rest);
         if (capped) score = times(tanh_product(score, slope), cap);
         store(place, score);
     }
 }
+
+/* A mask as records have it: its kind, storage code, and how many bytes further a key's bias is. */
+typedef struct {
+    int64_t kind, code, key;
+} mask_layout;
 
 /* Hide one row's scores where a bool mask hides: a byte a column, at `mask` that of column 0. */
 static void mask_bytes(int64_t mask, int64_t scores, int64_t low, int64_t high)
@@ -92,20 +94,18 @@ static void mask_bytes(int64_t mask, int64_t scores, int64_t low, int64_t high)
 }
 
 /* Steps shape and reveal by a mask of any type: one element after the other. */
-static void mask_any(const attention_call *call, int64_t mask, int64_t scores, int64_t low,
-                     int64_t high)
+static void mask_any(mask_layout layout, int64_t mask, int64_t scores, int64_t low, int64_t high)
 {
-    const double largest = REAL_BITS == 32 ? (double)__FLT_MAX__ : __DBL_MAX__;
     for (int64_t column = low; column < high; column++) {
         const int64_t place = scores + column * ITEM;
-        double bias = load_as_double(call->mask_code, mask + column * call->mask_key);
-        const bool hides = call->mask_kind == BOOL_MASK ? bias == 0 : bias == -__builtin_inf();
+        double bias = load_as_double(layout.code, mask + column * layout.key);
+        const bool hides = layout.kind == BOOL_MASK ? bias == 0 : bias == -__builtin_inf();
         if (hides) {
             store_real(place, HIDDEN);
-        } else if (call->mask_kind != BOOL_MASK) {
+        } else if (layout.kind != BOOL_MASK) {
             /* A finite float64 that float32 cannot hold stays finite: it must not hide its key. */
-            if (bias > largest && bias < __builtin_inf()) bias = largest;
-            if (bias < -largest) bias = -largest;
+            if (bias > LARGEST && bias < __builtin_inf()) bias = LARGEST;
+            if (bias < -LARGEST) bias = -LARGEST;
             store_real(place, load_real(place) + (real)bias);
         }
     }
@@ -114,20 +114,19 @@ static void mask_any(const attention_call *call, int64_t mask, int64_t scores, i
 /* Steps shape and reveal by an array: add a float mask, hide what a bool mask hides.
 
    `mask` is the address of the mask's element for column 0; only columns low to high are read. */
-static void mask_row(const attention_call *call, int64_t mask, int64_t scores, int64_t low,
-                     int64_t high)
+static void mask_row(mask_layout layout, int64_t mask, int64_t scores, int64_t low, int64_t high)
 {
-    if (call->mask_kind == BOOL_MASK && call->mask_key == 1) {
+    if (layout.kind == BOOL_MASK && layout.key == 1) {
         mask_bytes(mask, scores, low, high);
         return;
     }
-    if (call->mask_kind == FLOAT_MASK && call->mask_key == ITEM && call->mask_code == NATIVE_CODE)
+    if (layout.kind == FLOAT_MASK && layout.key == ITEM && layout.code == NATIVE_CODE)
         for (; low + LANES <= high; low += LANES) {
             const int64_t place = scores + low * ITEM;
             const vector bias = load(mask + low * ITEM);
             store(place, select_equal(bias, HIDDEN, bias, plus(load(place), bias)));
         }
-    mask_any(call, mask, scores, low, high);
+    mask_any(layout, mask, scores, low, high);
 }
 
 /* Step shape by ALiBi: subtract slope times distance from the columns low to high.

@@ -30,28 +30,30 @@ typedef struct {
 #define MOST_ROWS 6
 #define MOST_PARTS 8
 
-/* The accumulators live in registers as long as every loop over them is unrolled. */
-INLINE void put_sums(const int rows, const int parts, const product *p,
+/* Write the accumulators of a tile, or add them to what stands in C. They live in registers as long
+   as every loop over them is unrolled. */
+INLINE void put_sums(const int rows, const int parts, const product *p, int64_t offset,
                      part sum[MOST_ROWS][MOST_PARTS])
 {
-    UNROLL for (int row = 0; row < rows; row++)
-    {
-        UNROLL for (int i = 0; i < parts; i++)
-        {
-            part_in_memory *place =
-                (part_in_memory *)(p->c + row * p->c_stride + i * PART_BYTES);
-            if (p->accumulate) sum[row][i] = *place + sum[row][i];
-            *place = sum[row][i];
-        }
+    const int64_t c = p->c + offset, c_stride = p->c_stride;
+    if (p->accumulate) {
+        UNROLL for (int row = 0; row < rows; row++)
+            UNROLL for (int i = 0; i < parts; i++)
+                sum[row][i] = *(part_in_memory *)(c + row * c_stride + i * PART_BYTES) + sum[row][i];
     }
+    UNROLL for (int row = 0; row < rows; row++)
+        UNROLL for (int i = 0; i < parts; i++)
+            *(part_in_memory *)(c + row * c_stride + i * PART_BYTES) = sum[row][i];
 }
 
-INLINE void multiply(const int rows, const int parts, const bool whole, const product *p)
+/* The columns of a product from `offset` (bytes) on. */
+INLINE void multiply(const int rows, const int parts, const bool whole, const product *p,
+                     int64_t offset)
 {
     const int bytes_asked = whole ? parts * PART_BYTES : 1;
     const int64_t depth = p->depth, b_stride = p->b_stride, fetch_stride = p->fetch_stride;
     part sum[MOST_ROWS][MOST_PARTS];
-    int64_t a[MOST_ROWS], b = p->b, fetch = p->fetch;
+    int64_t a[MOST_ROWS], b = p->b + offset, fetch = p->fetch + (whole ? offset : 0);
     UNROLL for (int row = 0; row < rows; row++)
     {
         a[row] = p->a + row * p->a_stride;
@@ -72,17 +74,17 @@ INLINE void multiply(const int rows, const int parts, const bool whole, const pr
         b += b_stride;
         fetch += fetch_stride;
     }
-    put_sums(rows, parts, p, sum);
+    put_sums(rows, parts, p, offset, sum);
 }
 
 /* C = sum over `depth` of ((A - B) factor) squared, negated; one register of columns. */
-NOINLINE void distance_tile(const product *p, real factor)
+NOINLINE void distance_tile(const product *p, int64_t offset, real factor)
 {
     const part wide_factor = splat_part(factor);
     part sum[MOST_ROWS][MOST_PARTS];
     UNROLL for (int row = 0; row < MOST_ROWS; row++) sum[row][0] = (part){0};
     for (int64_t k = 0; k < p->depth; k++) {
-        const part column = *(const part_in_memory *)(p->b + k * p->b_stride);
+        const part column = *(const part_in_memory *)(p->b + offset + k * p->b_stride);
         UNROLL for (int row = 0; row < MOST_ROWS; row++)
         {
             const part wide = splat_part(load_real(p->a + row * p->a_stride + k * ITEM));
@@ -91,13 +93,13 @@ NOINLINE void distance_tile(const product *p, real factor)
         }
     }
     UNROLL for (int row = 0; row < MOST_ROWS; row++) sum[row][0] = (part){0} - sum[row][0];
-    put_sums(MOST_ROWS, 1, p, sum);
+    put_sums(MOST_ROWS, 1, p, offset, sum);
 }
 
-#define TILE(rows, parts, whole)                                    \
-    NOINLINE void tile_##rows##_##parts##_##whole(const product *p) \
-    {                                                               \
-        multiply(rows, parts, whole, p);                            \
+#define TILE(rows, parts, whole)                                                    \
+    NOINLINE void tile_##rows##_##parts##_##whole(const product *p, int64_t offset) \
+    {                                                                               \
+        multiply(rows, parts, whole, p, offset);                                    \
     }
 TILE(1, 8, 1)
 TILE(1, 4, 1)
@@ -125,35 +127,33 @@ INLINE int rows_at_once(int64_t rows, int64_t vectors)
 }
 
 /* `rows` (see `rows_at_once`) of a product, any number of vectors wide, in the widest tiles. */
-static void product_columns(int rows, int64_t vectors, product p)
+static void product_columns(int rows, int64_t vectors, const product *p)
 {
-    int64_t parts = vectors * PARTS;
+    int64_t offset = 0, parts = vectors * PARTS;
     while (parts > 0) {
         int wide = 1;
         if (rows == 1) {
             wide = parts >= 8 ? 8 : parts >= 4 ? 4 : 1;
-            (wide == 8 ? tile_1_8_1 : wide == 4 ? tile_1_4_1 : tile_1_1_1)(&p);
+            (wide == 8 ? tile_1_8_1 : wide == 4 ? tile_1_4_1 : tile_1_1_1)(p, offset);
 #if REGISTERS == 32
         } else if (rows == 4) {
             wide = 4;
-            (p.whole ? tile_4_4_1 : tile_4_4_0)(&p);
+            (p->whole ? tile_4_4_1 : tile_4_4_0)(p, offset);
         } else if (parts >= 4) {
             wide = 4;
-            (p.whole ? tile_6_4_1 : tile_6_4_0)(&p);
+            (p->whole ? tile_6_4_1 : tile_6_4_0)(p, offset);
         } else if (parts == 3) {
             wide = 3;
-            tile_6_3_0(&p);
+            tile_6_3_0(p, offset);
 #endif
         } else if (parts >= 2) {
             wide = 2;
-            (p.whole ? tile_6_2_1 : tile_6_2_0)(&p);
+            (p->whole ? tile_6_2_1 : tile_6_2_0)(p, offset);
         } else {
-            (p.whole ? tile_6_1_1 : tile_6_1_0)(&p);
+            (p->whole ? tile_6_1_1 : tile_6_1_0)(p, offset);
         }
         parts -= wide;
-        p.b += wide * PART_BYTES;
-        p.c += wide * PART_BYTES;
-        if (p.whole) p.fetch += wide * PART_BYTES;
+        offset += wide * PART_BYTES;
     }
 }
 

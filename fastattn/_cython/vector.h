@@ -69,6 +69,7 @@ typedef struct {
 #define UNROLL _Pragma("GCC unroll 16")
 #define EACH_PART(p) UNROLL for (int p = 0; p < PARTS; p++)
 
+#define LARGEST (REAL_BITS == 32 ? (double)__FLT_MAX__ : __DBL_MAX__) /* finite number */
 #define HIDDEN ((real)-__builtin_inf())
 #define NOT_A_NUMBER ((real)__builtin_nan(""))
 
@@ -259,22 +260,22 @@ INLINE vector keep_lanes(vector a, int64_t begin, int64_t end, real other)
 /* The written-out lane tree: lane i with lane i + 8, then + 4, + 2, + 1, by
    `total = STEP(total, lanes further on)`. Only lane 0 of the result means something. */
 #if PART_LANES == 16
-#define TREE_IN_PART(t, STEP)                                                     \
-    t = STEP(t, SHUFFLE(t, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15)); \
-    t = STEP(t, SHUFFLE(t, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7));      \
-    t = STEP(t, SHUFFLE(t, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3));      \
-    t = STEP(t, SHUFFLE(t, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1))
+#define TREE_IN_PART(t, STEP)                                                            \
+    t = STEP(t, SHUFFLE(t, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));       \
+    t = STEP(t, SHUFFLE(t, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));       \
+    t = STEP(t, SHUFFLE(t, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));       \
+    t = STEP(t, SHUFFLE(t, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))
 #elif PART_LANES == 8
 #define TREE_IN_PART(t, STEP)                            \
-    t = STEP(t, SHUFFLE(t, 4, 5, 6, 7, 4, 5, 6, 7));     \
-    t = STEP(t, SHUFFLE(t, 2, 3, 2, 3, 2, 3, 2, 3));     \
-    t = STEP(t, SHUFFLE(t, 1, 1, 1, 1, 1, 1, 1, 1))
+    t = STEP(t, SHUFFLE(t, 4, 5, 6, 7, 0, 1, 2, 3));     \
+    t = STEP(t, SHUFFLE(t, 2, 3, 0, 1, 6, 7, 4, 5));     \
+    t = STEP(t, SHUFFLE(t, 1, 0, 3, 2, 5, 4, 7, 6))
 #elif PART_LANES == 4
 #define TREE_IN_PART(t, STEP)                \
-    t = STEP(t, SHUFFLE(t, 2, 3, 2, 3));     \
-    t = STEP(t, SHUFFLE(t, 1, 1, 1, 1))
+    t = STEP(t, SHUFFLE(t, 2, 3, 0, 1));     \
+    t = STEP(t, SHUFFLE(t, 1, 0, 3, 2))
 #else
-#define TREE_IN_PART(t, STEP) t = STEP(t, SHUFFLE(t, 1, 1))
+#define TREE_IN_PART(t, STEP) t = STEP(t, SHUFFLE(t, 1, 0))
 #endif
 #define TREE(a, STEP)                                                       \
     UNROLL for (int half = PARTS / 2; half >= 1; half /= 2)                 \
@@ -302,9 +303,15 @@ INLINE real first_lane(vector a) { return a.part[0][0]; }
 
 INLINE bool any_lane(integer_part mask)
 {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX__)
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
     integer any = 0;
-    UNROLL for (int lane = 0; lane < PART_LANES; lane++) any |= mask[lane];
+    for (int lane = 0; lane < PART_LANES; lane++) any |= mask[lane];
     return any != 0;
+#endif
 }
 
 /* Whether a lane is NaN. */
