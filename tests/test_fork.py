@@ -154,7 +154,7 @@ if __name__ == "__main__":
     run_forking(code)
 
 
-def test_attention_gives_the_same_bits_in_a_child():
+def test_attention_gives_the_same_bits_in_a_child(exact_backend):
     code = """
 import numpy as np
 import fastattn
@@ -167,4 +167,4 @@ def work():
 assert in_child(work) == 0
 work()
 """
-    run_forking(code, **children.WITH_KERNELS)
+    run_forking(code, FASTATTN_BACKEND=exact_backend, **children.WITH_KERNELS)

@@ -73,9 +73,9 @@ _LONG_ATTENTION = """
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_attention_answers_ctrl_c(threads):
+def test_attention_answers_ctrl_c(exact_backend, threads):
     code = _LONG_ATTENTION.format(threads=threads)
-    child = children.start(code, **children.WITH_KERNELS)
+    child = children.start(code, FASTATTN_BACKEND=exact_backend, **children.WITH_KERNELS)
     seconds = _interrupt(child)
     assert children.finish(child).strip() == "works again"
     assert seconds <= ANSWER_SECONDS, seconds
