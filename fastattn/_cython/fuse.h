@@ -67,7 +67,7 @@ static void fuse_rows(const fuse_call *call, weighted_block s, int64_t scratch)
                        .b = s.values, .b_stride = s.value_row,
                        .c = s.block, .c_stride = s.width,
                        .depth = s.keys, .accumulate = s.accumulate, .fetch = s.weights};
-    product_columns(TILE_ROWS, padded(s.columns) / LANES, p);
+    product_columns(TILE_ROWS, padded(s.columns) / LANES, &p);
 }
 
 /* Step fuse for all rows of a task over one chain of keys and one strip of columns. */

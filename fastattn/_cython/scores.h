@@ -22,8 +22,7 @@ static void score_panel(const attention_call *call, int64_t queries, int64_t row
                  .c = scores, .c_stride = SCORE_ROW, .depth = call->features, .fetch = queries};
     for (int64_t row = 0; row < rows; row += group) {
         if (euclidean)
-            for (int64_t offset = 0; offset < vectors * LANES * ITEM; offset += PART_BYTES)
-                distance_tile(&p, offset, (real)call->difference_factor);
+            distance_columns((real)call->difference_factor, vectors, &p);
         else
             product_columns(group, vectors, &p);
         p.a += group * query_row;

@@ -30,7 +30,8 @@ static void pack_compared_queries(const similarity_call *call, int64_t query, in
         clear_row(row, r < rows ? call->features : 0, width);
         if (call->metric == COSINE) normalise_query(row, width);
         if (first * second != 1.0)
-            exact = scale_row(row, width, first, second, call->metric == EUCLIDEAN);
+            exact = scale_row(row, width, first, second, call->metric == EUCLIDEAN,
+                              __builtin_inf());
         store_int64(scratch + call->at_exact, r, exact);
     }
 }
@@ -69,9 +70,9 @@ static void compare_panel(const similarity_call *call, int64_t panel, int64_t ro
                            .c_stride = plain ? call->output_row : PANEL_KEYS * ITEM,
                            .depth = call->features, .fetch = panel};
         if (call->metric == EUCLIDEAN)
-            distance_columns((real)call->difference_factor, vectors, p);
+            distance_columns((real)call->difference_factor, vectors, &p);
         else
-            product_columns(TILE_ROWS, vectors, p);
+            product_columns(TILE_ROWS, vectors, &p);
         for (int64_t r = 0; r < TILE_ROWS; r++) {
             const bool exact = load_int64(scratch + call->at_exact, row + r) != 0;
             if (call->rescaled || !exact)

@@ -116,6 +116,13 @@ TILE(6, 2, 1)
 TILE(6, 1, 0)
 TILE(6, 1, 1)
 
+/* Six rows of distances, any number of vectors wide. */
+static void distance_columns(real factor, int64_t vectors, const product *p)
+{
+    for (int64_t offset = 0; offset < vectors * LANES * ITEM; offset += PART_BYTES)
+        distance_tile(p, offset, factor);
+}
+
 /* How many rows `product_columns` takes of `rows`: four where that leaves fewer idle.
 
    Four only where it takes all columns four registers at a time. */
