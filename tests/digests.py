@@ -6,16 +6,16 @@ import numpy as np
 
 import fastattn
 
-OPTIONS = (
-    dict(),
-    dict(causal=True, query_offset=600),
-    dict(similarity="cosine", scale=9.0),
-    dict(similarity="euclidean", scale=0.3),
-    dict(softcap=3.0),
-    dict(window=(50, 9), query_offset=300),
-    dict(mask=True),
-    dict(alibi_slopes=True, sinks=True),
-    dict(return_lse=True, return_weights=True),
+OPTIONS: tuple[dict, ...] = (
+    {},
+    {"causal": True, "query_offset": 600},
+    {"similarity": "cosine", "scale": 9.0},
+    {"similarity": "euclidean", "scale": 0.3},
+    {"softcap": 3.0},
+    {"window": (50, 9), "query_offset": 300},
+    {"mask": True},
+    {"alibi_slopes": True, "sinks": True},
+    {"return_lse": True, "return_weights": True},
 )
 
 

@@ -13,7 +13,8 @@ import fastattn
 
 pytestmark = pytest.mark.skipif(not available("cython"), reason="the kernels were not built")
 
-COMPILED = {"FASTATTN_BACKEND": "cython"}
+# One thread of NumPy's own, so that threads can be counted.
+COMPILED = {"FASTATTN_BACKEND": "cython", "OPENBLAS_NUM_THREADS": "1"}
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 _PREPARED = """
