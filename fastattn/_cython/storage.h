@@ -147,6 +147,25 @@ INLINE uint16s halves_of_floats(floats numbers)
 #endif
 }
 
+INLINE floats floats_of_bfloats(uint16s bfloats)
+{
+#if defined(__AVX512F__) && PART_LANES == 16 /* GCC would take halves of registers */
+    return (floats)((uint32s)_mm512_cvtepu16_epi32((__m256i)bfloats) << 16);
+#else
+    return (floats)(__builtin_convertvector(bfloats, uint32s) << 16);
+#endif
+}
+
+INLINE int32s int32s_of_int8s(int64_t address)
+{
+    const int8s_in_memory small = *(const int8s_in_memory *)address;
+#if defined(__AVX512F__) && PART_LANES == 16
+    return (int32s)_mm512_cvtepi8_epi32((__m128i)small);
+#else
+    return __builtin_convertvector(small, int32s);
+#endif
+}
+
 /* Floats rounded to bfloat16; NaN stays NaN. */
 INLINE uint16s bfloats_of_floats(floats numbers)
 {
@@ -165,14 +184,10 @@ INLINE vector load_widened(const int kind, int64_t address)
     {
         floats wide;
         if (kind == INT8_CODE) {
-            const int8s_in_memory small = *(const int8s_in_memory *)(address + p * PART_LANES);
-            wide = __builtin_convertvector(__builtin_convertvector(small, int32s), floats);
+            wide = __builtin_convertvector(int32s_of_int8s(address + p * PART_LANES), floats);
         } else {
             const uint16s small = *(const uint16s_in_memory *)(address + 2 * p * PART_LANES);
-            if (kind == HALF)
-                wide = floats_of_halves(small);
-            else
-                wide = (floats)(__builtin_convertvector(small, uint32s) << 16);
+            wide = kind == HALF ? floats_of_halves(small) : floats_of_bfloats(small);
         }
         result.part[p] = part_of_floats(wide);
     }
