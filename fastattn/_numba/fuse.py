@@ -22,6 +22,8 @@ from .tasks import put_row, take_tasks
 
 read_call = reader(layouts.FUSE)
 WEIGHTS, VALUE, OUTPUT = range(3)
+# Weights of a task up to this size are asked for a task ahead: half a second-level cache.
+AHEAD_BYTES = 1 << 20
 
 
 @device
@@ -59,13 +61,16 @@ def fuse_strip(
     width,
     accumulate,
     first,
+    ahead,
     scratch,
 ):
     """Step fuse for all rows of a task over one chain of keys and one strip of columns.
 
-    `first` tells the first strip that reads these weights.
+    `first` tells the first strip that reads these weights. Beside the products those at `ahead`, of
+    the next task, are asked for; without it (0) those of the next rows.
     """
     item = item_size(tag)
+    pace = call.weights_row // call.keys
     for row in range(0, rows, TILE_ROWS):
         group = min(rows - row, TILE_ROWS)
         a, a_stride = weights + row * call.weights_row, call.weights_row
@@ -82,11 +87,11 @@ def fuse_strip(
                 a,
                 a_stride,
             )
-        elif first:
+        elif first and not ahead:
             # Rows of weights lie far apart: without a word ahead each is a cache miss.
-            for ahead in range(TILE_ROWS, 2 * TILE_ROWS):
+            for following in range(TILE_ROWS, 2 * TILE_ROWS):
                 for offset in range(0, keys * item, 64):
-                    prefetch(a + ahead * a_stride + offset)
+                    prefetch(a + following * a_stride + offset)
         if call.reduced:
             clear_row(tag, a + group * a_stride, 0, (TILE_ROWS - group) * FUSE_KEYS)
             product_columns(
@@ -102,8 +107,8 @@ def fuse_strip(
                 (columns + LANES - 1) // LANES,
                 accumulate,
                 False,
-                a,
-                0,
+                ahead + row * keys * pace,
+                TILE_ROWS * pace if first and ahead else 0,
             )
         else:
             target = output + row * call.output_row
@@ -138,6 +143,11 @@ def fuse_segment(tag, call, weights, value, output, segment, rows, columns, widt
                 values,
                 width,
             )
+        ahead = 0
+        if 0 < rows * call.weights_row <= AHEAD_BYTES:
+            # In the order of addresses, which is what the machine's own prefetching follows.
+            ahead = weights + call.workers * rows * call.weights_row
+            ahead += (start + first) * rows * (call.weights_row // call.keys)
         for column in range(0, columns, strip):
             fuse_strip(
                 tag,
@@ -153,6 +163,7 @@ def fuse_segment(tag, call, weights, value, output, segment, rows, columns, widt
                 width,
                 first > 0,
                 column == 0,
+                ahead,
                 scratch,
             )
 
