@@ -59,7 +59,7 @@ static void score_block(const attention_call *call, int64_t segment, int64_t que
     }
 }
 
-/* The factors of a score, as records have them; the power of two in two parts that stay in range. */
+/* The factors of a score, as records have them; the power of two in two that stay in range. */
 typedef struct {
     double first, second, rest, softcap;
 } score_factors;
