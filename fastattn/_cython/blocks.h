@@ -111,7 +111,7 @@ static void reveal_block(const attention_call *call, int64_t segment, const row_
     }
 }
 
-/* Keep scores in the caller's array until `finish_weights` knows the whole row's maximum and sum. */
+/* Keep a row's scores in the caller's array until `finish_weights` knows its maximum and sum. */
 static void keep_scores(const attention_call *call, int64_t segment, const row_block *block,
                         int64_t r, int64_t low, int64_t high, int64_t scores)
 {

@@ -13,6 +13,8 @@
 #include "tile.h"
 
 enum { FUSED_WEIGHTS, FUSED_VALUE, FUSED_OUTPUT };
+/* Weights of a task up to this size are asked for a task ahead: half a second-level cache. */
+#define AHEAD_BYTES (1 << 20)
 
 /* What meets in one step: some rows by the keys of one chain by some columns of values. */
 typedef struct {
@@ -22,7 +24,8 @@ typedef struct {
     int64_t rows, keys, columns;
     int64_t block, width; /* sums of the columns in scratch, and how far apart rows of them are */
     bool accumulate;
-    bool fresh; /* no strip of columns before has read these weights */
+    bool fresh;    /* no strip of columns before has read these weights */
+    int64_t ahead; /* which of the next task's weights to ask for beside the products; 0: none */
 } weighted_block;
 
 /* Step fuse without a sum: each weight times its value row, straight into the result. */
@@ -43,6 +46,9 @@ static void put_products(const fuse_call *call, const weighted_block *s)
     }
 }
 
+/* How many bytes of weights one key of one row stands for, in the order of addresses. */
+INLINE int64_t pace(const fuse_call *call) { return call->weights_row / call->keys; }
+
 /* Step fuse for up to six rows of a strip. */
 static void fuse_rows(const fuse_call *call, weighted_block s, int64_t scratch)
 {
@@ -52,11 +58,11 @@ static void fuse_rows(const fuse_call *call, weighted_block s, int64_t scratch)
         s.weights_row = FUSE_KEYS * ITEM;
         pack_matrix(call->weights_code, source, call->weights_row, call->weights_key, s.rows,
                     s.keys, s.weights, s.weights_row);
-    } else if (s.fresh) {
+    } else if (s.fresh && !s.ahead) {
         /* Rows of weights lie far apart: without a word ahead each is a cache miss. */
-        for (int64_t ahead = TILE_ROWS; ahead < 2 * TILE_ROWS; ahead++)
+        for (int64_t row = TILE_ROWS; row < 2 * TILE_ROWS; row++)
             for (int64_t offset = 0; offset < s.keys * ITEM; offset += 64)
-                prefetch(s.weights + ahead * s.weights_row + offset);
+                prefetch(s.weights + row * s.weights_row + offset);
     }
     if (!call->reduced) {
         put_products(call, &s);
@@ -66,7 +72,8 @@ static void fuse_rows(const fuse_call *call, weighted_block s, int64_t scratch)
     const product p = {.a = s.weights, .a_stride = s.weights_row,
                        .b = s.values, .b_stride = s.value_row,
                        .c = s.block, .c_stride = s.width,
-                       .depth = s.keys, .accumulate = s.accumulate, .fetch = s.weights};
+                       .depth = s.keys, .accumulate = s.accumulate, .fetch = s.ahead,
+                       .fetch_stride = s.fresh && s.ahead ? TILE_ROWS * pace(call) : 0};
     product_columns(TILE_ROWS, padded(s.columns) / LANES, &p);
 }
 
@@ -78,6 +85,7 @@ static void fuse_columns(const fuse_call *call, const weighted_block *strip, int
         group.rows = smaller_of(strip->rows - row, TILE_ROWS);
         group.weights += row * strip->weights_row;
         group.output += row * call->output_row;
+        group.ahead += strip->ahead ? row * strip->keys * pace(call) : 0;
         if (call->reduced) group.block += row * strip->width;
         fuse_rows(call, group, scratch);
     }
@@ -107,6 +115,11 @@ static void fuse_segment(const fuse_call *call, int64_t segment, const weighted_
             pack_matrix(call->value_code, source, call->value_row, call->value_feature, chain.keys,
                         columns, chain.values, chain.value_row);
         }
+        const int64_t task_bytes = task->rows * call->weights_row;
+        if (task_bytes > 0 && task_bytes <= AHEAD_BYTES)
+            /* In the order of addresses, which is what the machine's own prefetching follows. */
+            chain.ahead = task->weights + call->workers * task_bytes +
+                          (start + first) * task->rows * pace(call);
         for (int64_t column = 0; column < columns; column += width) {
             weighted_block strip = chain;
             strip.columns = smaller_of(columns - column, width);

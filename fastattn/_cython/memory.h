@@ -53,8 +53,9 @@ INLINE void store(int64_t address, vector a)
     EACH_PART(p) *(part_in_memory *)(address + p * PART_BYTES) = a.part[p];
 }
 
+/* Which lanes of part `p` are below `count`, which is 0 to 16, as the machine's loads and stores of
+   some lanes want it; they touch no other. */
 #if defined(__AVX512F__)
-/* One bit a lane of part `p` below `count`, which is 0 to 16. */
 #if REAL_BITS == 32
 #define FIRST_OF_PART(count, p) ((__mmask16)((1u << (count)) - 1u))
 #define LOAD_FIRST(other, lanes, place) _mm512_mask_loadu_ps(other, lanes, place)
@@ -64,18 +65,39 @@ INLINE void store(int64_t address, vector a)
 #define LOAD_FIRST(other, lanes, place) _mm512_mask_loadu_pd(other, lanes, place)
 #define STORE_FIRST(place, lanes, values) _mm512_mask_storeu_pd(place, lanes, values)
 #endif
+#elif defined(__AVX__)
+INLINE integer_part first_of_part(int64_t count, int p)
+{
+    integer_part numbers;
+    UNROLL for (int lane = 0; lane < PART_LANES; lane++) numbers[lane] = p * PART_LANES + lane;
+    return numbers < (integer)count;
+}
+
+#define FIRST_OF_PART(count, p) first_of_part(count, p)
+#if REAL_BITS == 32
+#define LOAD_FIRST(other, lanes, place) \
+    select_part(lanes, _mm256_maskload_ps((const float *)(place), (__m256i)(lanes)), other)
+#define STORE_FIRST(place, lanes, values) \
+    _mm256_maskstore_ps((float *)(place), (__m256i)(lanes), values)
+#else
+#define LOAD_FIRST(other, lanes, place) \
+    select_part(lanes, _mm256_maskload_pd((const double *)(place), (__m256i)(lanes)), other)
+#define STORE_FIRST(place, lanes, values) \
+    _mm256_maskstore_pd((double *)(place), (__m256i)(lanes), values)
+#endif
 #endif
 
 /* Elements 0 to count, `other` in the lanes from there; reads nothing beyond. */
 INLINE vector load_first(int64_t address, int64_t count, real other)
 {
-    if (count >= LANES) return load(address);
     vector result = splat(other);
 #if defined(LOAD_FIRST)
+    count = smaller_of(count, LANES);
     EACH_PART(p)
         result.part[p] = LOAD_FIRST(result.part[p], FIRST_OF_PART(count, p),
                                     (const void *)(address + p * PART_BYTES));
 #else
+    if (count >= LANES) return load(address);
     memcpy(&result, (const void *)address, (size_t)(count * ITEM));
 #endif
     return result;

@@ -133,7 +133,7 @@ static void pack_entry_panel(const attention_call *call, int64_t first, int64_t 
 
 /* Whether values that need staging are staged when they are fused, 128 keys at a time.
 
-   Then they stay in the nearest cache. A task of several blocks of rows stages each segment once. */
+   Then they stay in the nearest cache. A task of several blocks of rows stages a segment once. */
 INLINE bool values_wait(const attention_call *call)
 {
     return !call->value_in_place && call->task_rows <= BLOCK_ROWS;

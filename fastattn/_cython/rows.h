@@ -79,6 +79,10 @@ static void fuse_block(const attention_call *call, int64_t segment, int64_t rows
     const bool waiting = values_wait(call);
     product p = {.a_stride = SCORE_ROW, .c_stride = vectors * vector_bytes,
                  .whole = call->value_in_place && call->task_rows <= BLOCK_ROWS};
+    if (fuses_directly(call)) {
+        fuse_few(call, segment, rows, low, high, block, scratch);
+        return;
+    }
     for (int64_t first = low; first < high; first += p.depth) {
         const int64_t chunk = first / FUSE_KEYS, begin = load_int64(values.chunks, chunk);
         /* Behind a page lies something else. */

@@ -6,6 +6,7 @@
 #ifndef FASTATTN_SCORES_H
 #define FASTATTN_SCORES_H
 
+#include "few.h"
 #include "places.h"
 #include "tile.h"
 
@@ -41,6 +42,10 @@ static void score_block(const attention_call *call, int64_t segment, int64_t que
     const int64_t scores = scratch + call->at_scores, packed = scratch + call->at_packed;
     const int64_t panel_bytes = PANEL_KEYS * call->features * ITEM;
     const bool several = call->task_rows > BLOCK_ROWS;
+    if (scores_directly(call)) {
+        score_few(call, segment, queries, rows, low, high, scratch);
+        return;
+    }
     for (int64_t panel = low / PANEL_KEYS; panel * PANEL_KEYS < high; panel++) {
         const int64_t begin = panel * PANEL_KEYS, first = larger_of(low, begin);
         const int64_t stop = smaller_of(high, begin + PANEL_KEYS);
@@ -54,7 +59,7 @@ static void score_block(const attention_call *call, int64_t segment, int64_t que
     }
 }
 
-/* The factors of a score, as records have them; the power of two in two parts that stay in range. */
+/* The factors of a score, as records have them; the power of two in two that stay in range. */
 typedef struct {
     double first, second, rest, softcap;
 } score_factors;

@@ -89,9 +89,11 @@ static void compare_panel(const similarity_call *call, int64_t panel, int64_t ro
 /* All steps of one task. */
 static void compare_task(const similarity_call *call, int64_t task, int64_t scratch)
 {
-    const int64_t block = task / call->key_tasks, key_task = task % call->key_tasks;
-    const int64_t entry = block / call->row_tasks;
-    const int64_t first_row = block % call->row_tasks * call->task_rows;
+    /* Threads are at work on tasks next to each other. Those lie in other rows, so in other pages: a
+       fresh huge page that two threads touch at once is cleared by each of them. */
+    const int64_t block = task / call->row_tasks, row_task = task % call->row_tasks;
+    const int64_t entry = block / call->key_tasks, key_task = block % call->key_tasks;
+    const int64_t first_row = row_task * call->task_rows;
     const int64_t rows = smaller_of(call->task_rows, call->queries - first_row);
     const int64_t query = call->query + operand_offset(call, COMPARED_QUERY, entry);
     const int64_t key = call->key + operand_offset(call, COMPARED_KEY, entry);

@@ -292,9 +292,35 @@ static void normalise_chunk(const softmax_call *call, int64_t entry, int64_t row
     finish_block(call, &c, source, scratch);
 }
 
+/* All steps for one row, read in place, but its own finish: the row at `pending` has that.
+
+   Returns where this row is to be stored. Nothing is pending where that is 0. */
+static int64_t normalise_late(const softmax_call *call, int64_t entry, int64_t row,
+                              int64_t pending, int64_t scratch)
+{
+    const row_chunk c = {
+        .x = call->x + operand_offset(call, NORMALISED_X, entry) + row * call->x_row,
+        .mask = call->mask, .rows = 1, .keys = call->keys,
+        .block = scratch + call->at_block, .stats = scratch + call->at_stats,
+    };
+    const real row_max = find_max(c.x, c.keys);
+    const weighed to = {.weights = c.block};
+    const real row_sum = pending ? weigh_and_finish(c.x, c.keys, row_max, c.block, c.stats,
+                                                    pending, call->x_row)
+                                 : weigh(c.x, c.keys, row_max, to, call->x_row);
+    store(c.stats, splat(row_max));
+    store(c.stats + STEP, splat(row_sum));
+    if (!(row_max - row_max == 0 && row_sum - row_sum == 0)) settle_rows(call, &c, 0, 1, c.stats);
+    const vector total = splat(load_real(c.stats + STEP));
+    store(c.stats, over(splat(1), total));
+    store(c.stats + STEP, minus(splat(0), total));
+    return call->output + operand_offset(call, NORMALISED_OUTPUT, entry) + row * call->output_row;
+}
+
 /* Some blocks of one phase. */
 static void normalise_task(const softmax_call *call, int64_t task, int64_t scratch)
 {
+    int64_t pending = 0;
     const int64_t begin = task * call->task_blocks;
     const int64_t end = smaller_of(begin + call->task_blocks, call->blocks);
     for (int64_t index = begin; index < end; index++) {
@@ -304,8 +330,14 @@ static void normalise_task(const softmax_call *call, int64_t task, int64_t scrat
         const int64_t row = block * call->block_rows - call->row_shift;
         const int64_t stop = smaller_of(row + call->block_rows, call->rows);
         const int64_t first = larger_of(row, 0);
-        normalise_chunk(call, entry, first, stop - first, chunk, scratch);
+        if (call->late)
+            pending = normalise_late(call, entry, first, pending, scratch);
+        else
+            normalise_chunk(call, entry, first, stop - first, chunk, scratch);
     }
+    if (pending)
+        finish_line(SOFTMAX_RESULT, scratch + call->at_block, call->keys, scratch + call->at_stats,
+                    0, pending, true);
 }
 
 /* Take tasks until none is left: some blocks of rows each, or some rows between phases. */

@@ -7,11 +7,9 @@
 #include "record.h"
 #include "transpose.h"
 
-/* Step finish: the quotient, correctly rounded but for subnormals, or the logarithm. At `stats`
-   stand what `settle_stats` leaves: two vectors. */
-INLINE vector final(const bool divides, vector value, int64_t stats)
+/* Step finish: the quotient, correctly rounded but for subnormals, or the logarithm. */
+INLINE vector final(const bool divides, vector value, vector first, vector second)
 {
-    const vector first = load(stats), second = load(stats + LANES * ITEM);
     if (!divides) return minus(minus(value, first), second);
     const vector quotient = times(value, first);
     return fused(fused(quotient, second, value), first, quotient);
@@ -22,7 +20,8 @@ INLINE void finish_vectors(const bool divides, const bool streamed, int64_t sour
                            int64_t stop, int64_t stats, int64_t stats_step, int64_t target)
 {
     for (int64_t i = begin; i < stop; i += LANES) {
-        const vector value = final(divides, load(source + i * ITEM), stats);
+        const vector first = load(stats), second = load(stats + LANES * ITEM);
+        const vector value = final(divides, load(source + i * ITEM), first, second);
         if (streamed)
             stream(target + i * ITEM, value);
         else
@@ -35,7 +34,8 @@ INLINE void finish_vectors(const bool divides, const bool streamed, int64_t sour
 INLINE void finish_few(const bool divides, int64_t source, int64_t count, int64_t stats,
                        int64_t target)
 {
-    store_first(target, final(divides, load_first(source, count, 0), stats), count);
+    const vector first = load(stats), second = load(stats + LANES * ITEM);
+    store_first(target, final(divides, load_first(source, count, 0), first, second), count);
 }
 
 INLINE void finish_line_of(const bool divides, int64_t source, int64_t lanes, int64_t stats,

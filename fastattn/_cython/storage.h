@@ -73,39 +73,61 @@ INLINE uint16_t bfloat_of_float(float number)
     return (uint16_t)((number != number ? bits | 0x400000 : bits + 0x7FFF + odd) >> 16);
 }
 
+/* One stored element of any type, in the machine's byte order. */
+typedef union {
+    int8_t int8;
+    int16_t int16;
+    int32_t int32;
+    int64_t int64;
+    uint8_t uint8;
+    uint16_t uint16;
+    uint32_t uint32;
+    uint64_t uint64;
+    float float32;
+    double float64;
+} stored;
+
+static stored load_stored(int64_t code, int64_t address)
+{
+    static const uint8_t SIZES[] = {4, 8, 1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2};
+    const bool swapped = code & SWAPPED;
+    stored element;
+    switch (SIZES[code & (SWAPPED - 1)]) {
+    case 1:
+        memcpy(&element, (const void *)address, 1);
+        break;
+    case 2:
+        memcpy(&element, (const void *)address, 2);
+        if (swapped) element.uint16 = __builtin_bswap16(element.uint16);
+        break;
+    case 4:
+        memcpy(&element, (const void *)address, 4);
+        if (swapped) element.uint32 = __builtin_bswap32(element.uint32);
+        break;
+    default:
+        memcpy(&element, (const void *)address, 8);
+        if (swapped) element.uint64 = __builtin_bswap64(element.uint64);
+    }
+    return element;
+}
+
 /* One stored element of any real type and byte order, converted to `target` with one rounding. */
 #define LOAD_AS(target, code, address)                                                        \
-    const int size_of_code[] = {4, 8, 1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2};                       \
-    union {                                                                                   \
-        uint8_t byte; int8_t int8; int16_t int16; uint16_t uint16; int32_t int32;             \
-        uint32_t uint32; int64_t int64; uint64_t uint64; float float32; double float64;       \
-    } bits;                                                                                   \
-    switch (size_of_code[code & (SWAPPED - 1)]) {                                             \
-    case 1: memcpy(&bits, (const void *)address, 1); break;                                   \
-    case 2: memcpy(&bits, (const void *)address, 2); break;                                   \
-    case 4: memcpy(&bits, (const void *)address, 4); break;                                   \
-    default: memcpy(&bits, (const void *)address, 8);                                         \
-    }                                                                                         \
-    if (code & SWAPPED) switch (size_of_code[code & (SWAPPED - 1)]) {                         \
-    case 1: break;                                                                            \
-    case 2: bits.uint16 = __builtin_bswap16(bits.uint16); break;                              \
-    case 4: bits.uint32 = __builtin_bswap32(bits.uint32); break;                              \
-    default: bits.uint64 = __builtin_bswap64(bits.uint64);                                    \
-    }                                                                                         \
+    const stored element = load_stored(code, address);                                        \
     switch (code & (SWAPPED - 1)) {                                                           \
-    case FLOAT32_CODE: return (target)bits.float32;                                           \
-    case FLOAT64_CODE: return (target)bits.float64;                                           \
-    case BOOL_CODE: return (target)(bits.byte != 0);                                          \
-    case INT8_CODE: return (target)bits.int8;                                                 \
-    case UINT8_CODE: return (target)bits.byte;                                                \
-    case INT16_CODE: return (target)bits.int16;                                               \
-    case UINT16_CODE: return (target)bits.uint16;                                             \
-    case INT32_CODE: return (target)bits.int32;                                               \
-    case UINT32_CODE: return (target)bits.uint32;                                             \
-    case INT64_CODE: return (target)bits.int64;                                               \
-    case UINT64_CODE: return (target)bits.uint64;                                             \
-    case HALF: return (target)float_of_half(bits.uint16);                                     \
-    default: return (target)float_of_bits((uint32_t)bits.uint16 << 16);                       \
+    case FLOAT32_CODE: return (target)element.float32;                                        \
+    case FLOAT64_CODE: return (target)element.float64;                                        \
+    case BOOL_CODE: return (target)(element.uint8 != 0);                                      \
+    case INT8_CODE: return (target)element.int8;                                              \
+    case UINT8_CODE: return (target)element.uint8;                                            \
+    case INT16_CODE: return (target)element.int16;                                            \
+    case UINT16_CODE: return (target)element.uint16;                                          \
+    case INT32_CODE: return (target)element.int32;                                            \
+    case UINT32_CODE: return (target)element.uint32;                                          \
+    case INT64_CODE: return (target)element.int64;                                            \
+    case UINT64_CODE: return (target)element.uint64;                                          \
+    case HALF: return (target)float_of_half(element.uint16);                                  \
+    default: return (target)float_of_bits((uint32_t)element.uint16 << 16);                    \
     }
 
 NOINLINE real load_as(int64_t code, int64_t address) { LOAD_AS(real, code, address) }
@@ -118,8 +140,9 @@ typedef float floats __attribute__((vector_size(4 * PART_LANES)));
 typedef int32_t int32s __attribute__((vector_size(4 * PART_LANES)));
 typedef uint32_t uint32s __attribute__((vector_size(4 * PART_LANES)));
 typedef uint16_t uint16s __attribute__((vector_size(2 * PART_LANES)));
-typedef uint16_t uint16s_in_memory __attribute__((vector_size(2 * PART_LANES), aligned(1), may_alias));
-typedef int8_t int8s_in_memory __attribute__((vector_size(PART_LANES), aligned(1), may_alias));
+#define IN_MEMORY(bytes) __attribute__((vector_size(bytes), aligned(1), may_alias))
+typedef uint16_t uint16s_in_memory IN_MEMORY(2 * PART_LANES);
+typedef int8_t int8s_in_memory IN_MEMORY(PART_LANES);
 
 INLINE floats floats_of_halves(uint16s halves)
 {
@@ -129,7 +152,7 @@ INLINE floats floats_of_halves(uint16s halves)
     return _mm256_cvtph_ps((__m128i)halves);
 #else
     floats result;
-    UNROLL for (int lane = 0; lane < PART_LANES; lane++) result[lane] = float_of_half(halves[lane]);
+    for (int lane = 0; lane < PART_LANES; lane++) result[lane] = float_of_half(halves[lane]);
     return result;
 #endif
 }
@@ -142,8 +165,27 @@ INLINE uint16s halves_of_floats(floats numbers)
     return (uint16s)_mm256_cvtps_ph(numbers, _MM_FROUND_TO_NEAREST_INT);
 #else
     uint16s result;
-    UNROLL for (int lane = 0; lane < PART_LANES; lane++) result[lane] = half_of_float(numbers[lane]);
+    for (int lane = 0; lane < PART_LANES; lane++) result[lane] = half_of_float(numbers[lane]);
     return result;
+#endif
+}
+
+INLINE floats floats_of_bfloats(uint16s bfloats)
+{
+#if defined(__AVX512F__) && PART_LANES == 16 /* GCC would take halves of registers */
+    return (floats)((uint32s)_mm512_cvtepu16_epi32((__m256i)bfloats) << 16);
+#else
+    return (floats)(__builtin_convertvector(bfloats, uint32s) << 16);
+#endif
+}
+
+INLINE int32s int32s_of_int8s(int64_t address)
+{
+    const int8s_in_memory small = *(const int8s_in_memory *)address;
+#if defined(__AVX512F__) && PART_LANES == 16
+    return (int32s)_mm512_cvtepi8_epi32((__m128i)small);
+#else
+    return __builtin_convertvector(small, int32s);
 #endif
 }
 
@@ -151,8 +193,8 @@ INLINE uint16s halves_of_floats(floats numbers)
 INLINE uint16s bfloats_of_floats(floats numbers)
 {
     const uint32s bits = (uint32s)numbers, is_nan = (uint32s)(numbers != numbers);
-    const uint32s rounded = bits + 0x7FFF + (bits >> 16 & 1);
-    return __builtin_convertvector(((is_nan & (bits | 0x400000)) | (~is_nan & rounded)) >> 16, uint16s);
+    const uint32s rounded = bits + 0x7FFF + (bits >> 16 & 1), quiet = bits | 0x400000;
+    return __builtin_convertvector(((is_nan & quiet) | (~is_nan & rounded)) >> 16, uint16s);
 }
 
 INLINE part part_of_floats(floats numbers) { return __builtin_convertvector(numbers, part); }
@@ -165,14 +207,10 @@ INLINE vector load_widened(const int kind, int64_t address)
     {
         floats wide;
         if (kind == INT8_CODE) {
-            const int8s_in_memory small = *(const int8s_in_memory *)(address + p * PART_LANES);
-            wide = __builtin_convertvector(__builtin_convertvector(small, int32s), floats);
+            wide = __builtin_convertvector(int32s_of_int8s(address + p * PART_LANES), floats);
         } else {
             const uint16s small = *(const uint16s_in_memory *)(address + 2 * p * PART_LANES);
-            if (kind == HALF)
-                wide = floats_of_halves(small);
-            else
-                wide = (floats)(__builtin_convertvector(small, uint32s) << 16);
+            wide = kind == HALF ? floats_of_halves(small) : floats_of_bfloats(small);
         }
         result.part[p] = part_of_floats(wide);
     }
@@ -193,7 +231,8 @@ INLINE void store_rounded(const int kind, int64_t address, vector a)
 /* Write one number rounded to a half storage type. */
 INLINE void store_one_rounded(int64_t code, int64_t address, real number)
 {
-    const uint16_t half = code == HALF ? half_of_float((float)number) : bfloat_of_float((float)number);
+    const float narrow = (float)number;
+    const uint16_t half = code == HALF ? half_of_float(narrow) : bfloat_of_float(narrow);
     memcpy((void *)address, &half, sizeof half);
 }
 
@@ -249,10 +288,13 @@ static void round_row(int64_t code, int64_t source, int64_t count, int64_t targe
         return;
     }
     if (stride == 2 && code == HALF)
-        for (; i < whole; i += LANES) store_rounded(HALF, target + 2 * i, load(source + i * ITEM));
+        for (; i < whole; i += LANES)
+            store_rounded(HALF, target + 2 * i, load(source + i * ITEM));
     else if (stride == 2)
-        for (; i < whole; i += LANES) store_rounded(BFLOAT, target + 2 * i, load(source + i * ITEM));
-    for (; i < count; i++) store_one_rounded(code, target + i * stride, load_real(source + i * ITEM));
+        for (; i < whole; i += LANES)
+            store_rounded(BFLOAT, target + 2 * i, load(source + i * ITEM));
+    for (; i < count; i++)
+        store_one_rounded(code, target + i * stride, load_real(source + i * ITEM));
 }
 
 #endif

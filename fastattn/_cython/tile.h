@@ -39,7 +39,7 @@ INLINE void put_sums(const int rows, const int parts, const product *p, int64_t 
     if (p->accumulate) {
         UNROLL for (int row = 0; row < rows; row++)
             UNROLL for (int i = 0; i < parts; i++)
-                sum[row][i] = *(part_in_memory *)(c + row * c_stride + i * PART_BYTES) + sum[row][i];
+                sum[row][i] += *(part_in_memory *)(c + row * c_stride + i * PART_BYTES);
     }
     UNROLL for (int row = 0; row < rows; row++)
         UNROLL for (int i = 0; i < parts; i++)

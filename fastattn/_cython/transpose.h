@@ -1,4 +1,4 @@
-/* Transposing: columns of sixteen rows, written as vectors; of reals, and of small storage types. */
+/* Transposing: columns of sixteen rows, written as vectors; of reals and small storage types. */
 
 #ifndef FASTATTN_TRANSPOSE_H
 #define FASTATTN_TRANSPOSE_H

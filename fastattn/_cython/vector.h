@@ -33,10 +33,14 @@
 typedef float real;
 typedef int32_t integer; /* as wide as a real */
 typedef uint32_t natural;
+#define FUSED(a, b, c) __builtin_fmaf(a, b, c)
+#define SQUARE_ROOT(a) __builtin_sqrtf(a)
 #else
 typedef double real;
 typedef int64_t integer;
 typedef uint64_t natural;
+#define FUSED(a, b, c) __builtin_fma(a, b, c)
+#define SQUARE_ROOT(a) __builtin_sqrt(a)
 #endif
 #define ITEM ((int64_t)sizeof(real))
 
@@ -99,9 +103,7 @@ INLINE part fused_part(part a, part b, part c)
     return (part)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 #else
     part result;
-    for (int lane = 0; lane < PART_LANES; lane++)
-        result[lane] = REAL_BITS == 32 ? (real)__builtin_fmaf((float)a[lane], (float)b[lane], (float)c[lane])
-                                       : (real)__builtin_fma(a[lane], b[lane], c[lane]);
+    for (int lane = 0; lane < PART_LANES; lane++) result[lane] = FUSED(a[lane], b[lane], c[lane]);
     return result;
 #endif
 }
@@ -141,8 +143,7 @@ INLINE part square_root_part(part a)
     return _mm256_sqrt_pd(a);
 #else
     part result;
-    for (int lane = 0; lane < PART_LANES; lane++)
-        result[lane] = REAL_BITS == 32 ? (real)__builtin_sqrtf((float)a[lane]) : (real)__builtin_sqrt(a[lane]);
+    for (int lane = 0; lane < PART_LANES; lane++) result[lane] = SQUARE_ROOT(a[lane]);
     return result;
 #endif
 }

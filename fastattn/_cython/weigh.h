@@ -7,8 +7,7 @@
 #define FASTATTN_WEIGH_H
 
 #include "elementary.h"
-#include "memory.h"
-#include "words.h"
+#include "softmax_finish.h"
 
 /* Where sums of exponentials go besides the result: the exponentials to `weights`, if not 0; each
    segment's own sum to `sums`, if not 0, one segment `sums_stride` bytes after the other. */
@@ -69,6 +68,54 @@ static real weigh(int64_t place, int64_t keys, real row_max, weighed to, int64_t
                        : weigh_segment(false, place, begin, end, row_max, 0, ahead));
         total += sum;
         if (to.sums) store_real(to.sums + begin / SEGMENT_KEYS * to.sums_stride, sum);
+    }
+    return total;
+}
+
+/* Exponentials of one segment, stored to `block`, and as many vectors of the row before finished:
+   its weights at `old`, which no vector is behind where it is overwritten, go to `pending` as far as
+   `late` says. */
+INLINE vector weigh_beside(int64_t place, int64_t begin, int64_t end, vector maximum, int64_t block,
+                           int64_t stats, int64_t old, int64_t pending, int64_t late, int64_t ahead)
+{
+    const int64_t both = larger_of(begin, smaller_of(end, late));
+    const vector first = load(stats), second = load(stats + LANES * ITEM);
+    vector lanes = splat(0);
+    for (int64_t k = begin; k < both; k += LANES) {
+        const vector weight = exp_nonpositive(minus(load(place + k * ITEM), maximum));
+        prefetch(place + k * ITEM + ahead);
+        stream(pending + k * ITEM, final(true, load(old + k * ITEM), first, second));
+        store(block + k * ITEM, weight);
+        lanes = plus(lanes, weight);
+    }
+    for (int64_t k = both; k < end; k += LANES) {
+        const vector scores = load_first(place + k * ITEM, end - k, HIDDEN);
+        const vector weight = exp_nonpositive(minus(scores, maximum));
+        store(block + k * ITEM, weight);
+        lanes = plus(lanes, weight);
+    }
+    return lanes;
+}
+
+/* Step weigh, and step finish of the row before, whose weights `block` still holds.
+
+   That row's statistics stand at `stats`; it goes to `pending`, past the caches. Exponentials wait
+   for arithmetic, stores for memory: side by side they take the time of the slower alone. */
+static real weigh_and_finish(int64_t place, int64_t keys, real row_max, int64_t block,
+                             int64_t stats, int64_t pending, int64_t ahead)
+{
+    const int64_t few = (-pending & 63) / ITEM, late = (keys - few) / LANES * LANES;
+    const vector maximum = splat(row_max);
+    if (few) finish_few(true, block, few, stats, pending);
+    /* What comes next reads a vector of old weights at or behind where it writes a new one. */
+    const int64_t old = block + few * ITEM, rest = keys - few - late;
+    pending += few * ITEM;
+    if (rest) finish_few(true, old + late * ITEM, rest, stats, pending + late * ITEM);
+    real total = 0;
+    for (int64_t begin = 0; begin < keys; begin += SEGMENT_KEYS) {
+        const int64_t end = smaller_of(begin + SEGMENT_KEYS, keys);
+        total += lane_sum(weigh_beside(place, begin, end, maximum, block, stats, old, pending,
+                                       late, ahead));
     }
     return total;
 }
