@@ -34,6 +34,7 @@ VECTORS = {
     "simd",
     "elementary",
     "tile",
+    "direct",
     "native",
     "storage",
 }  # write machine instructions
