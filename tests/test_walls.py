@@ -35,6 +35,7 @@ VECTORS = {
     "simd",
     "elementary",
     "tile",
+    "direct",
     "native",
     "storage",
 }  # write machine instructions

@@ -1,7 +1,8 @@
 """Where the rows of keys and values lie: in one array, in a table by index, or in pages.
 
 What the tiles cannot read in place is staged: copied row by row into scratch, widened and
-dequantised on the way. Everything after that sees plain rows.
+dequantised on the way. Everything after that sees plain rows. (Halves and int8 are not staged for
+few rows: `few`.)
 """
 
 import numpy as np

@@ -8,6 +8,7 @@ from .ahead import next_lines
 from .compile import device
 from .elementary import exp2_lowest, exp2_product
 from .emit import LANES
+from .few import fuse_few, fuses_directly
 from .memory import load, load_scalar, store, store_scalar
 from .native import load_int64
 from .places import stage_values, values_wait
@@ -71,6 +72,9 @@ def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block,
     columns. Meanwhile the tiles ask for memory: few rows for their own values, which come straight
     from there; many rows, who find theirs in a cache, for what the next task needs.
     """
+    if fuses_directly(tag, call):
+        fuse_few(call, segment, rows, low, high, block, scratch)
+        return
     item = item_size(tag)
     scores = scratch + call.at_scores
     score_stride = SCORE_STRIDE * item

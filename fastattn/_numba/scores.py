@@ -11,6 +11,7 @@ from fastattn._core.plan import BLOCK_ROWS, PANEL_KEYS, SCORE_STRIDE, SEGMENT_KE
 from .compile import device
 from .elementary import tanh_product
 from .emit import LANES
+from .few import score_few, scores_directly
 from .memory import load, load_as, load_scalar, native_code, store, store_scalar
 from .native import load_int64, store_int64
 from .places import pack_entry_panel
@@ -138,6 +139,9 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
     a task of one block has all its panels take turns in one place, which stays in the nearest
     cache. Requires scratch for whole groups of six rows.
     """
+    if scores_directly(tag, call):
+        score_few(call, segment, queries, rows, low, high, scratch)
+        return
     item = item_size(tag)
     scores, packed = scratch + call.at_scores, scratch + call.at_packed
     query_stride = (call.features + LANES - 1) // LANES * LANES * item

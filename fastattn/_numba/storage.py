@@ -33,7 +33,7 @@ def _shorts(builder, address):
     return builder.zext(words, ir.VectorType(I32, LANES))
 
 
-def _widened(builder, address, kind):
+def widened(builder, address, kind):
     """Sixteen stored elements as floats."""
     floats = vector_ir(types.float32)
     if kind == HALF:
@@ -53,14 +53,14 @@ def load_widened(typing_context, tag, kind, address):
     code = kind.literal_value
 
     def codegen(context, builder, sig, args):
-        floats = _widened(builder, args[2], code)
+        floats = widened(builder, args[2], code)
         target = vector_ir(tag)
         return floats if floats.type == target else builder.fpext(floats, target)
 
     return sig, codegen
 
 
-def _elements(builder, words, code):
+def parts_of_words(builder, words, code):
     """The stored elements of sixteen 32-bit words: a vector of floats for each place in a word."""
     floats = vector_ir(types.float32)
     if code == BFLOAT:
@@ -99,7 +99,7 @@ def transpose_widened(typing_context, tag, kind, source, row_stride, scales, tar
         ]
         columns = []
         for words in transposed(builder, rows):
-            columns += _elements(builder, words, code)
+            columns += parts_of_words(builder, words, code)
         wide = vector_ir(tag)
         if code == INT8:
             scale = load_ir(builder, scales, vector_ir(types.float32))

@@ -1,0 +1,247 @@
+"""Tiles for few rows that read keys and values of a small storage type where they lie.
+
+Many rows share the work of staging: keys widened and transposed once, then read by all. With few
+rows that work is most of the time, and storing its result and loading it again the rest of it.
+Here sixteen keys are transposed in registers, as 32-bit words that hold two halves or four int8
+each, taken apart into features and multiplied at once; values are widened as they are loaded. Each
+element of a result is the same chain of fused multiply-adds as in `tile`.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .emit import (
+    I32,
+    I64,
+    LANES,
+    fma_ir,
+    load_ir,
+    outlined,
+    prefetch_ir,
+    shuffle_ir,
+    splat_ir,
+    store_ir,
+    vector_ir,
+)
+from .memory import transposed
+from .storage import BFLOAT, HALF, INT8, parts_of_words, widened
+
+_FLOATS = vector_ir(types.float32)
+_WORDS = ir.VectorType(I32, LANES)
+_ZERO = ir.Constant(_FLOATS, [0.0] * LANES)
+
+# Bytes of a key that one step of a score tile takes, and the cache lines that two sixteens of keys
+# have for it.
+STEP_BYTES = 16
+_STEP_LINES = 2 * LANES * STEP_BYTES // 64
+
+# Rows of queries that the tiles take, if not one; and vectors of a row of values.
+FEW_ROWS = 4
+STRIP = 4
+
+
+def item_of(code):
+    """Bytes of an element of a small storage type."""
+    return 1 if code == INT8 else 2
+
+
+def _call_chosen(context, builder, name, emit, args):
+    """Call the tile that `emit` makes for the storage type and the rows in front of the arguments.
+
+    Chosen here, not in Python code of the callers, which would take long to compile.
+    """
+    code, rows, *rest = args
+    end = builder.append_basic_block(f"{name}.end")
+    shapes = [(kind, count) for kind in (HALF, BFLOAT, INT8) for count in (1, FEW_ROWS)]
+    choice = builder.switch(builder.add(builder.shl(code, I64(8)), rows), end)
+    for kind, count in shapes:
+        arm = builder.append_basic_block(f"{name}.{kind}.{count}")
+        choice.add_case(I64((kind << 8) + count), arm)
+        builder.position_at_end(arm)
+
+        def emit_tile(inner, values, shape=(kind, count)):
+            emit(inner, *shape, values)
+
+        kinds = [value.type for value in rest]
+        whole = f"fastattn.{name}.{kind}.{count}"
+        outlined(context, builder, whole, kinds, ir.VoidType(), emit_tile, rest)
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+class _Loop:
+    """A counted loop of at least one step, whose carried values circulate as phis."""
+
+    def __init__(self, builder, carried):
+        self.builder = builder
+        head = builder.block
+        self.body = builder.function.append_basic_block("direct.body")
+        builder.branch(self.body)
+        builder.position_at_end(self.body)
+        self.values = []
+        for start in carried:
+            phi = builder.phi(start.type)
+            phi.add_incoming(start, head)
+            self.values.append(phi)
+
+    def close(self, following, again):
+        """Go on with the `following` values while `again`."""
+        builder = self.builder
+        for phi, value in zip(self.values, following, strict=True):
+            phi.add_incoming(value, builder.block)
+        done = builder.function.append_basic_block("direct.done")
+        builder.cbranch(again, self.body, done)
+        builder.position_at_end(done)
+
+
+def _sixteen_keys(builder, code, source, row_stride, scale):
+    """The features in sixteen bytes of sixteen keys, a vector of floats each."""
+    quad = ir.VectorType(I32, 4)
+    starts = [builder.add(source, builder.mul(row_stride, I64(r))) for r in range(LANES)]
+    rows = [load_ir(builder, start, quad) for start in starts]
+    features = []
+    for words in transposed(builder, rows):
+        features += parts_of_words(builder, words, code)
+    if code == INT8:
+        features = [builder.fmul(feature, scale) for feature in features]
+    return features
+
+
+def _emit_scores(builder, code, rows, args):
+    """Emit the scores of `rows` queries and two sixteens of keys."""
+    source, row_stride, scales, a, a_stride, c, c_stride, size, fetch, per_line, jump = args
+    step = STEP_BYTES // item_of(code)
+    wide_scales = [None, None]
+    if code == INT8:
+        places = (builder.add(scales, I64(4 * LANES * group)) for group in range(2))
+        wide_scales = [load_ir(builder, place, _FLOATS) for place in places]
+    cells = [(row, group) for row in range(rows) for group in range(2)]
+
+    loop = _Loop(builder, [I64(0), a, I64(0), *[_ZERO] * len(cells)])
+    byte, query, line, *sums = loop.values
+    near = builder.add(source, byte)
+    far = builder.add(near, builder.mul(row_stride, I64(LANES)))
+    groups = [
+        _sixteen_keys(builder, code, first, row_stride, scale)
+        for first, scale in zip((near, far), wide_scales, strict=True)
+    ]
+    for k in range(_STEP_LINES):
+        t = builder.add(line, I64(k))
+        row = builder.lshr(builder.mul(t, per_line), I64(16))
+        place = builder.add(fetch, builder.shl(t, I64(6)))
+        prefetch_ir(builder, builder.add(place, builder.mul(row, jump)))
+    for e in range(step):
+        for row in range(rows):
+            place = builder.add(query, builder.mul(a_stride, I64(row)))
+            scalar = load_ir(builder, builder.add(place, I64(4 * e)), ir.FloatType())
+            wide = splat_ir(builder, scalar)
+            for group in range(2):
+                cell = row * 2 + group
+                sums[cell] = fma_ir(builder, wide, groups[group][e], sums[cell])
+    following = builder.add(byte, I64(STEP_BYTES))
+    loop.close(
+        [following, builder.add(query, I64(4 * step)), builder.add(line, I64(_STEP_LINES)), *sums],
+        builder.icmp_signed("<", following, size),
+    )
+    for (row, group), total in zip(cells, sums, strict=True):
+        place = builder.add(c, builder.mul(c_stride, I64(row)))
+        store_ir(builder, builder.add(place, I64(4 * LANES * group)), total)
+
+
+@intrinsic
+def direct_scores(
+    typing_context, code, rows, source, row_stride, scales, a, a_stride, c, c_stride, size, fetch,
+    per_line, jump,
+):  # fmt: skip
+    """C = scores in float32 of `rows` queries at `a` and of two sixteens of keys at `source`.
+
+    `rows` is 1 or `FEW_ROWS`. Keys have `size` bytes, a multiple of `STEP_BYTES`, of the small
+    storage type `code`, and int8 a scale each; strides in bytes. For each sixteen bytes of a key
+    eight cache lines are asked for, from `fetch` on, `jump` bytes left out between runs of
+    65536 / `per_line` of them.
+    """
+    sig = types.void(*[types.int64] * 13)
+
+    def codegen(context, builder, sig, args):
+        _call_chosen(context, builder, "direct_scores", _emit_scores, args)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def _value_vectors(builder, code, address, scale):
+    """A strip of a value row, as vectors of floats, in the order of `_in_order`."""
+    if code == BFLOAT:
+        found = []
+        for pair in range(STRIP // 2):
+            words = load_ir(builder, builder.add(address, I64(64 * pair)), _WORDS)
+            found += parts_of_words(builder, words, code)
+        return found
+    size = LANES * item_of(code)
+    places = (builder.add(address, I64(size * vector)) for vector in range(STRIP))
+    found = [widened(builder, place, code) for place in places]
+    return [builder.fmul(vector, scale) for vector in found] if code == INT8 else found
+
+
+def _in_order(builder, code, sums):
+    """Vectors of consecutive columns from those of one row's strip."""
+    if code != BFLOAT:
+        return sums
+    # Even columns stand in one vector, odd ones in the next.
+    ordered = []
+    for even, odd in zip(sums[::2], sums[1::2], strict=True):
+        for half in (0, LANES // 2):
+            order = [lane for i in range(half, half + LANES // 2) for lane in (i, LANES + i)]
+            ordered.append(shuffle_ir(builder, even, odd, order))
+    return ordered
+
+
+def _emit_fused(builder, code, rows, args):
+    """Emit C[rows, STRIP * 16] (+)= sum over depth of A[rows, depth] times value rows."""
+    a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate, fetch = args
+    loop = _Loop(builder, [I64(0), b, fetch, *[_ZERO] * (rows * STRIP)])
+    index, b_row, fetched, *sums = loop.values
+    offset = builder.shl(index, I64(2))
+    scale = None
+    if code == INT8:
+        place = builder.add(scales, offset)
+        scale = splat_ir(builder, load_ir(builder, place, ir.FloatType()))
+    values = _value_vectors(builder, code, b_row, scale)
+    for line in range(0, STRIP * LANES * item_of(code), 64):
+        prefetch_ir(builder, builder.add(fetched, I64(line)))
+    for row in range(rows):
+        place = builder.add(builder.add(a, builder.mul(a_stride, I64(row))), offset)
+        wide = splat_ir(builder, load_ir(builder, place, ir.FloatType()))
+        for vector in range(STRIP):
+            cell = row * STRIP + vector
+            sums[cell] = fma_ir(builder, wide, values[vector], sums[cell])
+    following = builder.add(index, I64(1))
+    moved = builder.add(b_row, b_stride), builder.add(fetched, b_stride)
+    loop.close([following, *moved, *sums], builder.icmp_signed("<", following, depth))
+    for row in range(rows):
+        ordered = _in_order(builder, code, sums[row * STRIP : (row + 1) * STRIP])
+        for vector, total in enumerate(ordered):
+            place = builder.add(c, builder.mul(c_stride, I64(row)))
+            place = builder.add(place, I64(4 * LANES * vector))
+            added = builder.fadd(load_ir(builder, place, _FLOATS), total)
+            store_ir(builder, place, builder.select(accumulate, added, total))
+
+
+@intrinsic
+def direct_fused(
+    typing_context, code, rows, a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate,
+    fetch,
+):  # fmt: skip
+    """C (+)= A times B in float32; B has `STRIP` vectors of the small storage type `code` a row.
+
+    As `product_tile`, with `rows` 1 or `FEW_ROWS`, a depth of at least one, and for int8 a scale a
+    row of B. Each step asks for the lines of a row of B at `fetch`, and moves on by `b_stride`.
+    """
+    sig = types.void(*[types.int64] * 10, types.boolean, types.int64)
+
+    def codegen(context, builder, sig, args):
+        _call_chosen(context, builder, "direct_fused", _emit_fused, args)
+        return context.get_dummy_value()
+
+    return sig, codegen

@@ -1,0 +1,124 @@
+"""Few rows against keys and values of a small storage type, read where they lie.
+
+As `score_block` and `fuse_block`, with the bits of both, for what the tiles of `direct` can read.
+"""
+
+from fastattn._core.plan import FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+
+from .compile import device
+from .direct import FEW_ROWS, STEP_BYTES, STRIP, direct_fused, direct_scores
+from .emit import LANES
+from .memory import native_code
+from .native import load_int64, store_int64
+from .places import row_place, scale_place
+from .record import DOT
+from .storage import BFLOAT, HALF, INT8
+
+# Keys and values are asked for this many rows before their turn.
+AHEAD_KEYS = 64
+AHEAD_VALUES = 128
+
+# Keys of a score tile.
+GROUP_KEYS = 2 * LANES
+
+
+@device
+def _is_small(call, code, pages, scales, feature_stride):
+    """Whether rows lie in storage as plain runs of halves, or of int8 with scales."""
+    if call.indices != 0 or call.task_rows > FEW_ROWS:
+        return False
+    if code == HALF or code == BFLOAT:
+        return feature_stride == 2
+    return code == INT8 and scales != 0
+
+
+@device
+def scores_directly(tag, call):
+    """Whether `score_few` can score this task."""
+    if native_code(tag) != 0 or call.metric != DOT or call.key_factor != 1.0:
+        return False
+    size = call.features * call.key_feature
+    if size % STEP_BYTES != 0 or size == 0:
+        return False
+    return _is_small(
+        call, call.key_code, call.entry_key_pages, call.entry_key_scales, call.key_feature
+    )
+
+
+@device
+def fuses_directly(tag, call):
+    """Whether `fuse_few` can fuse this task."""
+    if native_code(tag) != 0 or call.value_features % (STRIP * LANES) != 0:
+        return False
+    return _is_small(
+        call, call.value_code, call.entry_value_pages, call.entry_value_scales, call.value_feature
+    )
+
+
+@device
+def _copy_last_keys(call, first, size, target):
+    """Copy the last keys of an entry, fewer than `GROUP_KEYS`, and the very last again to fill."""
+    for r in range(GROUP_KEYS):
+        j = min(first + r, call.keys - 1)
+        source = row_place(call, call.entry_key, call.entry_key_pages, call.key_row, j)
+        for word in range(size // 8):
+            store_int64(target + r * size, word, load_int64(source, word))
+
+
+@device
+def score_few(call, segment, queries, rows, low, high, scratch):
+    """Steps pack and score for a block of few rows, columns low to high and some around them."""
+    size = call.features * call.key_feature
+    query_stride = (call.features + LANES - 1) // LANES * LANES * 4
+    start = segment * SEGMENT_KEYS
+    pages = call.entry_key_pages
+    for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
+        j, stride = start + column, call.key_row
+        source = row_place(call, call.entry_key, pages, stride, j)
+        fetch = source + AHEAD_KEYS * stride
+        if pages != 0:
+            # Behind a page lies something else.
+            later = min(j + AHEAD_KEYS, call.keys - 1) // GROUP_KEYS * GROUP_KEYS
+            fetch = row_place(call, call.entry_key, pages, stride, later)
+        # The lines to ask for are those of one run of memory, or run by run those of each key.
+        lines = (size + 63) // 64
+        per_line, jump = (65535 + lines) // lines, stride - 64 * lines
+        if stride == size:
+            per_line = 0
+        if j + GROUP_KEYS > call.keys:
+            source, stride = scratch + call.at_stage, size
+            _copy_last_keys(call, j, size, source)
+        scales = scale_place(call.entry_key_scales, j)
+        c = scratch + call.at_scores + column * 4
+        direct_scores(
+            call.key_code, FEW_ROWS if rows > 1 else 1, source, stride, scales, queries,
+            query_stride, c, SCORE_STRIDE * 4, size, fetch, per_line, jump,
+        )  # fmt: skip
+
+
+@device
+def fuse_few(call, segment, rows, low, high, block, scratch):
+    """Step fuse for a block of few rows, into the output rows at `block`."""
+    vectors = call.value_features // LANES
+    c_stride = call.value_features * 4
+    pages, stride = call.entry_value_pages, call.value_row
+    first = low
+    while first < high:
+        keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
+        j = segment * SEGMENT_KEYS + first
+        b = row_place(call, call.entry_value, pages, stride, j)
+        ahead = AHEAD_VALUES * stride
+        if pages != 0:
+            # Behind a page lies something else.
+            later = min(j + FUSE_KEYS, call.keys - 1) // FUSE_KEYS * FUSE_KEYS
+            ahead = row_place(call, call.entry_value, pages, stride, later) - b
+        scales = scale_place(call.entry_value_scales, j)
+        a = scratch + call.at_scores + first * 4
+        for vector in range(0, vectors, STRIP):
+            place = b + vector * LANES * call.value_feature
+            c = block + vector * LANES * 4
+            direct_fused(
+                call.value_code, FEW_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, place, stride,
+                scales, c, c_stride, keys, first > low, place + ahead,
+            )  # fmt: skip
+        first += keys

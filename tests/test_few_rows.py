@@ -1,0 +1,92 @@
+"""Few queries against halves and int8, which are read where they lie: bits of float32, no others.
+
+Every call is held against the same call on the widened keys and values, which is computed by other
+tiles. Rows on both sides of what counts as few; sizes that can and cannot be read in place.
+"""
+
+import numpy as np
+import oracle
+import pytest
+import strategies
+
+import fastattn
+
+SMALL = ("float16", "bfloat16")
+ROWS = (1, 2, 4, 5)
+# Bytes of a key in halves: 14, 16, 48, 128, 160; the tiles take sixteen at a time.
+FEATURES = (7, 8, 24, 64, 80)
+VALUE_FEATURES = (64, 80, 192)
+# A step of the tiles has 32 keys, a chain of the output 128, a segment 512.
+KEYS = (1, 15, 16, 31, 32, 33, 127, 129, 512, 530, 1100)
+
+
+def widened(arrays):
+    return [x.astype(np.float32) for x in arrays]
+
+
+def check(arrays, about, **options):
+    ours, ours_lse = fastattn.attention(*arrays, return_lse=True, **options)
+    theirs, theirs_lse = fastattn.attention(*widened(arrays), return_lse=True, **options)
+    oracle.assert_same_bits(ours, theirs.astype(ours.dtype), about=about)
+    oracle.assert_same_bits(ours_lse, theirs_lse, about=about)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", SMALL)
+def test_sizes(exact_backend, dtype, rows, seed):
+    rng = np.random.default_rng(seed)
+    dtype = strategies.dtype_of(dtype)
+    for features in FEATURES:
+        for value_features in VALUE_FEATURES:
+            for keys in KEYS:
+                sizes = (rows, features), (keys, features), (keys, value_features)
+                arrays = [rng.standard_normal((2, *size)).astype(dtype) for size in sizes]
+                check(arrays, (features, value_features, keys))
+
+
+@pytest.mark.parametrize("window", [(16, 0), (40, 3), (300, 0), (700, 100)])
+@pytest.mark.parametrize("dtype", SMALL)
+def test_windows_and_heads_side_by_side(exact_backend, dtype, window, seed):
+    """Ranges begin at any key; the rows of a key head lie apart."""
+    rng = np.random.default_rng(seed)
+    sizes = (3, 64), (1000, 64), (1000, 128)
+    arrays = [
+        np.swapaxes(rng.standard_normal((n, 2, e)).astype(strategies.dtype_of(dtype)), 0, 1)
+        for n, e in sizes
+    ]
+    for offset in (0, 5, 130, 511, 990):
+        check(arrays, offset, causal=True, query_offset=offset, window=window)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", SMALL)
+def test_hidden_numbers_that_are_not_finite(exact_backend, dtype, number, seed):
+    rng = np.random.default_rng(seed)
+    sizes = (2, 64), (300, 64), (300, 64)
+    arrays = [rng.standard_normal((1, *n)).astype(strategies.dtype_of(dtype)) for n in sizes]
+    arrays[1][0, 200:] = arrays[2][0, 200:] = number
+    check(arrays, "hidden", key_lengths=200)
+    mask = rng.random((2, 300)) < 0.7
+    mask[:, 100] = False
+    arrays[1][0, 100] = arrays[2][0, 100] = number
+    check(arrays, "masked", key_lengths=200, mask=mask)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("storage", ["float16", "bfloat16", "int8"])
+def test_caches(exact_backend, storage, rows, seed):
+    """Pages, scales, entries of different lengths, and borders within a step."""
+    rng = np.random.default_rng(seed)
+    for features, value_features in ((16, 64), (64, 64), (128, 192)):
+        cache = fastattn.KVCache(
+            3, 2, features, dtype=strategies.dtype_of(storage), value_dim=value_features
+        )
+        new = [rng.standard_normal((3, 2, 700, n), np.float32) for n in (features, value_features)]
+        cache.append(*new, lengths=np.array([700, 531, 130]))
+        key, value = cache.dense()
+        query = rng.standard_normal((3, 2, rows, features), np.float32)
+        asked = {"causal": True, "query_offset": (cache.lengths - rows)[:, None]}
+        wide = fastattn.attention(
+            query, *widened((key, value)), key_lengths=cache.lengths[:, None], **asked
+        )
+        oracle.assert_same_bits(cache.attend(query), wide, about=(features, value_features))
