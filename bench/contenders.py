@@ -312,6 +312,7 @@ _GRAPH_STAGES = ("attention", "varlen", "softmax", "logsumexp", "fuse")
 _OWN = {name: _lazy("bench.own", name) for name in ("attention", "varlen", "cache")}
 _OWN |= dict.fromkeys(_STAGES, _lazy("bench.own", "stage"))
 _FLOAT32 = dict.fromkeys(("attention", "cache"), _lazy("bench.own", "float32"))
+_NUMBA = dict.fromkeys(_OWN, _lazy("bench.own", "on_numba"))
 _TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_STAGES)}
 _TORCH |= {name: _lazy("bench.peer_torch_bulk", name) for name in ("varlen", "cache")}
 _own_threads = _lazy("bench.own", "set_threads")
@@ -320,6 +321,7 @@ _torch_threads = _lazy("bench.peer_torch", "set_threads")
 CONTENDERS: dict[str, Contender] = {
     "fastattn": Contender(("fastattn",), _OWN, _own_threads),
     "fastattn-float32": Contender(("fastattn",), _FLOAT32, _own_threads),
+    "fastattn-numba": Contender(("fastattn",), _NUMBA, _own_threads),
     "torch": Contender(("torch",), _TORCH, _torch_threads),
     "torch-padding": Contender(
         ("torch",), {"varlen": _lazy("bench.peer_torch_bulk", "padding_timed")}, _torch_threads

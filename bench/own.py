@@ -1,7 +1,8 @@
 """fastattn as a contender: always the plain public call, with nothing done ahead of it.
 
 ``fastattn-float32`` is no peer: it is fastattn on the same numbers in float32 arrays, beside the
-cases in halves and from a cache, so that what a narrow dtype gains stands in the same rounds.
+cases in halves and from a cache, so that what a narrow dtype gains stands in the same rounds. Nor
+is ``fastattn-numba``: the same call on the backend that compiles at run time.
 """
 
 from __future__ import annotations
@@ -29,17 +30,21 @@ def _options(case: Case, arrays: Arrays, threads: int) -> dict[str, Any]:
     return given | {"threads": threads}
 
 
-def attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+def attention(
+    case: Case, arrays: Arrays, threads: int, backend: str | None = None
+) -> dict[str, Variant]:
     """``fastattn.attention``."""
-    options = _options(case, arrays, threads)
+    options = _options(case, arrays, threads) | {"backend": backend}
     query, key, value = (arrays[name] for name in ("query", "key", "value"))
     run = lambda: fastattn.attention(query, key, value, **options)  # noqa: E731
     return {"": Variant(run, _as_it_is)}
 
 
-def varlen(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+def varlen(
+    case: Case, arrays: Arrays, threads: int, backend: str | None = None
+) -> dict[str, Variant]:
     """``fastattn.attention_varlen`` on the packed arrays, or on the table and the list."""
-    options = _options(case, arrays, threads)
+    options = _options(case, arrays, threads) | {"backend": backend}
     names = ("query", "key", "value", "query_splits", "key_splits")
     operands = tuple(arrays[name] for name in names)
     if "key_indices" in arrays:
@@ -48,13 +53,15 @@ def varlen(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     return {"": Variant(run, _as_it_is)}
 
 
-def cache(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+def cache(
+    case: Case, arrays: Arrays, threads: int, backend: str | None = None
+) -> dict[str, Variant]:
     """``KVCache.attend`` over a cache that was filled before."""
     batch, heads, _, features = case.shapes["key"]
     filled = fastattn.KVCache(batch, heads, features, dtype=case.dtype)
     filled.append(arrays["key"], arrays["value"])
     query = arrays["query"]
-    return {"": Variant(lambda: filled.attend(query, threads=threads), _as_it_is)}
+    return {"": Variant(lambda: filled.attend(query, threads=threads, backend=backend), _as_it_is)}
 
 
 def float32(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
@@ -68,19 +75,27 @@ def float32(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     return attention(case, wide, threads)
 
 
-def stage(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+def stage(
+    case: Case, arrays: Arrays, threads: int, backend: str | None = None
+) -> dict[str, Variant]:
     """A stage on its own, into an array that exists where the case has one."""
     function: Callable[..., Any] = getattr(fastattn, case.operation)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"backend": backend}
     if case.operation == "similarity":
         shape = (case.shapes["query"][0], case.shapes["key"][0])
-        options = {"metric": case.options["metric"], "out": np.empty(shape, case.dtype)}
+        options |= {"metric": case.options["metric"], "out": np.empty(shape, case.dtype)}
     elif case.operation in ("softmax", "logsumexp"):
-        options = {"axis": case.options["axis"]}
+        options |= {"axis": case.options["axis"]}
         if case.options["out"]:
             options["out"] = np.empty_like(arrays["x"])
     operands = tuple(arrays.values())
     return {"": Variant(lambda: function(*operands, **options))}
+
+
+def on_numba(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """The same call on the numba backend."""
+    functions = {"attention": attention, "varlen": varlen, "cache": cache}
+    return functions.get(case.operation, stage)(case, arrays, threads, "numba")
 
 
 def set_threads(threads: int) -> None:

@@ -301,7 +301,9 @@ def test_negative_numbers_with_an_exponent(command, tmp_path, capsys):
     [("warmup", 1, "Number of threads"), ("info", 0, "NUMBA_NUM_THREADS must be")],
 )
 def test_a_setting_with_which_numba_cannot_be_imported(command, code, text):
-    done = process([command], env=children.environment(NUMBA_NUM_THREADS="0"))
+    done = process(
+        [command], env=children.environment(NUMBA_NUM_THREADS="0", FASTATTN_BACKEND="numba")
+    )
     assert done.returncode == code
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
