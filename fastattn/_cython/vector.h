@@ -70,7 +70,11 @@ typedef struct {
     part part[PARTS];
 } vector;
 
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 #define EACH_PART(p) UNROLL for (int p = 0; p < PARTS; p++)
 
 #define LARGEST (REAL_BITS == 32 ? (double)__FLT_MAX__ : __DBL_MAX__) /* finite number */
