@@ -2,7 +2,7 @@
 
 ``python tests/faults.py`` lists them; ``python tests/faults.py NAME...`` seeds those, each by
 itself, and runs its tests. Those of ragged batches and biases stand in `ragged_faults`, those of
-caches and halves in `cache_faults`.
+caches and halves in `cache_faults`, those of the compiled path in `compiled_faults`.
 
 A fault names a file of the package, a piece of it that occurs once, what to put there, and the
 tests that must go red. The package is copied first: the working tree is never touched.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_faults import CACHE_FAULTS
+from compiled_faults import COMPILED_FAULTS
 from ragged_faults import RAGGED_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,11 @@ class Fault:
             "_engine/layouts.py",
         )
 
+    @property
+    def is_in_c(self) -> bool:
+        """Whether the compiled kernels must be built anew to have it."""
+        return self.file.startswith("_cython/") or self.file == "_engine/layouts.py"
+
     def source(self) -> str:
         return (ROOT / "fastattn" / self.file).read_text(encoding="utf-8")
 
@@ -57,13 +63,16 @@ def run_tests(fault: Fault | None, tests: str) -> subprocess.CompletedProcess:
         ignored = shutil.ignore_patterns("__pycache__")
         for room in ("fastattn", "tests"):
             shutil.copytree(ROOT / room, home / room, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", home)
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, home)
         if fault is not None:
             (home / "fastattn" / fault.file).write_text(fault.seeded(), encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": str(home)}
         if fault is not None and fault.is_in_kernels:
             # Broken kernels belong into no cache that anybody else reads.
             environment["FASTATTN_CACHE_DIR"] = str(home / "cache")
+        if fault is not None and fault.is_in_c:
+            build_kernels(home)
         options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-m", "not long"]
         return subprocess.run(
             [sys.executable, "-m", "pytest", *options, *shlex.split(tests)],
@@ -74,6 +83,13 @@ def run_tests(fault: Fault | None, tests: str) -> subprocess.CompletedProcess:
             timeout=LONGEST_RUN,
             check=False,
         )
+
+
+def build_kernels(home: Path) -> None:
+    """Build the compiled kernels of a copy in its place."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--force"]
+    built = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, f"the kernels with the fault cannot be built\n{built.stderr}"
 
 
 def is_seen(child: subprocess.CompletedProcess) -> bool:
@@ -307,7 +323,7 @@ _FAULTS = {
     ),
 }
 
-_EVERY = [*_FAULTS.items(), *RAGGED_FAULTS.items(), *CACHE_FAULTS.items()]
+_EVERY = [*_FAULTS.items(), *RAGGED_FAULTS.items(), *CACHE_FAULTS.items(), *COMPILED_FAULTS.items()]
 FAULTS = tuple(Fault(name, *fault) for name, fault in _EVERY)
 
 

@@ -22,7 +22,8 @@ def test_fault_still_applies(fault):
         f"{fault.file} was changed: find the new form of this line for tests/faults.py:\n"
         f"{fault.original}"
     )
-    compile(fault.seeded(), fault.file, "exec")
+    if fault.file.endswith(".py"):
+        compile(fault.seeded(), fault.file, "exec")
     assert fault.seeded() != fault.source()
 
 
