@@ -234,10 +234,22 @@ _FAULTS = {
         "if rows > 0:",
         HIDDEN,
     ),
+    "rows_with_other_ends_taken_for_alike": (
+        "_numba/attention.py",
+        "alike &= exact and begin == first_begin and end == first_end",
+        "alike &= exact and begin == first_begin",
+        OPTIONS,
+    ),
+    "last_keys_read_beyond_the_end": (
+        "_numba/unpacked.py",
+        "        j = min(start + column, call.keys - LANES)",
+        "        j = start + column",
+        "tests/test_guard_pages.py",
+    ),
     "empty_row_divided": (
         "_numba/finish.py",
-        "        if row_max != -np.inf:\n            # Division by",
-        "        if row_max == row_max:\n            # Division by",
+        "    if row_max == -np.inf:\n        row_sum = cast",
+        "    if row_max != row_max:\n        row_sum = cast",
         EMPTY,
     ),
     # Merge.

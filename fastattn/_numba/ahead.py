@@ -26,10 +26,13 @@ _LINE = 64
 @device
 def place_of_task(call, task):
     """The entry a task belongs to, and its first row."""
-    task //= call.segment_tasks
+    if call.split:
+        task //= call.segment_tasks
+    if call.row_tasks == 1:
+        return call.first_entry + task, 0
     # Under a causal mask the last rows see most: the long tasks go first.
-    first_row = (call.row_tasks - 1 - task % call.row_tasks) * call.task_rows
-    return call.first_entry + task // call.row_tasks, first_row
+    entry_index, block = divmod(task, call.row_tasks)
+    return call.first_entry + entry_index, (call.row_tasks - 1 - block) * call.task_rows
 
 
 @device

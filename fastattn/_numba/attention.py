@@ -23,6 +23,7 @@ from .blocks import (
     normalise_block,
     padded,
     partial_row,
+    place_of_row,
     reveal_block,
     row_factor,
     settle_block,
@@ -33,58 +34,95 @@ from .compile import device, entry
 from .documents import find_documents, segment_span
 from .emit import LANES
 from .entries import enter_entry, enter_sequence, find_sequence, own_record
-from .finish import finish_row, finish_weights
-from .memory import load, load_scalar, store, store_scalar
+from .finish import finish_row, finish_weights, write_output
+from .memory import load, load_scalar, native_code, store, store_scalar
 from .native import atomic_next, load_int64, store_int64
 from .pack import clear_row, normalise_query, scale_row
 from .places import place_values, stage_values, values_wait
 from .record import (
     COSINE,
     EUCLIDEAN,
+    OUTPUT,
     QUERY,
     operand_offset,
     read_record,
 )
 from .rows import any_nan_in_row, fold_row, fuse_block
 from .scores import score_block
-from .simd import cast, item_size, largest_finite
+from .simd import cast, item_size, largest_finite, same_lanes, splat
 from .storage import widen_row
 
 
 @device
+def prepare_query(tag, call, source, target):
+    """Step pack for one query of any layout; whether the exact part of scale went onto it."""
+    width = padded(call.features)
+    widen_row(tag, call.query_code, source, call.query_feature, call.features, target)
+    clear_row(tag, target, call.features, width)
+    if call.metric == COSINE:
+        normalise_query(tag, target, width)
+    if call.query_first * call.query_second == 1.0:
+        return True
+    # Under a cap any score is final: sums on the way to it must not overflow.
+    most = np.sqrt(largest_finite(tag)) if call.softcap > 0.0 else np.inf
+    return scale_row(tag, target, width, call, call.metric == EUCLIDEAN, most)
+
+
+@device
 def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
-    """Step pack for queries, and each row's visible key range."""
+    """Step pack for queries, and each row's visible key range.
+
+    Returns whether the rows are alike: they see the same keys, and the exact part of scale went
+    onto each of them. Most rows are, and then need no look at each one's words.
+    """
     item = item_size(tag)
     width = padded(call.features)
     query = call.query + operand_offset(call, QUERY, entry_index)
-    head, i = divmod(first_row, call.queries)
+    native = call.query_code == native_code(tag) and call.query_feature == item
+    plain = native and call.metric != COSINE and call.softcap == 0.0 and width == call.features
+    power = cast(tag, call.query_first * call.query_second)
+    back = cast(tag, 1.0 / (call.query_first * call.query_second))
+    # Both in range: one factor does what `scale_row` does with two.
+    plain = plain and power * back == 1.0
+    wide_power, wide_back = splat(power), splat(back)
+    words, step = slot(call, scratch, BEGIN, 0), call.task_rows
+    head, i = place_of_row(call, first_row)
+    alike = True
+    first_begin, first_end = -1, -1
     for r in range(rows):
         source = query + head * call.query_head + i * call.query_row
         target = scratch + call.at_query + r * width * item
-        widen_row(tag, call.query_code, source, call.query_feature, call.features, target)
-        clear_row(tag, target, call.features, width)
-        exact = True
-        if call.metric == COSINE:
-            normalise_query(tag, target, width)
-        if call.query_first * call.query_second != 1.0:
-            # Under a cap any score is final: sums on the way to it must not overflow.
-            most = np.sqrt(largest_finite(tag)) if call.softcap > 0.0 else np.inf
-            exact = scale_row(tag, target, width, call, call.metric == EUCLIDEAN, most)
+        exact = plain
+        if plain:
+            for place in range(0, width * item, LANES * item):
+                value = load(tag, source + place)
+                scaled = value * wide_power
+                exact &= same_lanes(scaled * wide_back, value)
+                store(target + place, scaled)
+        if not exact:
+            exact = prepare_query(tag, call, source, target)
         position = i + load_int64(call.entry_offsets + head * call.offsets_head, 0)
         length = load_int64(call.entry_lengths + head * call.lengths_head, 0)
         begin = min(max(0, position - call.left), call.keys)
         end = max(min(length, position + call.right + 1, call.keys), begin)
-        store_int64(slot(call, scratch, BEGIN, r), 0, begin)
-        store_int64(slot(call, scratch, END, r), 0, end)
-        store_int64(slot(call, scratch, EXACT, r), 0, exact)
-        store_scalar(slot(call, scratch, RUNNING_MAX, r), cast(tag, -np.inf))
-        store_scalar(slot(call, scratch, RUNNING_SUM, r), cast(tag, 0.0))
+        if r == 0:
+            first_begin, first_end = begin, end
+        alike &= exact and begin == first_begin and end == first_end
+        store_int64(words, BEGIN * step + r, begin)
+        store_int64(words, END * step + r, end)
+        store_int64(words, EXACT * step + r, exact)
+        store_scalar(words + 8 * (RUNNING_MAX * step + r), cast(tag, -np.inf))
+        store_scalar(words + 8 * (RUNNING_SUM * step + r), cast(tag, 0.0))
         i += 1
         if i == call.queries:
             head, i = head + 1, 0
-    # The tile reads whole groups of six rows.
-    whole = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    clear_row(tag, scratch + call.at_query, rows * width, whole * width)
+    # The tile reads whole groups of six rows, or a single one.
+    if rows > 1 or call.metric == EUCLIDEAN:
+        zero = splat(cast(tag, 0.0))
+        whole = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+        for element in range(rows * width, whole * width, LANES):
+            store(scratch + call.at_query + element * item, zero)
+    return alike
 
 
 @device
@@ -103,19 +141,22 @@ def forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop
 @device
 def attend_block(
     tag, call, values, value_stride, entry_index, segment, first_row, block, rows, low, high,
-    fresh, scratch,
+    fresh, alike, scratch,
 ):  # fmt: skip
-    """One block of rows over one segment, from scores to the folded state."""
+    """One block of rows over one segment, from scores to the folded state.
+
+    `fresh`: the segment is the first of a task that folds its own. `alike`: see `prepare_rows`.
+    """
     item = item_size(tag)
     queries = scratch + call.at_query + block * padded(call.features) * item
     result = scratch + call.at_block
-    if fresh and not call.split:
+    if fresh:
         # The first segment's output is the running one: nothing is left to copy.
         result = scratch + call.at_running + block * padded(call.value_features) * item
     repairing = False
     while True:
         score_block(tag, call, segment, queries, rows, low, high, scratch)
-        reveal_block(tag, call, segment, first_row, block, rows, low, high, scratch)
+        reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
         if repairing:
             if values_wait(call):
                 place = load_int64(values, 0) + low * value_stride
@@ -132,13 +173,15 @@ def attend_block(
         if not any_nan_in_row(tag, result, rows * padded(call.value_features) * item):
             break
         repairing = True
-    settle_block(tag, call, entry_index, segment, first_row, block, rows, result, scratch)
+    settle_block(tag, call, entry_index, segment, first_row, block, rows, result, fresh, scratch)
 
 
 @device
-def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch):
+def attend_rows(
+    tag, call, entry_index, first_row, rows, first_segment, stop_segment, alike, scratch
+):
     """A block of rows over segments first to stop."""
-    low, high = visible_span(call, scratch, 0, rows)
+    low, high = visible_span(call, scratch, 0, 1 if alike else rows)
     first_segment = max(first_segment, low // SEGMENT_KEYS)
     stop_segment = min(stop_segment, (high + SEGMENT_KEYS - 1) // SEGMENT_KEYS)
     narrowing = call.query_ids != 0 and call.key_ids_head == 0 and call.weights == 0
@@ -147,18 +190,22 @@ def attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_seg
             store_int64(scratch + call.at_packed, panel, 0)
         if narrowing:
             find_documents(call, segment, scratch)
-        low, high = segment_span(call, segment, first_row, 0, rows, narrowing, scratch)
+        low, high = segment_span(call, segment, first_row, 0, rows, narrowing, alike, scratch)
         if low >= high:
             continue
         value_stride = place_values(tag, call, segment, low, high, scratch)
         values = scratch + call.at_chunks
+        fresh = segment == first_segment and not call.split
         for block in range(0, rows, BLOCK_ROWS):
             stop = min(rows, block + BLOCK_ROWS)
-            low, high = segment_span(call, segment, first_row, block, stop, narrowing, scratch)
+            if block > 0 or stop < rows:
+                low, high = segment_span(
+                    call, segment, first_row, block, stop, narrowing, alike, scratch
+                )
             if low < high:
                 attend_block(
                     tag, call, values, value_stride, entry_index, segment, first_row, block,
-                    stop - block, low, high, segment == first_segment, scratch,
+                    stop - block, low, high, fresh, alike, scratch,
                 )  # fmt: skip
 
 
@@ -167,12 +214,22 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
     """Step finish for all rows of a task."""
     width = padded(call.value_features) * item_size(tag)
     zeros = scratch + call.at_block
-    head, i = divmod(first_row, call.queries)
+    head, i = place_of_row(call, first_row)
+    plain = call.lse == 0 and call.sinks == 0 and call.weights == 0
+    output = call.output + operand_offset(call, OUTPUT, entry_index)
     for r in range(rows):
         exact = load_int64(slot(call, scratch, EXACT, r), 0) != 0
         max_place = slot(call, scratch, RUNNING_MAX, r)
         sum_place = slot(call, scratch, RUNNING_SUM, r)
         running = scratch + call.at_running + r * width
+        if plain:
+            row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+            target = output + head * call.output_head + i * call.output_row
+            write_output(tag, call, row_max, row_sum, running, target)
+            i += 1
+            if i == call.queries:
+                head, i = head + 1, 0
+            continue
         finish_row(tag, call, entry_index, head, i, max_place, sum_place, running, exact, zeros)
         if call.weights:
             index = entry_index * call.groups_of_heads * call.queries + first_row + r
@@ -190,19 +247,21 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
 @device
 def attend_task(tag, call, task, scratch):
     """One task: whole rows or, with `split`, one segment of a block of rows."""
-    first_segment = call.first_segment + task % call.segment_tasks
-    stop_segment = first_segment + 1
-    if not call.split:
-        stop_segment = call.stop_segment
+    first_segment, stop_segment = call.first_segment, call.stop_segment
+    if call.split:
+        first_segment += task % call.segment_tasks
+        stop_segment = first_segment + 1
     entry_index, first_row = place_of_task(call, task)
     rows = min(call.task_rows, call.groups_of_heads * call.queries - first_row)
     enter_entry(call, entry_index)
-    prepare_rows(tag, call, entry_index, first_row, rows, scratch)
+    alike = prepare_rows(tag, call, entry_index, first_row, rows, scratch)
     if call.split:
         forget_partials(
             tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch
         )
-    attend_rows(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch)
+    attend_rows(
+        tag, call, entry_index, first_row, rows, first_segment, stop_segment, alike, scratch
+    )
     if not call.split:
         finish_rows(tag, call, entry_index, first_row, rows, scratch)
 

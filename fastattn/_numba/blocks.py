@@ -9,6 +9,7 @@ import numpy as np
 from fastattn._core.plan import SCORE_STRIDE, SEGMENT_KEYS
 
 from .compile import device
+from .elementary import exp2_lowest
 from .emit import LANES
 from .memory import load, load_scalar, store, store_first, store_scalar
 from .native import load_int64
@@ -26,8 +27,8 @@ from .simd import cast, item_size
 
 LOG2_E = 1.4426950408889634
 
-# Words of eight bytes, one array a name over the rows of a task.
-BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM = range(5)
+# Words of eight bytes, one array a name over the rows of a task. As in `record`, not Python's.
+BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM = map(np.int64, range(5))
 
 
 @device
@@ -40,6 +41,14 @@ def padded(length):
 def slot(call, scratch, name, row):
     """Address of a row's word in the scratch of one worker."""
     return scratch + call.at_rows + 8 * (name * call.task_rows + row)
+
+
+@device
+def place_of_row(call, row):
+    """Query head (of those that read the entry's key head) and query of a row of an entry."""
+    if row < call.queries:
+        return 0, row
+    return divmod(row, call.queries)
 
 
 @device
@@ -73,11 +82,16 @@ def visible_span(call, scratch, first, stop):
 
 
 @device
-def reveal_block(tag, call, segment, first_row, block, rows, low, high, scratch):
+def reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch):
     """Steps shape and reveal."""
     item = item_size(tag)
     start = segment * SEGMENT_KEYS
     high_padded = padded(high)
+    biased = call.mask_kind != NO_MASK or call.alibi != 0 or call.query_ids != 0
+    if alike and not biased and not call.rescaled and high == high_padded:
+        begin = load_int64(slot(call, scratch, BEGIN, block), 0) - start
+        if begin <= low:
+            return
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
         exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
@@ -85,7 +99,7 @@ def reveal_block(tag, call, segment, first_row, block, rows, low, high, scratch)
             shape_row(tag, call, row, low, high_padded, exact)
         begin = load_int64(slot(call, scratch, BEGIN, block + r), 0) - start
         end = load_int64(slot(call, scratch, END, block + r), 0) - start
-        if call.mask_kind != NO_MASK or call.alibi or call.query_ids:
+        if biased:
             head, i = divmod(first_row + block + r, call.queries)
             if call.mask_kind != NO_MASK:
                 place = call.entry_mask + head * call.mask_head + i * call.mask_row
@@ -107,6 +121,8 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
     """Step normalise: scores become weights; maxima and sums go to the state words."""
     item = item_size(tag)
     high_padded = padded(high)
+    factor, other = row_factor(tag, call, True), row_factor(tag, call, False)
+    lowest, other_lowest = exp2_lowest(factor), exp2_lowest(other)
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
         row_max = row_maximum(tag, row, low, high_padded)
@@ -129,9 +145,10 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
         if row_max == -np.inf:
             zero_columns(tag, row, low, high_padded)
         else:
-            row_sum = normalise_row(
-                tag, row, low, high_padded, row_max, row_factor(tag, call, exact)
-            )
+            own, own_lowest = factor, lowest
+            if not exact:
+                own, own_lowest = other, other_lowest
+            row_sum = normalise_row(tag, row, low, high_padded, row_max, own, own_lowest)
         store_scalar(state + 8, row_sum)
 
 
@@ -160,15 +177,21 @@ def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, 
 
 
 @device
-def settle_block(tag, call, entry_index, segment, first_row, block, rows, result, scratch):
-    """Fold the segment's state of each row into the running state, or store it as a partial one."""
+def settle_block(tag, call, entry_index, segment, first_row, block, rows, result, fresh, scratch):
+    """Fold the segment's state of each row into the running state, or store it as a partial one.
+
+    Where it is `fresh`, the output is the running one already.
+    """
     item = item_size(tag)
     width = padded(call.value_features) * item
     for r in range(rows):
         segment_max = load_scalar(tag, scratch + call.at_state + 16 * r)
         segment_sum = load_scalar(tag, scratch + call.at_state + 16 * r + 8)
         row = result + r * width
-        if call.split:
+        if fresh:
+            store_scalar(slot(call, scratch, RUNNING_MAX, block + r), segment_max)
+            store_scalar(slot(call, scratch, RUNNING_SUM, block + r), segment_sum)
+        elif call.split:
             place = partial_row(call, entry_index, first_row + block + r, segment)
             store_scalar(call.partial_max + place * item, segment_max)
             store_scalar(call.partial_sum + place * item, segment_sum)

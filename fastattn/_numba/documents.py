@@ -34,10 +34,10 @@ def find_documents(call, segment, scratch):
 
 
 @device
-def segment_span(call, segment, first_row, first, stop, narrowing, scratch):
+def segment_span(call, segment, first_row, first, stop, narrowing, alike, scratch):
     """Columns low (a multiple of sixteen) to high of a segment that rows first to stop may see."""
     start = segment * SEGMENT_KEYS
-    low, high = visible_span(call, scratch, first, stop)
+    low, high = visible_span(call, scratch, first, first + 1 if alike else stop)
     low = max(low - start, 0) // LANES * LANES
     high = min(high - start, SEGMENT_KEYS, call.keys - start)
     if not narrowing or low >= high:

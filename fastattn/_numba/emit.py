@@ -114,13 +114,13 @@ def store_ir(builder, address, value):
     builder.store(value, pointer_ir(builder, address, value.type), align=1)
 
 
-def prefetch_ir(builder, address):
-    """Ask for the cache line at an address, into the second-level cache; never faults."""
+def prefetch_ir(builder, address, nearest=False):
+    """Ask for a cache line, into the second-level cache or the nearest one; never faults."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    read, second_level, data = (ir.Constant(I32, n) for n in (0, 2, 1))
-    builder.call(function, [builder.inttoptr(address, byte), read, second_level, data])
+    read, level, data = (ir.Constant(I32, n) for n in (0, 3 if nearest else 2, 1))
+    builder.call(function, [builder.inttoptr(address, byte), read, level, data])
 
 
 def shuffle_ir(builder, a, b, order):

@@ -5,9 +5,13 @@ ragged call for each sequence, it writes there what the steps below need, so tha
 record whatever kind of call it is.
 """
 
+import numpy as np
+
 from fastattn._core.plan import SEGMENT_KEYS
 
 from .compile import device
+from .emit import LANES
+from .memory import load, store
 from .native import load_int64, store_int64
 from .record import (
     ALIBI,
@@ -43,12 +47,21 @@ _ROW_TASKS, _STOP_SEGMENT = WORD["row_tasks"], WORD["stop_segment"]
 
 
 @device
+def copy_record(source, target):
+    """Copy the words of a record."""
+    whole = RECORD_WORDS // LANES * LANES
+    for word in range(0, whole, LANES):
+        store(target + 8 * word, load(np.float64(0), source + 8 * word))
+    for word in range(whole, RECORD_WORDS):
+        store_int64(target, word, load_int64(source, word))
+
+
+@device
 def own_record(call_address, worker):
     """Copy the record of a call into the worker's scratch."""
     shared = read_record(call_address)
     own = shared.scratch + worker * shared.scratch_stride + shared.at_record
-    for word in range(RECORD_WORDS):
-        store_int64(own, word, load_int64(call_address, word))
+    copy_record(call_address, own)
     return read_record(own)
 
 

@@ -51,26 +51,37 @@ def finish_row(tag, call, entry_index, head, i, max_place, sum_place, running, e
 def write_output(tag, call, row_max, row_sum, running, target):
     """Divide by the sum and round; an empty row gives 0. Overwrites `running`."""
     item = item_size(tag)
-    zero, total = splat(cast(tag, 0.0)), splat(row_sum)
-    inverse = splat(cast(tag, 1.0) / row_sum)
+    features = call.value_features
+    zero = splat(cast(tag, 0.0))
+    if row_max == -np.inf:
+        row_sum = cast(tag, 1.0)
+        for e in range(0, features, LANES):
+            store(running + e * item, zero)
+    total, inverse = splat(row_sum), splat(cast(tag, 1.0) / row_sum)
     in_place = call.output_feature == item and call.output_code == native_code(tag)
-    for e in range(0, call.value_features, LANES):
-        result = zero
-        if row_max != -np.inf:
-            # Division by Newton's correction of the quotient: as exact (Markstein), and a fifth of
-            # the time of dividing a vector. An infinite quotient needs none and would become NaN.
-            weighted = load(tag, running + e * item)
-            quotient = weighted * inverse
-            remainder = fma(zero - quotient, total, weighted)
-            result = unless_nan(fma(remainder, inverse, quotient), quotient)
-        if not in_place:
-            store(running + e * item, result)
-        elif e + LANES <= call.value_features:
-            store(target + e * item, result)
+    whole = features // LANES * LANES if in_place else 0
+    for e in range(0, whole, LANES):
+        store(target + e * item, divided(load(tag, running + e * item), total, inverse, zero))
+    for e in range(whole, features, LANES):
+        result = divided(load(tag, running + e * item), total, inverse, zero)
+        if in_place:
+            store_first(target + e * item, result, features - e)
         else:
-            store_first(target + e * item, result, call.value_features - e)
+            store(running + e * item, result)
     if not in_place:
-        round_row(tag, call.output_code, running, call.value_features, target, call.output_feature)
+        round_row(tag, call.output_code, running, features, target, call.output_feature)
+
+
+@device
+def divided(weighted, total, inverse, zero):
+    """`weighted / total`, rounded once, given the rounded inverse of the total.
+
+    Newton's correction of the quotient: as exact as a division (Markstein), and a fifth of the time
+    of one of vectors. An infinite quotient needs none and would become NaN.
+    """
+    quotient = weighted * inverse
+    remainder = fma(zero - quotient, total, weighted)
+    return unless_nan(fma(remainder, inverse, quotient), quotient)
 
 
 @device

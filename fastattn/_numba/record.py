@@ -3,6 +3,7 @@
 What stands where, `fastattn._engine.layouts` says.
 """
 
+import numpy as np
 from numba import types
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
@@ -39,11 +40,12 @@ __all__ = [
     "record_address",
 ]
 
-# Rows of the stride table `entry_strides`.
+# Rows of the stride table `entry_strides`. Not Python integers: Numba compiles a function anew for
+# each of those that it is called with.
 (
     QUERY, KEY, VALUE, MASK, LENGTHS, OFFSETS, OUTPUT, LSE,
     QUERY_IDS, KEY_IDS, ALIBI, SINKS, PAGES, SCALES,
-) = range(len(layouts.OPERANDS))  # fmt: skip
+) = map(np.int64, range(len(layouts.OPERANDS)))  # fmt: skip
 
 
 class RecordType(types.Type):
@@ -111,8 +113,13 @@ def operand_offset(call, operand, entry_index):
     """Byte offset of one entry in an operand with any batch strides."""
     offset = 0
     rest = entry_index
-    for axis in range(call.entry_rank - 1, -1, -1):
+    strides = call.entry_strides + 8 * operand * call.entry_rank
+    for axis in range(call.entry_rank - 1, 0, -1):
         size = load_int64(call.entry_shape, axis)
-        offset += rest % size * load_int64(call.entry_strides, operand * call.entry_rank + axis)
-        rest //= size
+        quotient = rest // size
+        offset += (rest - quotient * size) * load_int64(strides, axis)
+        rest = quotient
+    # The first dim needs no division, and most calls have no other.
+    if call.entry_rank > 0:
+        offset += rest * load_int64(strides, 0)
     return offset

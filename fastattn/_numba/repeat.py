@@ -3,8 +3,9 @@
 from fastattn._engine.layouts import DATA_OFFSET, RECORD_STRIDE
 
 from . import compile, launch
+from .entries import copy_record
 from .native import load_int64, store_int64
-from .record import RECORD_WORDS, WORD
+from .record import WORD
 
 __all__ = ["DRIVERS", "again"]
 
@@ -23,8 +24,7 @@ def _place(call, word, array_object):
 @compile.driver("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
 def again(entry_address, tasks, template, call, query, key, value, mask, output, lse):
     """Fill the record at `call`, the workers' scratch right behind it, and run `tasks` tasks."""
-    for word in range(RECORD_WORDS):
-        store_int64(call, word, load_int64(template, word))
+    copy_record(template, call)
     _place(call, _QUERY, query)
     _place(call, _KEY, key)
     _place(call, _VALUE, value)

@@ -42,10 +42,13 @@ def row_maximum(tag, scores, low, high):
 
 
 @device
-def normalise_row(tag, scores, low, high, row_max, factor):
-    """Step normalise: scores become weights 2^((score - row_max) factor); returns their sum."""
+def normalise_row(tag, scores, low, high, row_max, factor, least):
+    """Step normalise: scores become weights 2^((score - row_max) factor); returns their sum.
+
+    `least` is `exp2_lowest(factor)`.
+    """
     item = item_size(tag)
-    maximum, wide, lowest = splat(row_max), splat(factor), splat(exp2_lowest(factor))
+    maximum, wide, lowest = splat(row_max), splat(factor), splat(least)
     total = splat(cast(tag, 0.0))
     for place in range(scores + low * item, scores + high * item, LANES * item):
         weight = exp2_product(load(tag, place) - maximum, wide, lowest)

@@ -31,17 +31,21 @@ from .simd import (
     tile_width,
 )
 from .tile import distance_tile, product_tile
+from .unpacked import reads_unpacked, score_unpacked
 
 
 @device
 def rows_at_once(tag, rows, vectors):
-    """How many rows `product_columns` takes of `rows`: four where that leaves fewer idle.
+    """How many rows `product_columns` takes of `rows`: one, four, six or eight.
 
-    Four only where it takes all columns four vectors at a time.
+    Four where that leaves fewer idle, if it takes all columns four vectors at a time. Eight where
+    one or two vectors leave registers and steps of the multipliers free, if that saves a tile.
     """
     fours, sixes = (rows + 3) // 4 * 4, (rows + 5) // 6 * 6
     if rows == 1:
         return 1
+    if vectors <= 2 and tile_width(tag) >= 4 and (rows + 7) // 8 < (rows + 5) // 6:
+        return 8
     return 4 if fours < sixes and tile_width(tag) >= 4 and vectors % 4 == 0 else 6
 
 
@@ -83,6 +87,18 @@ def product_columns(
                     tag, 4, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
                     fetch_stride,
                 )  # fmt: skip
+        elif rows == 8 and vectors == 2:
+            wide = 2
+            product_tile(
+                tag, 8, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                fetch_stride,
+            )  # fmt: skip
+        elif rows == 8:
+            wide = 1
+            product_tile(
+                tag, 8, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+                fetch_stride,
+            )  # fmt: skip
         elif width >= 4 and vectors >= 4:
             wide = 4
             if whole:
@@ -141,6 +157,9 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
     """
     if scores_directly(tag, call):
         score_few(call, segment, queries, rows, low, high, scratch)
+        return
+    if reads_unpacked(tag, call, segment, rows, low):
+        score_unpacked(tag, call, segment, queries, rows, low, high, scratch)
         return
     item = item_size(tag)
     scores, packed = scratch + call.at_scores, scratch + call.at_packed

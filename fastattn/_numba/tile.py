@@ -22,6 +22,7 @@ from .emit import (
     store_ir,
     vector_ir,
 )
+from .memory import transposed
 
 
 def _emit_tile(builder, element, rows, vectors, whole, step, args):
@@ -159,6 +160,84 @@ def distance_tile(
         name = f"fastattn.distance_tile.{tag}.{shape[0]}.{shape[1]}"
         kinds = [element_ir(tag)] + [I64] * 7
         outlined(context, builder, name, kinds, ir.VoidType(), emit, args[3:])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def _emit_scores(builder, element, rows, args):
+    """Emit C[rows, 16] = A[rows, depth] times the transpose of B[16, depth], depth in fours."""
+    a, a_stride, b, b_stride, c, c_stride, depth, fetch, beyond, line_stride, step_stride = args
+    item, kind = item_bytes(element), vector_ir(element)
+    # Four rows hang on each of four addresses: sixteen addresses would not fit into registers.
+    bases = [builder.add(b, builder.mul(b_stride, I64(4 * i))) for i in range(4)]
+    steps = [I64(0), b_stride, builder.mul(b_stride, I64(2)), builder.mul(b_stride, I64(3))]
+    a_rows = [builder.add(a, builder.mul(a_stride, I64(row))) for row in range(rows)]
+    c_rows = [builder.add(c, builder.mul(c_stride, I64(row))) for row in range(rows)]
+    width = builder.mul(depth, I64(item))
+    # Lines are asked for in columns of sixteen: where four steps of the depth end, the next begins.
+    turn = builder.sub(I64(64), builder.mul(step_stride, I64(3)))
+    turn = builder.select(builder.icmp_signed("==", line_stride, I64(64)), step_stride, turn)
+    head = builder.block
+    body, out = (builder.function.append_basic_block(f"sixteen.{part}") for part in ("body", "out"))
+    builder.branch(body)
+
+    builder.position_at_end(body)
+    offset, fetched = builder.phi(I64), builder.phi(I64)
+    sums = [builder.phi(kind) for _ in range(rows)]
+    for line in range(4):
+        near = builder.add(fetched, builder.mul(line_stride, I64(line)))
+        prefetch_ir(builder, near, nearest=True)
+        prefetch_ir(builder, builder.add(near, beyond))
+    quads = [
+        load_ir(builder, builder.add(builder.add(base, offset), step), vector_ir(element, 4))
+        for base in bases
+        for step in steps
+    ]
+    linked = list(sums)
+    for column, keys in enumerate(transposed(builder, quads)):
+        place = builder.add(offset, I64(column * item))
+        for row in range(rows):
+            scalar = load_ir(builder, builder.add(a_rows[row], place), element_ir(element))
+            linked[row] = fma_ir(builder, splat_ir(builder, scalar), keys, linked[row])
+    after = builder.add(offset, I64(4 * item))
+    last = builder.icmp_signed("==", builder.and_(after, I64(16 * item - 1)), I64(0))
+    moved = builder.add(fetched, builder.select(last, turn, step_stride))
+    zero = ir.Constant(kind, [0.0] * LANES)
+    starts = [I64(0), fetch, *[zero] * rows]
+    for phi, start, new in zip(
+        [offset, fetched, *sums], starts, [after, moved, *linked], strict=True
+    ):
+        phi.add_incoming(start, head)
+        phi.add_incoming(new, body)
+    builder.cbranch(builder.icmp_signed("<", after, width), body, out)
+
+    builder.position_at_end(out)
+    for place, result in zip(c_rows, linked, strict=True):
+        store_ir(builder, place, result)
+
+
+@intrinsic(prefer_literal=True)
+def score_sixteen(
+    typing_context, tag, rows, a, a_stride, b, b_stride, c, c_stride, depth, fetch, beyond,
+    line_stride, step_stride,
+):  # fmt: skip
+    """C = A times the transpose of B: `rows` (literal) rows against the sixteen rows of B.
+
+    Strides in bytes; `depth` is a multiple of four and not 0. Each four of its steps ask for four
+    cache lines, `line_stride` apart, from `fetch` on, to the nearest cache, and for those `beyond`
+    further to the second: asked for in two steps they come a fifth faster from memory. Nothing need
+    be there.
+    """
+    sig = types.void(tag, rows, *[types.int64] * 11)
+    count = rows.literal_value
+
+    def emit(builder, args):
+        _emit_scores(builder, tag, count, args)
+
+    def codegen(context, builder, sig, args):
+        name = f"fastattn.score_sixteen.{tag}.{count}"
+        outlined(context, builder, name, [I64] * 11, ir.VoidType(), emit, args[2:])
         return context.get_dummy_value()
 
     return sig, codegen
