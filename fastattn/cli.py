@@ -186,9 +186,7 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_machine(group: argparse._ActionsContainer) -> None:
     group.add_argument("--threads", type=_count, metavar="N")
-    group.add_argument(
-        "--backend", metavar="NAME", help="cython, numba or reference; default: the fastest"
-    )
+    group.add_argument("--backend", metavar="NAME", help="cython, numba or reference")
 
 
 def _add_digits(examples: Any) -> None:

@@ -24,7 +24,7 @@ COMPILED_FAULTS = {
         "_cython/rows.h",
         "fused(old, wide_keep, times(load(row + offset), wide_gain))",
         "fused(old, wide_keep, load(row + offset))",
-        "tests/test_bits.py::test_relation -k cython-threads-prefill",
+        "tests/test_conformance.py::test_single_option -k cython",
     ),
     "compiled_chains_begin_at_the_first_visible_key": (
         "_cython/rows.h",

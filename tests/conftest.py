@@ -33,6 +33,7 @@ def available(backend: str) -> bool:
 
 
 HERE = tuple(backend for backend in BACKENDS if available(backend))
+AUTOMATIC = "cython" if "cython" in HERE else "numba"
 EXACT = tuple(backend for backend in HERE if backend != "reference")
 
 

@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import HERE, available
+from conftest import AUTOMATIC, HERE
 
 import fastattn
 from fastattn import _core
@@ -148,9 +148,6 @@ def test_nothing_remembered_holds_an_array():
 
 
 # --- which backend --------------------------------------------------------------------------------
-
-
-AUTOMATIC = "cython" if available("cython") else "numba"
 
 
 def name_of(**options):

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from conftest import AUTOMATIC
 from refusals import Call, K, Q, V, call, check, zeros
 
 import fastattn
@@ -158,7 +159,7 @@ def test_states_that_do_not_belong_together():
             state(1024, 512, similarity="dot", scale=left._recipe.scale),
             ["similarity", "scaled_dot"],
         ),
-        (state(1024, 512, backend="reference"), ["'numba'", "'reference'", "backend="]),
+        (state(1024, 512, backend="reference"), [f"'{AUTOMATIC}'", "'reference'", "backend="]),
     ):
         with pytest.raises(ValueError, match=r"keys|states") as caught:
             left.merge(right)
@@ -187,7 +188,9 @@ def test_states_of_other_slopes_do_not_merge():
 
 def test_a_named_backend_that_cannot_is_an_error(monkeypatch):
     backend = types.SimpleNamespace(name="numba", refusal=lambda problem: "the moon is full")
-    monkeypatch.setitem(sys.modules["fastattn._core.backends"]._loaded, "numba", backend)
+    backends = sys.modules["fastattn._core.backends"]
+    monkeypatch.setitem(backends._loaded, "numba", backend)
+    monkeypatch.setattr(backends, "_AUTOMATIC", ("numba",))
     for name in (None, "numba"):
         with pytest.raises(ValueError, match=r"numba: the moon is full.*\(2, 3, 1, 5, 8\)"):
             # A scale of its own: calls of a known signature are repeated without being asked again.
