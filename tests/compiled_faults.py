@@ -39,10 +39,10 @@ COMPILED_FAULTS = {
         _HIDDEN,
     ),
     "compiled_last_panel_read_whole": (
-        "_cython/scores.h",
-        "        const int64_t stop = smaller_of(high, begin + PANEL_KEYS);",
-        "        const int64_t stop = begin + PANEL_KEYS;",
-        f"{_GUARDS} tests/test_edges.py",
+        "_cython/places.h",
+        "keys = smaller_of(call->keys - first, PANEL_KEYS);",
+        "keys = PANEL_KEYS;",
+        _GUARDS,
     ),
     "compiled_heads_share_a_slope": (
         "_cython/blocks.h",
