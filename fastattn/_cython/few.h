@@ -39,13 +39,16 @@ static bool fuses_directly(const attention_call *call)
     return call->value_features % (STRIP_VECTORS * LANES) == 0 && few_and_small(call, &values);
 }
 
-/* Copy the last keys of an entry, fewer than `GROUP_KEYS`, and the very last again to fill. */
+/* Copy the last keys of an entry, fewer than `GROUP_KEYS`, and the very last again to fill; and
+   their scales, if they have some, to `scales`. */
 static void copy_last_keys(const attention_call *call, const side *of, int64_t first, int64_t size,
-                           int64_t target)
+                           int64_t target, int64_t scales)
 {
     for (int64_t r = 0; r < GROUP_KEYS; r++) {
         const int64_t j = smaller_of(first + r, call->keys - 1);
         memcpy((void *)(target + r * size), (const void *)row_place(call, of, j), (size_t)size);
+        if (of->scales)
+            memcpy((void *)(scales + 4 * r), (const void *)scale_place(of->scales, j), 4);
     }
 }
 
@@ -68,7 +71,8 @@ static small_rows find_keys(const attention_call *call, const side *of, int64_t 
     if (j + GROUP_KEYS > call->keys) {
         keys.source = scratch + call->at_stage;
         keys.stride = size;
-        copy_last_keys(call, of, j, size, keys.source);
+        if (of->scales) keys.scales = keys.source + GROUP_KEYS * size;
+        copy_last_keys(call, of, j, size, keys.source, keys.scales);
     }
     return keys;
 }
