@@ -46,19 +46,21 @@ INLINE visible_range find_range(const attention_call *call, int64_t head, int64_
 INLINE bool copy_scaled(int64_t source, int64_t width, real power, real back, int64_t target)
 {
     const vector wide_power = splat(power), wide_back = splat(back);
-    bool exact = true;
+    integer_part differing = {0};
     for (int64_t e = 0; e < width; e += LANES) {
         const vector value = load(source + e * ITEM), scaled = times(value, wide_power);
-        exact &= same_lanes(times(scaled, wide_back), value);
+        const vector again = times(scaled, wide_back);
+        EACH_PART(p) differing |= again.part[p] != value.part[p];
         store(target + e * ITEM, scaled);
     }
-    return exact;
+    return !any_lane(differing);
 }
 
 /* Step pack for queries, and each row's visible key range; finds out whether rows are alike. */
 static void prepare_rows(const attention_call *call, row_block *task, int64_t scratch)
 {
     const int64_t width = padded(call->features), target = scratch + call->at_query;
+    const int64_t words = slot(call, scratch, BEGIN, 0), step = call->task_rows;
     const int64_t query = call->query + operand_offset(call, QUERY_OPERAND, task->entry);
     const real power = (real)(call->query_first * call->query_second);
     const real back = (real)(1.0 / (call->query_first * call->query_second));
@@ -77,11 +79,11 @@ static void prepare_rows(const attention_call *call, row_block *task, int64_t sc
         range = find_range(call, head, i);
         if (r == 0) first = range;
         task->alike &= exact && range.begin == first.begin && range.end == first.end;
-        store_int64(slot(call, scratch, BEGIN, r), 0, range.begin);
-        store_int64(slot(call, scratch, END, r), 0, range.end);
-        store_int64(slot(call, scratch, EXACT, r), 0, exact);
-        store_real(slot(call, scratch, RUNNING_MAX, r), HIDDEN);
-        store_real(slot(call, scratch, RUNNING_SUM, r), 0);
+        store_int64(words, BEGIN * step + r, range.begin);
+        store_int64(words, END * step + r, range.end);
+        store_int64(words, EXACT * step + r, exact);
+        store_real(words + 8 * (RUNNING_MAX * step + r), HIDDEN);
+        store_real(words + 8 * (RUNNING_SUM * step + r), 0);
         if (++i == call->queries) head++, i = 0;
     }
     /* The tile reads whole groups of six rows, or a single one. */
@@ -157,23 +159,32 @@ static void attend_segment(const attention_call *call, int64_t segment, const ro
     }
 }
 
+/* Step finish for all rows of a task that asks for nothing but its output. */
+static void finish_outputs(const attention_call *call, const row_block *task, int64_t scratch)
+{
+    const int64_t width = padded(call->value_features) * ITEM, running = scratch + call->at_running;
+    const int64_t maxima = slot(call, scratch, RUNNING_MAX, 0);
+    const int64_t sums = slot(call, scratch, RUNNING_SUM, 0);
+    const int64_t output = call->output + operand_offset(call, OUTPUT_OPERAND, task->entry);
+    int64_t i, head = place_of_row(call, task->task_row, &i);
+    for (int64_t r = 0; r < task->rows; r++) {
+        write_output(call, load_real(maxima + 8 * r), load_real(sums + 8 * r), running + r * width,
+                     output + head * call->output_head + i * call->output_row);
+        if (++i == call->queries) head++, i = 0;
+    }
+}
+
 /* Step finish for all rows of a task. */
 static void finish_rows(const attention_call *call, const row_block *task, int64_t scratch)
 {
     const int64_t width = padded(call->value_features) * ITEM;
-    const bool plain = !call->lse && !call->sinks && !call->weights;
-    const int64_t output = call->output + operand_offset(call, OUTPUT_OPERAND, task->entry);
     int64_t i, head = place_of_row(call, task->task_row, &i);
     for (int64_t r = 0; r < task->rows; r++) {
         const bool exact = row_word(call, scratch, EXACT, r) != 0;
         const row_state state = {slot(call, scratch, RUNNING_MAX, r),
                                  slot(call, scratch, RUNNING_SUM, r),
                                  scratch + call->at_running + r * width};
-        if (plain)
-            write_output(call, load_real(state.max), load_real(state.sum), state.output,
-                         output + head * call->output_head + i * call->output_row);
-        else
-            finish_row(call, task->entry, head, i, state, exact, scratch + call->at_block);
+        finish_row(call, task->entry, head, i, state, exact, scratch + call->at_block);
         if (call->weights) {
             const int64_t index =
                 task->entry * call->groups_of_heads * call->queries + task->task_row + r;
@@ -206,7 +217,9 @@ static void attend_task(attention_call *call, int64_t number, int64_t scratch)
     stop = smaller_of(stop, (high + SEGMENT_KEYS - 1) / SEGMENT_KEYS);
     for (int64_t segment = first; segment < stop; segment++)
         attend_segment(call, segment, &task, segment == first && !call->split, scratch);
-    if (!call->split) finish_rows(call, &task, scratch);
+    if (call->split) return;
+    const bool plain = !call->lse && !call->sinks && !call->weights;
+    (plain ? finish_outputs : finish_rows)(call, &task, scratch);
 }
 
 /* Take bundles of consecutive tasks until none is left.

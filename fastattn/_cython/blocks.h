@@ -194,6 +194,11 @@ static void settle_block(const attention_call *call, int64_t segment, const row_
         const int64_t row = block->first + r, output = result + r * width;
         const int64_t state = segment_state(call, scratch, r);
         const real segment_max = load_real(state), segment_sum = load_real(state + 8);
+        if (fresh) {
+            store_real(slot(call, scratch, RUNNING_MAX, row), segment_max);
+            store_real(slot(call, scratch, RUNNING_SUM, row), segment_sum);
+            continue;
+        }
         if (call->split) {
             const int64_t place = partial_row(call, block->entry, block->task_row + row, segment);
             store_real(call->partial_max + place * ITEM, segment_max);
@@ -205,11 +210,6 @@ static void settle_block(const attention_call *call, int64_t segment, const row_
         const row_state running = {slot(call, scratch, RUNNING_MAX, row),
                                    slot(call, scratch, RUNNING_SUM, row),
                                    scratch + call->at_running + row * width};
-        if (fresh) {
-            store_real(running.max, segment_max);
-            store_real(running.sum, segment_sum);
-            continue;
-        }
         const bool exact = row_word(call, scratch, EXACT, row) != 0;
         fold_row(running, segment_max, segment_sum, output, width, row_factor(call, exact));
     }
