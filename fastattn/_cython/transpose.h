@@ -21,9 +21,29 @@ typedef struct {
 
 #define EACH_WORD_PART(p) UNROLL for (int p = 0; p < WORD_PARTS; p++)
 
+/* Four rows hang on each of four addresses. A compiler that sees through it keeps sixteen distances
+   from the first instead, which do not fit into the registers. */
+typedef struct {
+    int64_t quad[4];
+} row_addresses;
+
+INLINE row_addresses addresses_of(int64_t source, int64_t row_stride)
+{
+    row_addresses rows;
+    UNROLL for (int i = 0; i < 4; i++)
+    {
+        rows.quad[i] = source + 4 * i * row_stride;
+        __asm__("" : "+r"(rows.quad[i]));
+    }
+    return rows;
+}
+
 /* Sixteen bytes of row `r`, and of the rows `gap`, twice and thrice that further on where a register
    holds them. */
-#define ROW(r) (*(const word_quad *)(source + ((r) < last_row ? (r) : last_row) * row_stride))
+#define PLACE_OF_ROW(r)                                                   \
+    (last_row == LANES - 1 ? rows.quad[(r) / 4] + (r) % 4 * row_stride    \
+                           : source + smaller_of(r, last_row) * row_stride)
+#define ROW(r) (*(const word_quad *)PLACE_OF_ROW(r))
 #if PART_BYTES == 64
 #define QUARTERS(r, gap)                                                                     \
     (word_part)_mm512_inserti64x4(                                                           \
@@ -59,6 +79,7 @@ typedef struct {
 /* Four columns of words of sixteen rows; rows above `last_row` are read as `last_row` again. */
 INLINE void four_columns(int64_t source, int64_t row_stride, const int64_t last_row, words *column)
 {
+    const row_addresses rows = addresses_of(source, row_stride);
     EACH_WORD_PART(p)
     {
         /* Each quarter of a register holds one row: what is left is a 4 x 4 transpose inside each
@@ -88,6 +109,7 @@ INLINE void real_columns(int64_t source, int64_t row_stride, const int64_t last_
 #else
     UNROLL for (int i = 0; i < 4; i += 2)
     {
+        const row_addresses rows = addresses_of(source, row_stride);
         EACH_PART(p)
         {
             /* Two columns of even rows, and of odd ones. */
