@@ -48,9 +48,9 @@ CACHE_FAULTS = {
         INT8_PAGES,
     ),
     "int8_scales_of_the_first_head": (
-        "_engine/describe.py",
-        "table(scales, 4)",
-        "table(scales, 0)",
+        "_core/pages.py",
+        'key_scale=addresses("key_scale")',
+        'key_scale=np.repeat(addresses("key_scale")[..., :1, :], self.heads, -2)',
         INT8_PAGES,
     ),
     "int8_cut_off": (
