@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -220,7 +221,7 @@ def _point_tables(record: Record, problem: Problem, walks: Walks) -> None:
         lengths=lengths,
         offsets=offsets,
         entry_shape=np.array([*shape, 1], np.int64),
-        entry_strides=np.array([*np.ravel(merged), 0], np.int64),
+        entry_strides=np.array([*itertools.chain(*merged), 0], np.int64),
     )
 
 
