@@ -12,8 +12,6 @@
 
 #include "entries.h"
 
-#define LINE 64
-
 /* What a task needs, operand by operand, and how far the tiles have come with asking for it. */
 enum { AHEAD_OPERANDS = 4 };
 typedef struct {
@@ -31,10 +29,12 @@ INLINE ahead_cursor *cursor_of(const attention_call *call, int64_t scratch)
 /* The entry a task belongs to, and its first row. */
 static int64_t place_of_task(const attention_call *call, int64_t task, int64_t *first_row)
 {
-    const int64_t block = task / call->segment_tasks;
+    if (call->split) task /= call->segment_tasks;
+    *first_row = 0;
+    if (call->row_tasks == 1) return call->first_entry + task;
     /* Under a causal mask the last rows see most: the long tasks go first. */
-    *first_row = (call->row_tasks - 1 - block % call->row_tasks) * call->task_rows;
-    return call->first_entry + block / call->row_tasks;
+    *first_row = (call->row_tasks - 1 - task % call->row_tasks) * call->task_rows;
+    return call->first_entry + task / call->row_tasks;
 }
 
 /* The task this worker will probably take after one in a bundle that ends before `stop`. */

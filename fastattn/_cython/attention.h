@@ -27,36 +27,70 @@ static bool prepare_query(const attention_call *call, int64_t source, int64_t ta
                      call->metric == EUCLIDEAN, most);
 }
 
-/* Write which keys a row sees by position and length. */
-static void find_range(const attention_call *call, int64_t head, int64_t i, int64_t r,
-                       int64_t scratch)
+/* Which keys a row sees by position and length. */
+typedef struct {
+    int64_t begin, end;
+} visible_range;
+
+INLINE visible_range find_range(const attention_call *call, int64_t head, int64_t i)
 {
     const int64_t position = i + load_int64(call->entry_offsets + head * call->offsets_head, 0);
     const int64_t length = load_int64(call->entry_lengths + head * call->lengths_head, 0);
     const int64_t begin = smaller_of(larger_of(0, position - call->left), call->keys);
     const int64_t end = smaller_of(smaller_of(length, position + call->right + 1), call->keys);
-    store_int64(slot(call, scratch, BEGIN, r), 0, begin);
-    store_int64(slot(call, scratch, END, r), 0, larger_of(end, begin));
+    return (visible_range){begin, larger_of(end, begin)};
 }
 
-/* Step pack for queries, and each row's visible key range. */
-static void prepare_rows(const attention_call *call, const row_block *task, int64_t scratch)
+/* Copy `width` elements of a query times `power`, whose inverse is `back`; returns whether no
+   element lost a bit. */
+INLINE bool copy_scaled(int64_t source, int64_t width, real power, real back, int64_t target)
+{
+    const vector wide_power = splat(power), wide_back = splat(back);
+    integer_part differing = {0};
+    for (int64_t e = 0; e < width; e += LANES) {
+        const vector value = load(source + e * ITEM), scaled = times(value, wide_power);
+        const vector again = times(scaled, wide_back);
+        EACH_PART(p) differing |= again.part[p] != value.part[p];
+        store(target + e * ITEM, scaled);
+    }
+    return !any_lane(differing);
+}
+
+/* Step pack for queries, and each row's visible key range; finds out whether rows are alike. */
+static void prepare_rows(const attention_call *call, row_block *task, int64_t scratch)
 {
     const int64_t width = padded(call->features), target = scratch + call->at_query;
+    const int64_t words = slot(call, scratch, BEGIN, 0), step = call->task_rows;
     const int64_t query = call->query + operand_offset(call, QUERY_OPERAND, task->entry);
-    int64_t head = task->task_row / call->queries, i = task->task_row % call->queries;
+    const real power = (real)(call->query_first * call->query_second);
+    const real back = (real)(1.0 / (call->query_first * call->query_second));
+    /* Both in range: one factor does what `scale_row` does with two. */
+    const bool plain = call->query_code == NATIVE_CODE && call->query_feature == ITEM &&
+                       call->metric != COSINE && call->softcap == 0.0 && width == call->features &&
+                       power * back == 1;
+    int64_t i, head = place_of_row(call, task->task_row, &i);
+    visible_range range, first = {0, 0};
+    task->alike = true;
     for (int64_t r = 0; r < task->rows; r++) {
         const int64_t source = query + head * call->query_head + i * call->query_row;
-        const bool exact = prepare_query(call, source, target + r * width * ITEM);
-        find_range(call, head, i, r, scratch);
-        store_int64(slot(call, scratch, EXACT, r), 0, exact);
-        store_real(slot(call, scratch, RUNNING_MAX, r), HIDDEN);
-        store_real(slot(call, scratch, RUNNING_SUM, r), 0);
+        const int64_t own = target + r * width * ITEM;
+        const bool exact = (plain && copy_scaled(source, width, power, back, own)) ||
+                           prepare_query(call, source, own);
+        range = find_range(call, head, i);
+        if (r == 0) first = range;
+        task->alike &= exact && range.begin == first.begin && range.end == first.end;
+        store_int64(words, BEGIN * step + r, range.begin);
+        store_int64(words, END * step + r, range.end);
+        store_int64(words, EXACT * step + r, exact);
+        store_real(words + 8 * (RUNNING_MAX * step + r), HIDDEN);
+        store_real(words + 8 * (RUNNING_SUM * step + r), 0);
         if (++i == call->queries) head++, i = 0;
     }
-    /* The tile reads whole groups of six rows. */
+    /* The tile reads whole groups of six rows, or a single one. */
+    if (task->rows == 1 && call->metric != EUCLIDEAN) return;
     const int64_t whole = (task->rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-    clear_row(target, task->rows * width, whole * width);
+    for (int64_t e = task->rows * width; e < whole * width; e += LANES)
+        store(target + e * ITEM, splat(0));
 }
 
 /* Mark a segment's partial states as empty, which this task fills only where a row sees a key. */
@@ -72,7 +106,9 @@ static void forget_partials(const attention_call *call, const row_block *task, i
     }
 }
 
-/* One block of rows over one segment, from scores to the folded state. */
+/* One block of rows over one segment, from scores to the folded state.
+
+   `fresh`: the segment is the first of a task that folds its own. */
 static void attend_block(const attention_call *call, value_rows values, int64_t segment,
                          const row_block *block, int64_t low, int64_t high, bool fresh,
                          int64_t scratch)
@@ -81,8 +117,8 @@ static void attend_block(const attention_call *call, value_rows values, int64_t 
         scratch + call->at_query + block->first * padded(call->features) * ITEM;
     const int64_t width = padded(call->value_features) * ITEM;
     /* The first segment's output is the running one: nothing is left to copy. */
-    const int64_t result = fresh && !call->split ? scratch + call->at_running + block->first * width
-                                                 : scratch + call->at_block;
+    const int64_t result = fresh ? scratch + call->at_running + block->first * width
+                                 : scratch + call->at_block;
     score_block(call, segment, queries, block->rows, low, high, scratch);
     reveal_block(call, segment, block, low, high, scratch);
     normalise_block(call, segment, block, low, high, scratch);
@@ -97,7 +133,7 @@ static void attend_block(const attention_call *call, value_rows values, int64_t 
                          load_int64(values.chunks, 0) + low * values.stride, values.stride);
         fuse_visible_block(call, block, low, high, values, result, scratch);
     }
-    settle_block(call, segment, block, result, scratch);
+    settle_block(call, segment, block, result, fresh, scratch);
 }
 
 /* The rows of a task over one segment. */
@@ -109,16 +145,32 @@ static void attend_segment(const attention_call *call, int64_t segment, const ro
     for (int64_t panel = 0; panel < PANELS; panel++)
         store_int64(scratch + call->at_packed, panel, 0);
     if (narrowing) find_documents(call, segment, scratch);
-    segment_span(call, segment, task->task_row, 0, task->rows, narrowing, scratch, &low, &high);
+    segment_span(call, segment, task, narrowing, scratch, &low, &high);
     if (low >= high) return;
     const value_rows values = {.chunks = scratch + call->at_chunks,
                                .stride = place_values(call, segment, low, high, scratch)};
     for (int64_t first = 0; first < task->rows; first += BLOCK_ROWS) {
         const int64_t stop = smaller_of(task->rows, first + BLOCK_ROWS);
         const row_block block = {.entry = task->entry, .task_row = task->task_row,
-                                 .first = first, .rows = stop - first};
-        segment_span(call, segment, task->task_row, first, stop, narrowing, scratch, &low, &high);
+                                 .first = first, .rows = stop - first, .alike = task->alike};
+        if (block.rows < task->rows)
+            segment_span(call, segment, &block, narrowing, scratch, &low, &high);
         if (low < high) attend_block(call, values, segment, &block, low, high, fresh, scratch);
+    }
+}
+
+/* Step finish for all rows of a task that asks for nothing but its output. */
+static void finish_outputs(const attention_call *call, const row_block *task, int64_t scratch)
+{
+    const int64_t width = padded(call->value_features) * ITEM, running = scratch + call->at_running;
+    const int64_t maxima = slot(call, scratch, RUNNING_MAX, 0);
+    const int64_t sums = slot(call, scratch, RUNNING_SUM, 0);
+    const int64_t output = call->output + operand_offset(call, OUTPUT_OPERAND, task->entry);
+    int64_t i, head = place_of_row(call, task->task_row, &i);
+    for (int64_t r = 0; r < task->rows; r++) {
+        write_output(call, load_real(maxima + 8 * r), load_real(sums + 8 * r), running + r * width,
+                     output + head * call->output_head + i * call->output_row);
+        if (++i == call->queries) head++, i = 0;
     }
 }
 
@@ -126,7 +178,7 @@ static void attend_segment(const attention_call *call, int64_t segment, const ro
 static void finish_rows(const attention_call *call, const row_block *task, int64_t scratch)
 {
     const int64_t width = padded(call->value_features) * ITEM;
-    int64_t head = task->task_row / call->queries, i = task->task_row % call->queries;
+    int64_t i, head = place_of_row(call, task->task_row, &i);
     for (int64_t r = 0; r < task->rows; r++) {
         const bool exact = row_word(call, scratch, EXACT, r) != 0;
         const row_state state = {slot(call, scratch, RUNNING_MAX, r),
@@ -160,12 +212,14 @@ static void attend_task(attention_call *call, int64_t number, int64_t scratch)
         stop = first + 1;
         forget_partials(call, &task, first, scratch);
     }
-    visible_span(call, scratch, 0, task.rows, &low, &high);
+    visible_span(call, &task, scratch, &low, &high);
     first = larger_of(first, low / SEGMENT_KEYS);
     stop = smaller_of(stop, (high + SEGMENT_KEYS - 1) / SEGMENT_KEYS);
     for (int64_t segment = first; segment < stop; segment++)
-        attend_segment(call, segment, &task, segment == first, scratch);
-    if (!call->split) finish_rows(call, &task, scratch);
+        attend_segment(call, segment, &task, segment == first && !call->split, scratch);
+    if (call->split) return;
+    const bool plain = !call->lse && !call->sinks && !call->weights;
+    (plain ? finish_outputs : finish_rows)(call, &task, scratch);
 }
 
 /* Take bundles of consecutive tasks until none is left.

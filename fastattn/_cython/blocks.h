@@ -11,10 +11,14 @@
 /* Words of eight bytes, one array a name over the rows of a task. */
 enum { BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM };
 
-/* Some rows of a task: number `first` of the task's, which begins with `task_row` of its entry. */
+/* Some rows of a task: number `first` of the task's, which begins with `task_row` of its entry.
+
+   The rows of a task are `alike` if they see the same keys, and the exact part of scale went onto
+   each of them. Most rows are, and then need no look at each one's words. */
 typedef struct {
     int64_t entry, task_row;
     int64_t first, rows;
+    bool alike;
 } row_block;
 
 /* Address of a row's word in the scratch of one worker. */
@@ -39,6 +43,15 @@ INLINE int64_t segment_state(const attention_call *call, int64_t scratch, int64_
     return scratch + call->at_state + 16 * r;
 }
 
+/* Query head (of those that read the entry's key head) of a row of an entry, and its query. */
+INLINE int64_t place_of_row(const attention_call *call, int64_t row, int64_t *query)
+{
+    *query = row;
+    if (row < call->queries) return 0;
+    *query = row % call->queries;
+    return row / call->queries;
+}
+
 /* What turns score differences into exponents of two. */
 INLINE real row_factor(const attention_call *call, bool exact)
 {
@@ -54,11 +67,12 @@ static int64_t partial_row(const attention_call *call, int64_t entry, int64_t ro
 }
 
 /* Smallest begin and largest end over rows that see any key; (0, 0) when none does. */
-static void visible_span(const attention_call *call, int64_t scratch, int64_t first, int64_t stop,
+static void visible_span(const attention_call *call, const row_block *block, int64_t scratch,
                          int64_t *low, int64_t *high)
 {
+    const int64_t stop = block->first + (block->alike ? 1 : block->rows);
     *low = call->keys, *high = 0;
-    for (int64_t r = first; r < stop; r++) {
+    for (int64_t r = block->first; r < stop; r++) {
         const int64_t begin = row_word(call, scratch, BEGIN, r);
         const int64_t end = row_word(call, scratch, END, r);
         if (begin < end) {
@@ -73,8 +87,8 @@ static void visible_span(const attention_call *call, int64_t scratch, int64_t fi
 static void reveal_by_arrays(const attention_call *call, int64_t segment, int64_t entry_row,
                              int64_t scores, int64_t low, int64_t high)
 {
-    const int64_t head = entry_row / call->queries, i = entry_row % call->queries;
-    const int64_t start = segment * SEGMENT_KEYS;
+    int64_t i;
+    const int64_t head = place_of_row(call, entry_row, &i), start = segment * SEGMENT_KEYS;
     if (call->mask_kind != NO_MASK) {
         const int64_t place = call->entry_mask + head * call->mask_head + i * call->mask_row;
         const mask_layout layout = {call->mask_kind, call->mask_code, call->mask_key};
@@ -99,6 +113,9 @@ static void reveal_block(const attention_call *call, int64_t segment, const row_
 {
     const int64_t start = segment * SEGMENT_KEYS, high_padded = padded(high);
     const bool by_arrays = call->mask_kind != NO_MASK || call->alibi || call->query_ids;
+    if (block->alike && !by_arrays && !call->rescaled && high == high_padded &&
+        row_word(call, scratch, BEGIN, block->first) - start <= low)
+        return;
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t row = block->first + r, scores = score_row(call, scratch, r);
         const bool exact = row_word(call, scratch, EXACT, row) != 0;
@@ -127,6 +144,8 @@ static void normalise_block(const attention_call *call, int64_t segment, const r
                             int64_t low, int64_t high, int64_t scratch)
 {
     const int64_t high_padded = padded(high);
+    const real factor = row_factor(call, true), other = row_factor(call, false);
+    const real least = exp2_lowest(factor), other_least = exp2_lowest(other);
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t scores = score_row(call, scratch, r);
         store_real(segment_state(call, scratch, r), row_maximum(scores, low, high_padded));
@@ -143,7 +162,8 @@ static void normalise_block(const attention_call *call, int64_t segment, const r
         if (row_max == HIDDEN)
             zero_columns(scores, low, high_padded);
         else
-            row_sum = normalise_row(scores, low, high_padded, row_max, row_factor(call, exact));
+            row_sum = normalise_row(scores, low, high_padded, row_max, exact ? factor : other,
+                                    exact ? least : other_least);
         store_real(state + 8, row_sum);
     }
 }
@@ -163,15 +183,22 @@ static void fuse_visible_block(const attention_call *call, const row_block *bloc
     }
 }
 
-/* Fold the segment's state of each row into the running state, or store it as a partial one. */
+/* Fold the segment's state of each row into the running state, or store it as a partial one.
+
+   Where it is `fresh`, the output is the running one already. */
 static void settle_block(const attention_call *call, int64_t segment, const row_block *block,
-                         int64_t result, int64_t scratch)
+                         int64_t result, bool fresh, int64_t scratch)
 {
     const int64_t width = padded(call->value_features) * ITEM;
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t row = block->first + r, output = result + r * width;
         const int64_t state = segment_state(call, scratch, r);
         const real segment_max = load_real(state), segment_sum = load_real(state + 8);
+        if (fresh) {
+            store_real(slot(call, scratch, RUNNING_MAX, row), segment_max);
+            store_real(slot(call, scratch, RUNNING_SUM, row), segment_sum);
+            continue;
+        }
         if (call->split) {
             const int64_t place = partial_row(call, block->entry, block->task_row + row, segment);
             store_real(call->partial_max + place * ITEM, segment_max);

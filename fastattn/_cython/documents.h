@@ -35,20 +35,20 @@ INLINE bool foreign(int64_t found, int64_t panel, int64_t smallest, int64_t larg
     return load_int64(found, PANELS + panel) < smallest || load_int64(found, panel) > largest;
 }
 
-/* Columns low (a multiple of sixteen) to high of a segment that rows first to stop may see. */
-static void segment_span(const attention_call *call, int64_t segment, int64_t task_row,
-                         int64_t first, int64_t stop, bool narrowing, int64_t scratch, int64_t *low,
-                         int64_t *high)
+/* Columns low (a multiple of sixteen) to high of a segment that a block of rows may see. */
+static void segment_span(const attention_call *call, int64_t segment, const row_block *block,
+                         bool narrowing, int64_t scratch, int64_t *low, int64_t *high)
 {
     const int64_t start = segment * SEGMENT_KEYS, found = scratch + call->at_ids;
-    visible_span(call, scratch, first, stop, low, high);
+    visible_span(call, block, scratch, low, high);
     *low = larger_of(*low - start, 0) / LANES * LANES;
     *high = smaller_of(smaller_of(*high - start, SEGMENT_KEYS), call->keys - start);
     if (!narrowing || *low >= *high) return;
     int64_t smallest = INT64_MAX, largest = INT64_MIN;
-    for (int64_t r = first; r < stop; r++) {
+    for (int64_t r = block->first; r < block->first + block->rows; r++) {
         if (row_word(call, scratch, BEGIN, r) >= row_word(call, scratch, END, r)) continue;
-        const int64_t head = (task_row + r) / call->queries, i = (task_row + r) % call->queries;
+        int64_t i;
+        const int64_t head = place_of_row(call, block->task_row + r, &i);
         const int64_t id = load_int64(call->entry_query_ids + head * call->query_ids_head, i);
         smallest = smaller_of(smallest, id);
         largest = larger_of(largest, id);

@@ -5,29 +5,40 @@
 
 #include "blocks.h"
 
+/* `weighted / total`, rounded once, given the rounded inverse of the total.
+
+   Newton's correction of the quotient: as exact as a division (Markstein), and a fifth of the time
+   of one of vectors. An infinite quotient needs none and would become NaN. */
+INLINE vector divided(vector weighted, vector total, vector inverse)
+{
+    const vector quotient = times(weighted, inverse);
+    const vector remainder = fused(minus(splat(0), quotient), total, weighted);
+    return unless_nan(fused(remainder, inverse, quotient), quotient);
+}
+
 /* Divide by the sum and round; an empty row gives 0. Overwrites `running`. */
 static void write_output(const attention_call *call, real row_max, real row_sum, int64_t running,
                          int64_t target)
 {
-    const vector zero = splat(0), total = splat(row_sum), inverse = splat(1 / row_sum);
+    const int64_t features = call->value_features;
     const bool in_place = call->output_feature == ITEM && call->output_code == NATIVE_CODE;
-    for (int64_t e = 0; e < call->value_features; e += LANES) {
-        vector result = zero;
-        if (row_max != HIDDEN) {
-            /* Division by Newton's correction of the quotient: as exact (Markstein), and a fifth of
-               the time of dividing a vector. An infinite quotient needs none and would become
-               NaN. */
-            const vector weighted = load(running + e * ITEM), quotient = times(weighted, inverse);
-            const vector remainder = fused(minus(zero, quotient), total, weighted);
-            result = unless_nan(fused(remainder, inverse, quotient), quotient);
-        }
+    const int64_t whole = in_place ? features / LANES * LANES : 0;
+    if (row_max == HIDDEN) {
+        row_sum = 1;
+        clear_row(running, 0, padded(features));
+    }
+    const vector total = splat(row_sum), inverse = splat(1 / row_sum);
+    for (int64_t e = 0; e < whole; e += LANES)
+        store(target + e * ITEM, divided(load(running + e * ITEM), total, inverse));
+    for (int64_t e = whole; e < features; e += LANES) {
+        const vector result = divided(load(running + e * ITEM), total, inverse);
         if (in_place)
-            store_first(target + e * ITEM, result, call->value_features - e);
+            store_first(target + e * ITEM, result, features - e);
         else
             store(running + e * ITEM, result);
     }
     if (!in_place)
-        round_row(call->output_code, running, call->value_features, target, call->output_feature);
+        round_row(call->output_code, running, features, target, call->output_feature);
 }
 
 /* Fold a sink into a row's running state: weight without a value. Overwrites `zeros`. */

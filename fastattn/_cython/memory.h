@@ -9,6 +9,9 @@ typedef real real_in_memory __attribute__((aligned(1), may_alias));
 typedef int64_t int64_in_memory __attribute__((may_alias));
 typedef int32_t int32_in_memory __attribute__((may_alias));
 
+/* Bytes of a cache line. */
+#define LINE 64
+
 /* --- scalars ------------------------------------------------------------------------------- */
 
 INLINE real load_real(int64_t address) { return *(const real_in_memory *)address; }
@@ -36,6 +39,8 @@ INLINE int64_t atomic_next(int64_t address)
 
 /* Ask for the cache line at an address, into the second-level cache; never faults. */
 INLINE void prefetch(int64_t address) { __builtin_prefetch((const void *)address, 0, 2); }
+/* The same, into the nearest cache. */
+INLINE void prefetch_near(int64_t address) { __builtin_prefetch((const void *)address, 0, 3); }
 
 /* --- vectors ------------------------------------------------------------------------------- */
 

@@ -11,11 +11,14 @@ static int64_t entry_offset(int64_t rank, int64_t shape, int64_t strides, int64_
                             int64_t entry)
 {
     int64_t offset = 0;
-    for (int64_t axis = rank - 1; axis >= 0; axis--) {
+    strides += 8 * operand * rank;
+    for (int64_t axis = rank - 1; axis > 0; axis--) {
         const int64_t size = load_int64(shape, axis);
-        offset += entry % size * load_int64(strides, operand * rank + axis);
+        offset += entry % size * load_int64(strides, axis);
         entry /= size;
     }
+    /* The first dim needs no division, and most calls have no other. */
+    if (rank > 0) offset += entry * load_int64(strides, 0);
     return offset;
 }
 

@@ -27,11 +27,12 @@ static real row_maximum(int64_t scores, int64_t low, int64_t high)
     return largest;
 }
 
-/* Step normalise: scores become weights 2^((score - row_max) factor); returns their sum. */
-static real normalise_row(int64_t scores, int64_t low, int64_t high, real row_max, real factor)
+/* Step normalise: scores become weights 2^((score - row_max) factor); returns their sum. `least` is
+   `exp2_lowest(factor)`. */
+static real normalise_row(int64_t scores, int64_t low, int64_t high, real row_max, real factor,
+                          real least)
 {
-    const vector maximum = splat(row_max), wide = splat(factor);
-    const vector lowest = splat(exp2_lowest(factor));
+    const vector maximum = splat(row_max), wide = splat(factor), lowest = splat(least);
     vector total = splat(0);
     for (int64_t place = scores + low * ITEM; place < scores + high * ITEM; place += LANES * ITEM) {
         const vector weight = exp2_product(minus(load(place), maximum), wide, lowest);

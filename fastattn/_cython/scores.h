@@ -9,8 +9,7 @@
 #include "few.h"
 #include "places.h"
 #include "tile.h"
-
-#define SCORE_ROW (SCORE_STRIDE * ITEM)
+#include "unpacked.h"
 
 /* Score the rows of a block against one packed panel, columns first to first + 16 vectors. */
 static void score_panel(const attention_call *call, int64_t queries, int64_t rows, int64_t panel,
@@ -44,6 +43,10 @@ static void score_block(const attention_call *call, int64_t segment, int64_t que
     const bool several = call->task_rows > BLOCK_ROWS;
     if (scores_directly(call)) {
         score_few(call, segment, queries, rows, low, high, scratch);
+        return;
+    }
+    if (reads_unpacked(call, segment, rows, low)) {
+        score_unpacked(call, segment, queries, rows, low, high, scratch);
         return;
     }
     for (int64_t panel = low / PANEL_KEYS; panel * PANEL_KEYS < high; panel++) {

@@ -27,7 +27,7 @@ typedef struct {
 /* Six rows of accumulators, the columns of one step and one broadcast must fit into the registers.
    A row alone waits for its own sums: more of them are under way at once. */
 #define TILE_PARTS (REGISTERS == 32 ? 4 : 2)
-#define MOST_ROWS 6
+#define MOST_ROWS 8
 #define MOST_PARTS 8
 
 /* Write the accumulators of a tile, or add them to what stands in C. They live in registers as long
@@ -82,18 +82,18 @@ NOINLINE void distance_tile(const product *p, int64_t offset, real factor)
 {
     const part wide_factor = splat_part(factor);
     part sum[MOST_ROWS][MOST_PARTS];
-    UNROLL for (int row = 0; row < MOST_ROWS; row++) sum[row][0] = (part){0};
+    UNROLL for (int row = 0; row < TILE_ROWS; row++) sum[row][0] = (part){0};
     for (int64_t k = 0; k < p->depth; k++) {
         const part column = *(const part_in_memory *)(p->b + offset + k * p->b_stride);
-        UNROLL for (int row = 0; row < MOST_ROWS; row++)
+        UNROLL for (int row = 0; row < TILE_ROWS; row++)
         {
             const part wide = splat_part(load_real(p->a + row * p->a_stride + k * ITEM));
             const part difference = (wide - column) * wide_factor;
             sum[row][0] = fused_part(difference, difference, sum[row][0]);
         }
     }
-    UNROLL for (int row = 0; row < MOST_ROWS; row++) sum[row][0] = (part){0} - sum[row][0];
-    put_sums(MOST_ROWS, 1, p, offset, sum);
+    UNROLL for (int row = 0; row < TILE_ROWS; row++) sum[row][0] = (part){0} - sum[row][0];
+    put_sums(TILE_ROWS, 1, p, offset, sum);
 }
 
 #define TILE(rows, parts, whole)                                                    \
@@ -110,6 +110,8 @@ TILE(4, 4, 1)
 TILE(6, 4, 0)
 TILE(6, 4, 1)
 TILE(6, 3, 0)
+TILE(8, 2, 0)
+TILE(8, 1, 0)
 #endif
 TILE(6, 2, 0)
 TILE(6, 2, 1)
@@ -123,14 +125,18 @@ static void distance_columns(real factor, int64_t vectors, const product *p)
         distance_tile(p, offset, factor);
 }
 
-/* How many rows `product_columns` takes of `rows`: four where that leaves fewer idle.
+/* How many rows `product_columns` takes of `rows`: one, four, six or eight.
 
-   Four only where it takes all columns four registers at a time. */
+   Four where that leaves fewer idle, if it takes all columns four registers at a time. Eight where
+   one or two registers of columns leave others and steps of the multipliers free, if that saves a
+   tile. */
 INLINE int rows_at_once(int64_t rows, int64_t vectors)
 {
     const int64_t fours = (rows + 3) / 4 * 4, sixes = (rows + 5) / 6 * 6;
     if (rows == 1) return 1;
-    return fours < sixes && TILE_PARTS >= 4 && vectors * PARTS % 4 == 0 ? 4 : 6;
+    if (TILE_PARTS < 4) return 6;
+    if (vectors * PARTS <= 2 && (rows + 7) / 8 < (rows + 5) / 6) return 8;
+    return fours < sixes && vectors * PARTS % 4 == 0 ? 4 : 6;
 }
 
 /* `rows` (see `rows_at_once`) of a product, any number of vectors wide, in the widest tiles. */
@@ -146,6 +152,9 @@ static void product_columns(int rows, int64_t vectors, const product *p)
         } else if (rows == 4) {
             wide = 4;
             (p->whole ? tile_4_4_1 : tile_4_4_0)(p, offset);
+        } else if (rows == 8) {
+            wide = parts >= 2 ? 2 : 1;
+            (parts >= 2 ? tile_8_2_0 : tile_8_1_0)(p, offset);
         } else if (parts >= 4) {
             wide = 4;
             (p->whole ? tile_6_4_1 : tile_6_4_0)(p, offset);

@@ -21,30 +21,30 @@ typedef struct {
 
 #define EACH_WORD_PART(p) UNROLL for (int p = 0; p < WORD_PARTS; p++)
 
-/* Four words of a row, and of the rows four, eight and twelve further on where a register holds
-   them. `r` is the row's number among those of the register. */
+/* Sixteen bytes of row `r`, and of the rows `gap`, twice and thrice that further on where a register
+   holds them. */
 #define ROW(r) (*(const word_quad *)(source + ((r) < last_row ? (r) : last_row) * row_stride))
 #if PART_BYTES == 64
-#define QUADS(r)                                                                             \
+#define QUARTERS(r, gap)                                                                     \
     (word_part)_mm512_inserti64x4(                                                           \
         _mm512_castsi256_si512(_mm256_inserti128_si256(                                      \
-            _mm256_castsi128_si256((__m128i)ROW(r)), (__m128i)ROW(r + 4), 1)),               \
-        _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)ROW(r + 8)),                 \
-                                (__m128i)ROW(r + 12), 1),                                    \
+            _mm256_castsi128_si256((__m128i)ROW(r)), (__m128i)ROW(r + gap), 1)),             \
+        _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)ROW(r + 2 * gap)),           \
+                                (__m128i)ROW(r + 3 * gap), 1),                               \
         1)
 #define IN_QUADS(a, b, i, j, k, l)                                                           \
     MERGE(a, b, PLACE(0, i), PLACE(0, j), PLACE(0, k), PLACE(0, l), PLACE(1, i), PLACE(1, j), \
           PLACE(1, k), PLACE(1, l), PLACE(2, i), PLACE(2, j), PLACE(2, k), PLACE(2, l),      \
           PLACE(3, i), PLACE(3, j), PLACE(3, k), PLACE(3, l))
 #elif PART_BYTES == 32
-#define QUADS(r)                                                                             \
+#define QUARTERS(r, gap)                                                                     \
     (word_part)_mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)ROW(r)),              \
-                                       (__m128i)ROW(r + 4), 1)
+                                       (__m128i)ROW(r + gap), 1)
 #define IN_QUADS(a, b, i, j, k, l)                                                           \
     MERGE(a, b, PLACE(0, i), PLACE(0, j), PLACE(0, k), PLACE(0, l), PLACE(1, i), PLACE(1, j), \
           PLACE(1, k), PLACE(1, l))
 #else
-#define QUADS(r) (word_part) ROW(r)
+#define QUARTERS(r, gap) (word_part) ROW(r)
 #define IN_QUADS(a, b, i, j, k, l)                                                           \
     MERGE(a, b, PLACE(0, i), PLACE(0, j), PLACE(0, k), PLACE(0, l))
 #endif
@@ -64,8 +64,8 @@ INLINE void four_columns(int64_t source, int64_t row_stride, const int64_t last_
         /* Each quarter of a register holds one row: what is left is a 4 x 4 transpose inside each
            quarter, which needs no shuffle across quarters. */
         const int64_t first = p * WORD_LANES;
-        const word_part a = QUADS(first), b = QUADS(first + 1);
-        const word_part c = QUADS(first + 2), d = QUADS(first + 3);
+        const word_part a = QUARTERS(first, 4), b = QUARTERS(first + 1, 4);
+        const word_part c = QUARTERS(first + 2, 4), d = QUARTERS(first + 3, 4);
         const word_part ab0 = IN_QUADS(a, b, 0, 4, 1, 5), ab1 = IN_QUADS(a, b, 2, 6, 3, 7);
         const word_part cd0 = IN_QUADS(c, d, 0, 4, 1, 5), cd1 = IN_QUADS(c, d, 2, 6, 3, 7);
         column[0].part[p] = IN_QUADS(ab0, cd0, 0, 1, 4, 5);
@@ -75,42 +75,40 @@ INLINE void four_columns(int64_t source, int64_t row_stride, const int64_t last_
     }
 }
 
-#if REAL_BITS == 64
-/* Two rows of two doubles, turned. */
-typedef double pair __attribute__((vector_size(16), aligned(1), may_alias));
-
-INLINE void turn_pairs(int64_t upper, int64_t lower, int64_t target, int64_t target_stride)
+/* Elements 0 to 3 of sixteen rows, as four vectors: vector i holds column i. Rows above `last_row` do
+   not exist and are read as `last_row` again. */
+INLINE void real_columns(int64_t source, int64_t row_stride, const int64_t last_row,
+                         vector *column)
 {
-    const pair a = *(const pair *)upper, b = *(const pair *)lower;
-    *(pair *)target = (pair){a[0], b[0]};
-    *(pair *)(target + target_stride) = (pair){a[1], b[1]};
-}
+#if REAL_BITS == 32
+    words found[4];
+    four_columns(source, row_stride, last_row, found);
+    UNROLL for (int i = 0; i < 4; i++)
+        EACH_PART(p) column[i].part[p] = (part)found[i].part[p];
+#else
+    UNROLL for (int i = 0; i < 4; i += 2)
+    {
+        EACH_PART(p)
+        {
+            /* Two columns of even rows, and of odd ones. */
+            const word_part even = QUARTERS(p * PART_LANES, 2);
+            const word_part odd = QUARTERS(p * PART_LANES + 1, 2);
+            column[i].part[p] = (part)IN_QUADS(even, odd, 0, 1, 4, 5);
+            column[i + 1].part[p] = (part)IN_QUADS(even, odd, 2, 3, 6, 7);
+        }
+        source += 16;
+    }
 #endif
+}
 
-/* Four columns of sixteen rows, written as four vectors.
-
-   Reads elements `source + r * row_stride + (0..3) items` for r = 0..15 and writes vector i, which
-   holds column i of the sixteen rows, to `target + i * target_stride` (bytes). Rows above
-   `last_row` do not exist and are read as `last_row` again. */
+/* Four columns of sixteen rows (see `real_columns`): column i goes to `target + i * target_stride`
+   (bytes). */
 INLINE void transpose_four(int64_t source, int64_t row_stride, const int64_t last_row,
                            int64_t target, int64_t target_stride)
 {
-#if REAL_BITS == 32
-    words column[4];
-    four_columns(source, row_stride, last_row, column);
-    UNROLL for (int i = 0; i < 4; i++)
-        EACH_PART(p)
-            *(part_in_memory *)(target + i * target_stride + p * PART_BYTES) =
-                (part)column[i].part[p];
-#else
-    UNROLL for (int row = 0; row < LANES; row += 2)
-    {
-        const int64_t upper = source + smaller_of(row, last_row) * row_stride;
-        const int64_t lower = source + smaller_of(row + 1, last_row) * row_stride;
-        turn_pairs(upper, lower, target + row * ITEM, target_stride);
-        turn_pairs(upper + 16, lower + 16, target + 2 * target_stride + row * ITEM, target_stride);
-    }
-#endif
+    vector column[4];
+    real_columns(source, row_stride, last_row, column);
+    UNROLL for (int i = 0; i < 4; i++) store(target + i * target_stride, column[i]);
 }
 
 /* --- small storage types ------------------------------------------------------------------- */
