@@ -202,9 +202,8 @@ class KVCache:
         extras = Extras(lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks)
         seen = np.dtype(np.float32) if self.dtype == np.int8 else self.dtype
         shape = (*self.batch_shape, self.heads, self._table.longest)
-        # Only shape and dtype of these are ever looked at.
-        key = np.broadcast_to(np.zeros((), seen), (*shape, self.head_dim))
-        value = np.broadcast_to(np.zeros((), seen), (*shape, self.value_dim))
+        key = _stand_in((*shape, self.head_dim), seen)
+        value = _stand_in((*shape, self.value_dim), seen)
         operands = problems.arrays(query, key, value, mask)
         self._check_query(operands[0])
         made = recipe(
@@ -316,6 +315,11 @@ def _size(name: str, n: Any) -> int:
     if n < 0:
         raise ValueError(f"{name} must not be negative: {n}")
     return int(n)
+
+
+def _stand_in(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Make an array of which only shape and dtype are ever looked at."""
+    return np.ndarray(shape, dtype, np.zeros(1, dtype), 0, (0,) * len(shape))
 
 
 def _storage(dtype: Any) -> np.dtype:

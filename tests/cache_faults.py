@@ -21,6 +21,13 @@ HALVES_GUARD = (
     "[numba-float16-packed-small]"
 )
 
+HALVES_GUARD_ALONE = (
+    "tests/test_guard_pages.py::test_nothing_outside_the_arrays_is_touched[numba-float16-small]"
+)
+_FEW = "tests/test_few_rows.py::test_"
+FEW_CACHES = _FEW + "caches[numba-{}-{}]"
+FEW_SIZES = _FEW + "sizes[numba-{}-{}]"
+
 CACHE_FAULTS = {
     # Pages.
     "page_begins_one_key_late": (
@@ -48,9 +55,9 @@ CACHE_FAULTS = {
         INT8_PAGES,
     ),
     "int8_scales_of_the_first_head": (
-        "_engine/describe.py",
-        "table(scales, 4)",
-        "table(scales, 0)",
+        "_core/pages.py",
+        'key_scale=addresses("key_scale")',
+        'key_scale=np.repeat(addresses("key_scale")[..., :1, :], self.heads, -2)',
         INT8_PAGES,
     ),
     "int8_cut_off": (
@@ -74,6 +81,12 @@ CACHE_FAULTS = {
     "reorder_keeps_the_lengths": (
         "_core/pages.py",
         "        self.lengths = self.lengths[sources]\n",
+        "",
+        BEAMS,
+    ),
+    "kept_addresses_outlive_a_reorder": (
+        "_core/pages.py",
+        "found[0] is not held or ",
         "",
         BEAMS,
     ),
@@ -143,6 +156,49 @@ CACHE_FAULTS = {
         "    whole = (count + LANES - 1) // LANES * LANES\n    i = 0\n"
         "    if code == native_code(tag):",
         HALVES_GUARD,
+    ),
+    # Few rows, against what lies in storage.
+    "few_rows_take_odd_columns_for_even": (
+        "_numba/direct.py",
+        "for lane in (i, LANES + i)]",
+        "for lane in (LANES + i, i)]",
+        FEW_SIZES.format("bfloat16", 1),
+    ),
+    "few_rows_score_with_the_scales_of_the_first_sixteen": (
+        "_numba/direct.py",
+        "I64(4 * LANES * group)) for group in range(2))\n        wide_scales",
+        "I64(0 * LANES * group)) for group in range(2))\n        wide_scales",
+        FEW_CACHES.format("int8", 4),
+    ),
+    "few_rows_fuse_with_the_scale_of_the_neighbour": (
+        "_numba/direct.py",
+        "place = builder.add(scales, offset)",
+        "place = builder.add(scales, builder.and_(offset, I64(-8)))",
+        FEW_CACHES.format("int8", 1),
+    ),
+    "few_rows_read_behind_the_last_key": (
+        "_numba/few.py",
+        "if j + GROUP_KEYS > call.keys:",
+        "if j + GROUP_KEYS > call.keys + LANES:",
+        HALVES_GUARD_ALONE,
+    ),
+    "few_rows_read_scales_behind_the_last_key": (
+        "_numba/few.py",
+        "            scales = source + GROUP_KEYS * size\n",
+        "",
+        PAGES_GUARD.format("int8"),
+    ),
+    "few_rows_lose_the_last_key": (
+        "_numba/few.py",
+        "j = min(first + r, call.keys - 1)",
+        "j = min(first + r, max(call.keys - 2, 0))",
+        FEW_SIZES.format("float16", 4),
+    ),
+    "few_rows_fuse_in_chains_of_a_page_and_a_step": (
+        "_numba/few.py",
+        "keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first",
+        "keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS + GROUP_KEYS) - first",
+        FEW_SIZES.format("float16", 1),
     ),
     # What is refused.
     "truncate_beyond_let_through": (

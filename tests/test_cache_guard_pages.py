@@ -44,6 +44,7 @@ def guard(cache, pens, at_end):
             part = np.lib.stride_tricks.as_strided(held, part.shape, part.strides)
         moved.append(part)
     table._chunks[0] = type(chunk)(*moved)
+    table._found = None
 
 
 def sweep(backend: str, storage: str, part: str) -> None:

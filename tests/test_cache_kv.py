@@ -1,8 +1,11 @@
 """The key-value cache: whatever was done to it, it attends like `attention` over the same keys."""
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
+import oracle
 import pytest
 import strategies
 import tolerances
@@ -89,6 +92,25 @@ def test_threads(backend, threads, seed):
     model.append(*new, lengths=[2000, 3])
     model.check(cache, rng, threads=threads, rows=1)
     model.check(cache, rng, threads=threads, rows=30)
+
+
+def test_many_attend_at_once(backend, seed):
+    """What the first of them looks up is kept, whoever that is, until the cache changes."""
+    rng = np.random.default_rng(seed)
+    cache = new_cache((2,), "int8")
+    query = strategies.draw(rng, (2, 4, 1, 24), "float32")
+    attend = partial(cache.attend, backend=backend)  # other threads do not see the fixture
+    with ThreadPoolExecutor(8) as pool:
+        for step in (130, 1, 300):
+            cache.append(*tokens(rng, (2,), step))
+            results = [pool.submit(attend, query) for _ in range(8)]
+            expected = cache.attend(query)
+            for result in results:
+                oracle.assert_same_bits(result.result(), expected, about=step)
+        cache.reorder([1, 0])
+        swapped = list(pool.map(attend, [query[::-1]] * 8))
+        for result in swapped:
+            oracle.assert_same_bits(result[::-1], expected, about="reordered")
 
 
 @pytest.mark.parametrize("layout", strategies.LAYOUTS)

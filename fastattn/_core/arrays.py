@@ -169,9 +169,13 @@ def view(array: np.ndarray, layout: Layout, writeable: bool = False) -> np.ndarr
     Read-only always: numba types a writeable and a read-only array apart, and would compile twice.
     """
     shape, strides = layout
+    # 1 µs instead of the 4 µs of as_strided, which a small call makes up to six times.
+    seen = None
     if array.flags.c_contiguous:
-        # 1 µs instead of the 4 µs of as_strided, which a small call makes up to six times.
         seen = np.ndarray(shape, array.dtype, array, 0, strides)
+    elif array.shape == shape and array.strides == strides:
+        seen = array.view(np.ndarray)
+    if seen is not None:
         if not writeable:
             seen.flags.writeable = False
         return seen

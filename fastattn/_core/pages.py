@@ -22,12 +22,12 @@ _ROWS_AT_ONCE = 1 << 15
 
 
 class Pages(NamedTuple):
-    """Where a call finds keys and values that lie in pages; addresses are of head 0."""
+    """Where a call finds keys and values that lie in pages: addresses, never written again."""
 
     dtype: np.dtype  # of storage
-    key: np.ndarray  # int64 (*batch, pages), address of a page's first key
-    value: np.ndarray  # int64 (*batch, pages)
-    key_scale: np.ndarray | None  # int64 (*batch, pages), of float32 (heads, PAGE_KEYS); int8 only
+    key: np.ndarray  # int64 (*batch, heads, pages), of a head's first key in a page
+    value: np.ndarray  # int64 (*batch, heads, pages)
+    key_scale: np.ndarray | None  # int64 (*batch, heads, pages), of its float32 scales; int8 only
     value_scale: np.ndarray | None
     kept: tuple[np.ndarray, ...]  # the memory behind the addresses
 
@@ -69,7 +69,9 @@ class PageTable:
         self._chunks: list[_Chunk] = []
         self._where = np.empty((0, 2), np.int64)  # page -> chunk, place in it
         self._uses = np.empty(0, np.int64)  # page -> entries that hold it
-        self._pages = np.full((entries, 0), -1, np.int64)  # entry, page number -> page
+        # entry, page number -> page; replaced whenever it changes, never written in place.
+        self._pages = np.full((entries, 0), -1, np.int64)
+        self._found: tuple[np.ndarray, Pages] | None = None  # what was looked up, in which pages
 
     @property
     def longest(self) -> int:
@@ -96,7 +98,8 @@ class PageTable:
     def truncate(self, lengths: np.ndarray) -> None:
         """Forget the keys from `lengths` on; whole pages go back to the pool."""
         kept = -(-lengths // PAGE_KEYS)
-        self._pages[np.arange(self._pages.shape[1]) >= kept[:, None]] = -1
+        forgotten = np.arange(self._pages.shape[1]) >= kept[:, None]
+        self._pages = np.where(forgotten, -1, self._pages)
         self.lengths = lengths.astype(np.int64)
         self._count()
 
@@ -107,20 +110,28 @@ class PageTable:
         self._count()
 
     def pages(self, batch: tuple[int, ...]) -> Pages:
-        """Look up where every page is, up to the longest sequence; 0 where an entry has none."""
-        count = -(-self.longest // PAGE_KEYS)
-        held = self._pages[:, :count]
-        shape = (*batch, count)
+        """Look up where every page is, up to the longest sequence; 0 where an entry has none.
+
+        What is found is kept while the pages stay the same, since decoding asks at every token.
+        """
+        shape = (*batch, self.heads, -(-self.longest // PAGE_KEYS))
+        held, found = self._pages, self._found
+        if found is None or found[0] is not held or found[1].key.shape != shape:
+            found = self._found = held, self._look_up(held, shape)
+        return found[1]
+
+    def _look_up(self, held: np.ndarray, shape: tuple[int, ...]) -> Pages:
+        used = held[:, None, : shape[-1]]
 
         def addresses(part: str) -> np.ndarray:
-            arrays = [getattr(chunk, part) for chunk in self._chunks]
-            bases = np.array([a.__array_interface__["data"][0] for a in arrays], np.int64)
-            steps = np.array([a.strides[0] for a in arrays], np.int64)
             if not len(self._where):
                 return np.zeros(shape, np.int64)
-            chunk, place = self._where.T
-            found = (bases[chunk] + place * steps[chunk])[held]
-            return np.where(held < 0, 0, found).reshape(shape)
+            arrays = [getattr(chunk, part) for chunk in self._chunks]
+            bases = np.array([a.__array_interface__["data"][0] for a in arrays], np.int64)
+            (chunk, place), (page, head) = self._where.T, arrays[0].strides[:2]
+            heads = np.arange(self.heads, dtype=np.int64)[:, None] * head
+            found = (bases[chunk] + place * page)[used] + heads
+            return np.where(used < 0, 0, found).reshape(shape)
 
         return Pages(
             dtype=self.dtype,

@@ -4,6 +4,7 @@ No bit of a result depends on a plan. What bits depend on are constants of the a
 `SEGMENT_KEYS` keys are reduced from nothing and folded left, on sixteen virtual lanes.
 """
 
+import functools
 from typing import NamedTuple
 
 SEGMENT_KEYS = 512
@@ -124,6 +125,7 @@ def padded(length: int, multiple: int = LANES) -> int:
     return -(-length // multiple) * multiple
 
 
+@functools.lru_cache(maxsize=128)  # plan and record of a call both ask
 def scratch_layout(
     task_rows: int,
     keys: int,

@@ -160,7 +160,9 @@ def _positions(
     if recipe.positioned:
         offset = offset - key_start
     if lengths is not None:
-        lengths = _per_batch(np.clip(lengths - key_start, 0, keys), recipe)
+        if recipe.is_part:
+            lengths = np.clip(lengths - key_start, 0, keys)
+        lengths = _per_batch(lengths, recipe)
     if isinstance(offset, (np.ndarray, np.integer)):
         offset = _per_batch(np.asarray(offset), recipe) if np.ndim(offset) else int(offset)
     return offset, lengths

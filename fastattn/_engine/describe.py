@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 
 from fastattn._core.pages import Pages
-from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
@@ -27,6 +28,8 @@ from .layouts import (
 from .record import Record, merge_dims
 
 __all__ = ["describe", "key_staged", "split_scale", "value_in_place"]
+
+Walks = dict[str, tuple[int, ...]]  # how operands walk: their strides
 
 METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
 
@@ -75,7 +78,7 @@ def split_scale(
 
 def _finite(words: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:
     """Keep the factors of a query finite in the dtype: 0 times infinity would be NaN."""
-    most = 1.0 / float(np.finfo(dtype).tiny)
+    most = 1.0 / _tiny(dtype)
     for factor in ("query_first", "query_second"):
         words[factor] = min(max(words[factor], -most), most)
     return words
@@ -83,8 +86,14 @@ def _finite(words: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:
 
 def _representable(softcap: float | None, dtype: np.dtype) -> float | None:
     """Bring a cap into the range where neither it nor its inverse overflows; no score tells."""
-    tiny = float(np.finfo(dtype).tiny)
+    tiny = _tiny(dtype)
     return None if softcap is None else min(max(softcap, tiny), 1.0 / tiny)
+
+
+@functools.cache  # NumPy takes microseconds to say it
+def _tiny(dtype: np.dtype) -> float:
+    """Return the smallest normal number."""
+    return float(np.finfo(dtype).tiny)
 
 
 def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None) -> Record:
@@ -128,14 +137,14 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
     record.point(query=query, key=key, value=value, output=output)
     if lse is not None:
         record.point(lse=lse)
+        lse_strides = lse.strides
     else:
-        lse = np.broadcast_to(np.zeros((), problem.dtype), query.shape[:-1])
-        strides = contiguous_strides(lse.shape, lse.itemsize)
-        lse = np.lib.stride_tricks.as_strided(lse, lse.shape, strides)
-    record.set(lse_head=lse.strides[-2], lse_row=lse.strides[-1])
-    operands = {"query": query, "key": key, "value": value, "output": output, "lse": lse}
-    _point_extras(record, problem, operands)
-    _point_tables(record, problem, operands)
+        lse_strides = contiguous_strides(query.shape[:-1], problem.dtype.itemsize)
+    record.set(lse_head=lse_strides[-2], lse_row=lse_strides[-1])
+    arrays = {"query": query, "key": key, "value": value, "output": output}
+    walks = {field: array.strides for field, array in arrays.items()} | {"lse": lse_strides}
+    _point_extras(record, problem, walks)
+    _point_tables(record, problem, walks)
     return record
 
 
@@ -144,7 +153,7 @@ def contiguous_strides(shape: tuple[int, ...], item: int) -> tuple[int, ...]:
     return tuple(item * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-def _point_extras(record: Record, problem: Problem, operands: dict[str, np.ndarray]) -> None:
+def _point_extras(record: Record, problem: Problem, walks: Walks) -> None:
     """Masks, documents, slopes, sinks and pages."""
     mask = problem.mask
     if mask is not None:
@@ -152,7 +161,7 @@ def _point_extras(record: Record, problem: Problem, operands: dict[str, np.ndarr
         head, row, column = mask.strides[-3:]
         record.set(mask_head=head, mask_row=row, mask_key=column, mask_kind=kind)
         record.set(mask_code=storage_code(mask.dtype))
-        operands["mask"] = mask
+        walks["mask"] = mask.strides
         record.point(mask=mask)
     extras = {
         "query_ids": problem.query_segments,
@@ -165,51 +174,46 @@ def _point_extras(record: Record, problem: Problem, operands: dict[str, np.ndarr
             head = array.strides[-2] if field.endswith("ids") else array.strides[-1]
             record.set(**{f"{field}_head": head})
             record.point(**{field: array})
-            operands[field] = array
+            walks[field] = array.strides
     if problem.gathered is not None:
         indices = problem.gathered.indices
         record.set(index_bytes=indices.itemsize, table_rows=problem.gathered.rows)
         record.point(indices=indices)
     if problem.pages is not None:
-        _point_pages(record, problem, problem.pages, operands)
+        _point_pages(record, problem, problem.pages, walks)
 
 
-def _point_pages(
-    record: Record, problem: Problem, pages: Pages, operands: dict[str, np.ndarray]
-) -> None:
+def _point_pages(record: Record, problem: Problem, pages: Pages, walks: Walks) -> None:
     """Tables of the addresses of every page of every key head."""
-    heads = problem.key.shape[-3]
-    item = pages.dtype.itemsize
-    record.set(key_code=storage_code(pages.dtype), value_code=storage_code(pages.dtype))
-
-    def table(addresses: np.ndarray, row: int) -> np.ndarray:
-        steps = np.arange(heads, dtype=np.int64)[:, None] * (PAGE_KEYS * row)
-        return np.ascontiguousarray(addresses[..., None, :] + steps)
-
-    for side, addresses, scales in (
-        ("key", pages.key, pages.key_scale),
-        ("value", pages.value, pages.value_scale),
-    ):
-        row = getattr(problem, side).shape[-1] * item
-        record.set(**{f"{side}_row": row, f"{side}_feature": item})
-        operands["pages"] = table(addresses, row)
-        record.point(**{f"{side}_pages": operands["pages"]})
-        if scales is not None:
-            record.point(**{f"{side}_scales": table(scales, 4)})
+    item, code = pages.dtype.itemsize, storage_code(pages.dtype)
+    record.set(
+        key_code=code,
+        value_code=code,
+        key_row=problem.key.shape[-1] * item,
+        value_row=problem.value.shape[-1] * item,
+        key_feature=item,
+        value_feature=item,
+    )
+    walks["pages"] = pages.key.strides
+    record.point(key_pages=pages.key, value_pages=pages.value)
+    if pages.key_scale is not None and pages.value_scale is not None:
+        record.point(key_scales=pages.key_scale, value_scales=pages.value_scale)
 
 
-def _point_tables(record: Record, problem: Problem, operands: dict[str, np.ndarray]) -> None:
+def _point_tables(record: Record, problem: Problem, walks: Walks) -> None:
     """Lengths, offsets, and how each operand walks the batch: what belongs to the signature."""
     rows = problem.query.shape[:-2]
     lengths = problem.key_lengths
     if lengths is None:
         lengths = np.broadcast_to(np.int64(problem.key.shape[-2]), rows)
-    offsets = np.broadcast_to(np.asarray(problem.query_offset, np.int64), rows)
-    operands["lengths"], operands["offsets"] = lengths, offsets
+    offsets = problem.query_offset
+    if not isinstance(offsets, np.ndarray):
+        offsets = np.broadcast_to(np.int64(offsets), rows)
+    walks["lengths"], walks["offsets"] = lengths.strides, offsets.strides
     record.set(lengths_head=lengths.strides[-1], offsets_head=offsets.strides[-1])
     batch = rows[:-1]
     # What is not there walks like the query, so that it keeps no batch dims apart.
-    steps = [operands.get(name, operands["query"]).strides[: len(batch)] for name in OPERANDS]
+    steps = [walks.get(name, walks["query"])[: len(batch)] for name in OPERANDS]
     shape, merged = merge_dims(batch, steps)
     record.set(entries=math.prod(batch), entry_rank=len(shape))
     # The tables stand last in `kept`.
@@ -217,7 +221,7 @@ def _point_tables(record: Record, problem: Problem, operands: dict[str, np.ndarr
         lengths=lengths,
         offsets=offsets,
         entry_shape=np.array([*shape, 1], np.int64),
-        entry_strides=np.array([*np.ravel(merged), 0], np.int64),
+        entry_strides=np.array([*itertools.chain(*merged), 0], np.int64),
     )
 
 

@@ -39,9 +39,11 @@ class Record:
         self.kept: list[np.ndarray] = []
 
     def set(self, **words: float) -> None:
+        word, floats_from = self.layout.word, len(self.layout.integers)
         for field, value in words.items():
-            target = self._floats if field in self.layout.floats else self.words
-            target[self.layout.word[field]] = value
+            place = word[field]
+            target = self.words if place < floats_from else self._floats
+            target[place] = value
 
     def point(self, **arrays: np.ndarray) -> None:
         for field, array in arrays.items():

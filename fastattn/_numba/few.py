@@ -3,12 +3,14 @@
 As `score_block` and `fuse_block`, with the bits of both, for what the tiles of `direct` can read.
 """
 
+import numpy as np
+
 from fastattn._core.plan import FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from .compile import device
 from .direct import FEW_ROWS, STEP_BYTES, STRIP, direct_fused, direct_scores
 from .emit import LANES
-from .memory import native_code
+from .memory import load_scalar, native_code, store_scalar
 from .native import load_int64, store_int64
 from .places import row_place, scale_place
 from .record import DOT
@@ -57,12 +59,19 @@ def fuses_directly(tag, call):
 
 @device
 def _copy_last_keys(call, first, size, target):
-    """Copy the last keys of an entry, fewer than `GROUP_KEYS`, and the very last again to fill."""
+    """Copy the last keys of an entry, fewer than `GROUP_KEYS`, and the very last again to fill.
+
+    Scales come behind the keys.
+    """
+    scales, copied = call.entry_key_scales, target + GROUP_KEYS * size
     for r in range(GROUP_KEYS):
         j = min(first + r, call.keys - 1)
         source = row_place(call, call.entry_key, call.entry_key_pages, call.key_row, j)
         for word in range(size // 8):
             store_int64(target + r * size, word, load_int64(source, word))
+        if scales != 0:
+            scale = load_scalar(np.float32(0), scale_place(scales, j))
+            store_scalar(copied + 4 * r, scale)
 
 
 @device
@@ -85,10 +94,11 @@ def score_few(call, segment, queries, rows, low, high, scratch):
         per_line, jump = (65535 + lines) // lines, stride - 64 * lines
         if stride == size:
             per_line = 0
+        scales = scale_place(call.entry_key_scales, j)
         if j + GROUP_KEYS > call.keys:
             source, stride = scratch + call.at_stage, size
+            scales = source + GROUP_KEYS * size
             _copy_last_keys(call, j, size, source)
-        scales = scale_place(call.entry_key_scales, j)
         c = scratch + call.at_scores + column * 4
         direct_scores(
             call.key_code, FEW_ROWS if rows > 1 else 1, source, stride, scales, queries,

@@ -17,11 +17,11 @@ Array = NDArray[Any]
 def from_pages(problem: Any) -> tuple[Array, Array]:
     """Gather keys and values (*batch, Hkv, S, .); what lies beyond an entry's length is 0.
 
-    ``problem.pages`` holds the address of each page's first row of head 0, and for int8 that of its
-    float32 scales, one per token and head: a number is then the float32 product of both.
+    ``problem.pages`` holds the address of each head's first row in each page, and for int8 that of
+    its float32 scales, one per token: a number is then the float32 product of both.
     """
     pages = problem.pages
-    lengths = np.full(pages.key.shape[:-1], problem.key.shape[-2])
+    lengths = np.full(pages.key.shape[:-2], problem.key.shape[-2])
     if problem.key_lengths is not None:
         per_entry = problem.key_lengths.reshape(*lengths.shape, -1)
         lengths = np.max(per_entry, axis=-1, initial=0)
@@ -34,18 +34,19 @@ def from_pages(problem: Any) -> tuple[Array, Array]:
 def _gather(
     shape: tuple[int, ...], stored: Any, addresses: Array, scales: Array | None, lengths: Array
 ) -> Array:
-    """Copy pages, (Hkv, PAGE_KEYS, features) each, into one array (*batch, Hkv, S, features)."""
-    heads, keys, features = shape[-3:]
+    """Copy pages, (PAGE_KEYS, features) a head, into one array (*batch, Hkv, S, features)."""
+    features = shape[-1]
     dtype = stored if scales is None else np.dtype(np.float32)
-    gathered = np.zeros((*addresses.shape[:-1], heads, keys, features), dtype)
-    for entry in np.ndindex(addresses.shape[:-1]):
-        for first in range(0, int(lengths[entry]), PAGE_KEYS):
-            page = (*entry, first // PAGE_KEYS)
-            used = slice(min(PAGE_KEYS, int(lengths[entry]) - first))
-            rows = _at(int(addresses[page]), (heads, PAGE_KEYS, features), stored)[:, used]
+    gathered = np.zeros((*addresses.shape[:-1], *shape[-2:]), dtype)
+    for head in np.ndindex(addresses.shape[:-1]):
+        length = int(lengths[head[:-1]])
+        for first in range(0, length, PAGE_KEYS):
+            page = (*head, first // PAGE_KEYS)
+            used = slice(min(PAGE_KEYS, length - first))
+            rows = _at(int(addresses[page]), (PAGE_KEYS, features), stored)[used]
             if scales is not None:
-                rows = rows * _at(int(scales[page]), (heads, PAGE_KEYS, 1), dtype)[:, used]
-            gathered[entry][:, first : first + rows.shape[1]] = rows
+                rows = rows * _at(int(scales[page]), (PAGE_KEYS, 1), dtype)[used]
+            gathered[head][first : first + len(rows)] = rows
     return gathered
 
 
