@@ -44,6 +44,18 @@ COMPILED_FAULTS = {
         "keys = PANEL_KEYS;",
         _GUARDS,
     ),
+    "compiled_last_keys_read_beyond_the_end": (
+        "_cython/unpacked.h",
+        "        const int64_t j = smaller_of(start + column, call->keys - LANES);",
+        "        const int64_t j = start + column;",
+        _GUARDS,
+    ),
+    "compiled_rows_with_other_ends_taken_for_alike": (
+        "_cython/attention.h",
+        "exact && range.begin == first.begin && range.end == first.end;",
+        "exact && range.begin == first.begin;",
+        "tests/test_conformance.py::test_single_option -k cython",
+    ),
     "compiled_heads_share_a_slope": (
         "_cython/blocks.h",
         "load_real(call->entry_alibi + head * call->alibi_head)",

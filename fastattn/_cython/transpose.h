@@ -38,8 +38,8 @@ INLINE row_addresses addresses_of(int64_t source, int64_t row_stride)
     return rows;
 }
 
-/* Sixteen bytes of row `r`, and of the rows `gap`, twice and thrice that further on where a register
-   holds them. */
+/* Sixteen bytes of row `r`, and of the rows `gap`, twice and thrice that further on where a
+   register holds them. */
 #define PLACE_OF_ROW(r)                                                   \
     (last_row == LANES - 1 ? rows.quad[(r) / 4] + (r) % 4 * row_stride    \
                            : source + smaller_of(r, last_row) * row_stride)
@@ -96,8 +96,8 @@ INLINE void four_columns(int64_t source, int64_t row_stride, const int64_t last_
     }
 }
 
-/* Elements 0 to 3 of sixteen rows, as four vectors: vector i holds column i. Rows above `last_row` do
-   not exist and are read as `last_row` again. */
+/* Elements 0 to 3 of sixteen rows, as four vectors: vector i holds column i. Rows above `last_row`
+   do not exist and are read as `last_row` again. */
 INLINE void real_columns(int64_t source, int64_t row_stride, const int64_t last_row,
                          vector *column)
 {

@@ -1,9 +1,9 @@
 /* Scores of few rows against keys read where they lie, transposed in registers and never packed.
 
-   A panel of packed keys pays where many rows read it. One row spends as long on storing and loading
-   the panel as on its scores. Here four columns of sixteen keys become four vectors, meet the rows
-   at once and are forgotten. Each score is the same chain of fused multiply-adds as that of the
-   tile. */
+   A panel of packed keys pays where many rows read it. One row spends as long on storing and
+   loading the panel as on its scores. Here four columns of sixteen keys become four vectors, meet
+   the rows at once and are forgotten. Each score is the same chain of fused multiply-adds as that
+   of the tile. */
 
 #ifndef FASTATTN_UNPACKED_H
 #define FASTATTN_UNPACKED_H
