@@ -215,14 +215,19 @@ def print_startup(startup: Record) -> str:
 def startup_rows(startup: Record) -> list[tuple[str, str]]:
     """What was measured before the first number, and its value."""
     many, threads = startup["many_heads"], startup["threads"]
+    chosen = []
+    if "first_call_seconds" in startup:  # not in results from before there was a choice
+        what = f"import and first call, backend {startup['backend']}"
+        chosen = [(what, duration(startup["first_call_seconds"]))]
     return [
         ("`import fastattn`, NumPy already imported", duration(startup["import_seconds"])),
+        *chosen,
         (
-            "import and first call, kernels in the disk cache",
+            "import and first call, Numba's kernels in the disk cache",
             duration(startup["first_call_warm_seconds"]),
         ),
         (
-            "import and first call, kernels compiled",
+            "import and first call, Numba's kernels compiled",
             duration(startup["first_call_cold_seconds"]),
         ),
         (

@@ -1,8 +1,8 @@
 """What a user waits for before the first number: import, first call, and the memory beside it.
 
 Import and first call are measured in child processes, NumPy imported before the clock starts. The
-kernels of a first call come from a cache folder of the child's own: empty, or filled by a child
-before it.
+kernels of a first call are those that were compiled with the package, where they were, or Numba's
+from a cache folder of the child's own: empty, or filled by a child before it.
 """
 
 from __future__ import annotations
@@ -56,11 +56,17 @@ def import_seconds(module: str, children: int = CHILDREN) -> float:
 
 
 def first_call_seconds(children: int = CHILDREN) -> tuple[float, float]:
-    """Import and one tiny call: with an empty kernel cache, and with a filled one (median)."""
+    """Import and one tiny call on Numba: with an empty kernel cache, with a filled one (median)."""
     with tempfile.TemporaryDirectory() as folder:
-        cold = _child_seconds(_FIRST_CALL, FASTATTN_CACHE_DIR=folder)
-        times = [_child_seconds(_FIRST_CALL, FASTATTN_CACHE_DIR=folder) for _ in range(children)]
+        place = {"FASTATTN_BACKEND": "numba", "FASTATTN_CACHE_DIR": folder}
+        cold = _child_seconds(_FIRST_CALL, **place)
+        times = [_child_seconds(_FIRST_CALL, **place) for _ in range(children)]
     return cold, statistics.median(times)
+
+
+def first_call_as_it_comes(children: int = CHILDREN) -> float:
+    """Import and one tiny call on the backend that is chosen by itself (median)."""
+    return statistics.median(_child_seconds(_FIRST_CALL) for _ in range(children))
 
 
 def scratch_bytes(heads: int, threads: int) -> int:
@@ -71,11 +77,20 @@ def scratch_bytes(heads: int, threads: int) -> int:
     return int(fastattn.explain(rows, rows, rows, threads=threads).scratch_bytes)
 
 
+def chosen_backend() -> str:
+    """The backend of a call that names none."""
+    import fastattn
+
+    return str(fastattn.explain([1.0], [[1.0]], [[1.0]]).backend)
+
+
 def measure(threads: int) -> dict[str, Any]:
     """Everything above, as one record of the result file."""
     cold, warm = first_call_seconds()
     return {
         "import_seconds": import_seconds("fastattn"),
+        "first_call_seconds": first_call_as_it_comes(),
+        "backend": chosen_backend(),
         "first_call_cold_seconds": cold,
         "first_call_warm_seconds": warm,
         "scratch_bytes_one_thread": scratch_bytes(1, 1),
