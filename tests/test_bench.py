@@ -274,7 +274,7 @@ def test_the_bfloat16_loop_does_the_work_it_claims() -> None:
 
 
 def test_pytest_bench_takes_the_flags_of_pytest_benchmark(tmp_path) -> None:
-    chosen = ["bench", "-k", "tiny-fastattn or tiny-numpy", "--bench-threads=1"]
+    chosen = ["bench", "-k", "tiny-fastattn] or tiny-numpy]", "--bench-threads=1"]
     saved = tmp_path / "saved"
     flags = [
         "--benchmark-max-time=0.01",
