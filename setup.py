@@ -42,28 +42,7 @@ def words() -> str:
     """Write the records and constants of the engine as C."""
     tables = runpy.run_path("fastattn/_engine/layouts.py")
     plan = runpy.run_path("fastattn/_core/plan.py")
-    lines = ["/* Made by setup.py. */", "#ifndef FASTATTN_WORDS_H", "#define FASTATTN_WORDS_H"]
-    lines += ["#include <stdint.h>"]
-    for name in ("ATTENTION", "SIMILARITY", "SOFTMAX", "FUSE"):
-        layout = tables[name]
-        lines += ["typedef struct {"]
-        lines += [f"    int64_t {field};" for field in layout.integers]
-        lines += [f"    double {field};" for field in layout.floats]
-        lines += [f"}} __attribute__((may_alias)) {name.lower()}_call;"]
-    numbers = {}
-    for name, number in (*tables.items(), *plan.items()):
-        if type(number) is int:
-            assert numbers.setdefault(name, number) == number, f"two constants are called {name}"
-    numbers |= {f"{name.upper()}_CODE": code for name, code in tables["STORAGE_CODES"].items()}
-    numbers |= {f"{name.upper()}_OPERAND": i for i, name in enumerate(tables["OPERANDS"])}
-    numbers |= {f"{name.upper()}_WORD": i for name, i in tables["ATTENTION"].word.items()}
-    numbers |= {"ATTENTION_WORDS": len(tables["ATTENTION"].word)}
-    lines += [
-        f"#define {name} INT64_C({number})"
-        for name, number in sorted(numbers.items())
-        if not name.startswith("_") and name != "LANES"
-    ]
-    return "\n".join([*lines, "#endif", ""])
+    return runpy.run_path(f"{PLACE}/words.py")["header"](tables, plan)
 
 
 class BuildKernels(build_ext):

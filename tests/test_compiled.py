@@ -232,6 +232,20 @@ def test_every_level_of_this_cpu_has_the_same_bits():
     assert len(digests) == 1
 
 
+def test_kernels_of_other_sources_are_refused():
+    """A clone whose tables changed since its kernels were built: they would read other words."""
+    code = """
+from fastattn._engine import layouts
+layouts.SWAPPED += 1
+import fastattn
+try:
+    fastattn.attention([1.0], [[1.0]], [[1.0]])
+except ImportError as error:
+    print(error)
+"""
+    assert "built from other sources than these" in children.run(code, **COMPILED)
+
+
 def test_a_level_that_is_not_there_is_refused():
     code = """
 import fastattn

@@ -32,6 +32,12 @@ cdef extern from "words.h" nogil:
         OUTPUT_WORD
         LSE_WORD
         SCRATCH_WORD
+        WORDS_DIGEST
+
+
+def words_digest():
+    """The digest of the tables that the kernels were built from (`words.digest`)."""
+    return <int64_t> WORDS_DIGEST
 
 
 def built_levels():

@@ -13,11 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastattn._core import plan
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
+from fastattn._engine import layouts
 from fastattn._engine.engine import Engine
 from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher, Turns
+
+from . import words
 
 try:
     from . import _native
@@ -53,6 +57,15 @@ class _Entry(NamedTuple):
     """A compiled kernel."""
 
     address: int
+
+
+def _check_sources() -> None:
+    """Refuse kernels that read records otherwise than this engine writes them."""
+    if _native.words_digest() != words.digest(vars(layouts), vars(plan)):
+        raise ImportError(
+            f"the compiled kernels ({_native.__file__}) were built from other sources than these, "
+            "or for another Python: build them again, `pip install -e .` in a clone"
+        )
 
 
 def _choose_level() -> str:
@@ -117,6 +130,7 @@ def _kernels(level: str) -> Kernels:
     )
 
 
+_check_sources()
 level = _choose_level()
 engine = Engine(_kernels(level))
 prepare_attention = engine.prepare_attention
