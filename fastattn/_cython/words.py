@@ -1,7 +1,7 @@
 """The engine's records and constants as C, for the kernels; imports nothing of the package.
 
-`setup.py` writes them into the header ``words.h`` when it builds the kernels. The header carries its
-own digest, so that kernels built from other tables than those in use are noticed.
+`setup.py` writes them into the header ``words.h`` when it builds the kernels. The header carries
+its own digest, so that kernels built from other tables than those in use are noticed.
 """
 
 from __future__ import annotations
