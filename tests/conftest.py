@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import signal
 
 import hypothesis
 import numpy as np
@@ -20,6 +21,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("fastattn")
+
+
+# A shell starts what it runs in the background with SIGINT ignored, and children inherit that: the
+# tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def available(backend: str) -> bool:
