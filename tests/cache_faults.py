@@ -6,7 +6,7 @@ INT8_PAGES = _CACHE + "lengths_around_pages_and_segments[numba-129-int8]"
 BEAMS = _CACHE + "beams[numba-float32]"
 INT8_BEAMS = _CACHE + "beams[numba-int8]"
 PAGES_GUARD = (
-    "tests/test_cache_guard_pages.py::test_nothing_outside_the_keys_is_read[numba-{}-small]"
+    "tests/test_cache_guard_pages.py::test_nothing_outside_the_keys_is_read[numba-{}-edges]"
 )
 REJECTED = _CACHE + "rejected_tokens_are_gone[numba-129-float32]"
 # Refused before any kernel is looked for: the reference, which compiles nothing, shows it.
@@ -18,11 +18,11 @@ EVERY_FLOAT16 = _HALVES + "every_number_comes_back[numba-float16]"
 ONE_ROUNDING = _HALVES + "error_is_that_of_one_rounding[numba-{}-bfloat16-decode-1.0]"
 HALVES_GUARD = (
     "tests/test_varlen_guard_pages.py::test_nothing_outside_the_arrays_is_touched"
-    "[numba-float16-packed-small]"
+    "[numba-float16-packed-edges]"
 )
 
 HALVES_GUARD_ALONE = (
-    "tests/test_guard_pages.py::test_nothing_outside_the_arrays_is_touched[numba-float16-small]"
+    "tests/test_guard_pages.py::test_nothing_outside_the_arrays_is_touched[numba-float16-edges]"
 )
 _FEW = "tests/test_few_rows.py::test_"
 FEW_CACHES = _FEW + "caches[numba-{}-{}]"

@@ -1,8 +1,9 @@
 """No read outside the keys a cache holds: its pages end, or begin, beside unmapped memory.
 
-Every E and S from 1 to 65, and lengths around pages and segments. The memory of the pages is laid
-so that what stands behind the last key, the unwritten rest of its page too, cannot be read. The
-sweep runs in a child process; its last line of output is the call that killed it.
+Sizes around vectors, tiles, pages and segments, and every E and S from 1 to 65 (long). The memory
+of the pages is laid so that what stands behind the last key, the unwritten rest of its page too,
+cannot be read. The sweep runs in a child process; its last line of output is the call that killed
+it.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import strategies
 from kv import BORDERS, new_cache, tokens
-from test_guard_pages import SIZES, Pen, calls
+from test_guard_pages import PARTS, Pen, calls, pairs
 
 from fastattn._core.plan import PAGE_KEYS
 
@@ -51,7 +52,7 @@ def sweep(backend: str, storage: str, part: str) -> None:
     """Run all calls of one part, checking that each gives what unguarded pages give."""
     import fastattn
 
-    sizes = itertools.product(*((SIZES, SIZES) if part == "small" else (FEATURES, BORDERS)))
+    sizes = itertools.product(FEATURES, BORDERS) if part == "segment" else pairs(part)
     pens = [Pen(65 * 1100 * 8) for _ in range(4)]
     rng = np.random.default_rng(1)
     dtype = "float32" if storage == "int8" else storage
@@ -69,7 +70,7 @@ def sweep(backend: str, storage: str, part: str) -> None:
                 assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("part", ["small", "borders"])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16", "int8"])
 def test_nothing_outside_the_keys_is_read(exact_backend, storage, part):
     strategies.dtype_of(storage)
@@ -82,7 +83,7 @@ def test_nothing_outside_the_keys_is_read(exact_backend, storage, part):
     )
     last = child.stdout.strip().splitlines()[-1:]
     assert child.returncode == 0, f"died or failed at {last}:\n{child.stderr[-3000:]}"
-    expected = len(SIZES) ** 2 if part == "small" else len(FEATURES) * len(BORDERS)
+    expected = len(FEATURES) * len(BORDERS) if part == "segment" else len(pairs(part))
     assert len(child.stdout.splitlines()) == expected
 
 

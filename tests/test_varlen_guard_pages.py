@@ -1,8 +1,8 @@
 """No read or write outside tables, indices and packed arrays: unmapped memory beside each of them.
 
-Every E and S from 1 to 65 and sizes around a segment, for each way to find a key: packed, gathered
-by either index dtype, in small dtypes. The sweep runs in a child process; its last line of output
-is the call that killed it.
+Sizes around vectors, tiles and segments, and every E and S from 1 to 65 (long), for each way to
+find a key: packed, gathered by either index dtype, in small dtypes. The sweep runs in a child
+process; its last line of output is the call that killed it.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import strategies
-from test_guard_pages import SIZES, Pen, calls
+from test_guard_pages import PARTS, Pen, calls, pairs
 
 TABLE_ROWS = 67
 BORDERS = ((1, 8, 16, 33), (*range(509, 516), 575, 577, 1025))
@@ -33,7 +33,7 @@ def sweep(backend: str, dtype: str, source: str, part: str) -> None:
     """Run all calls of one part, checking that each gives what unguarded arrays give."""
     import fastattn
 
-    sizes = itertools.product(SIZES, SIZES) if part == "small" else itertools.product(*BORDERS)
+    sizes = itertools.product(*BORDERS) if part == "segment" else pairs(part)
     pens = [Pen(65 * 1100 * 8) for _ in range(9)]
     rng = np.random.default_rng(1)
     numbers = strategies.draw(rng, (1100 * 65,), dtype)
@@ -69,7 +69,7 @@ def sweep(backend: str, dtype: str, source: str, part: str) -> None:
             assert np.array_equal(out, expected)
 
 
-@pytest.mark.parametrize("part", ["small", "segment"])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("source", ["packed", "int32", "int64"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_nothing_outside_the_arrays_is_touched(exact_backend, dtype, source, part):
@@ -83,7 +83,7 @@ def test_nothing_outside_the_arrays_is_touched(exact_backend, dtype, source, par
     )
     last = child.stdout.strip().splitlines()[-1:]
     assert child.returncode == 0, f"died or failed at {last}:\n{child.stderr[-3000:]}"
-    expected = len(SIZES) ** 2 if part == "small" else len(BORDERS[0]) * len(BORDERS[1])
+    expected = len(BORDERS[0]) * len(BORDERS[1]) if part == "segment" else len(pairs(part))
     assert len(child.stdout.splitlines()) == expected
 
 
