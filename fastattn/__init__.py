@@ -8,6 +8,7 @@ from fastattn._core.config import NUMERICS_VERSION as numerics_version
 from fastattn._core.config import VERSION as __version__
 from fastattn._core.config import show_config
 from fastattn._core.threads import set_threads
+from fastattn.allocation import allocate
 from fastattn.attention import attention, explain
 from fastattn.cache import KVCache
 from fastattn.fusion import fuse
@@ -20,6 +21,7 @@ __all__ = [
     "KVCache",
     "State",
     "__version__",
+    "allocate",
     "attention",
     "attention_state",
     "attention_varlen",

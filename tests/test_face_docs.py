@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FLAGS = doctest.NORMALIZE_WHITESPACE
 MODULES = [
+    "fastattn.allocation",
     "fastattn.attention",
     "fastattn.cache",
     "fastattn.fusion",

@@ -14,7 +14,16 @@ import fastattn
 PACKAGE = Path(fastattn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FACE = {"attention", "varlen", "cache", "state", "similarity", "normalize", "fusion"}
+FACE = {
+    "allocation",
+    "attention",
+    "varlen",
+    "cache",
+    "state",
+    "similarity",
+    "normalize",
+    "fusion",
+}
 # What each room may import of fastattn. The face hands over to a backend by name, at run time.
 MAY_IMPORT = {
     "face": {"face", "_core"},
@@ -209,6 +218,7 @@ def test_public_names():
         "KVCache",
         "State",
         "__version__",
+        "allocate",
         "attention",
         "attention_state",
         "attention_varlen",

@@ -121,16 +121,24 @@ def _there(name: str) -> Backend | None:
     return None
 
 
-def pick(backend: Any) -> Backend:
-    """Return the backend of an operation that every backend does (all but attention)."""
+def pick(backend: Any, operation: str = "warmup") -> Backend:
+    """Return the backend of an operation other than attention: one that has a function for it."""
     wanted = choose(backend)
     if wanted is not None:
-        return load(wanted)
+        named = load(wanted)
+        if not hasattr(named, operation):
+            raise ValueError(
+                f"backend {wanted!r} does not do {operation}: name none, or one of "
+                f"{', '.join(repr(name) for name in KNOWN if hasattr(load(name), operation))}"
+            )
+        return named
     for name in _AUTOMATIC:
         there = _there(name)
-        if there is not None:
+        if there is not None and hasattr(there, operation):
             return there
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in _missing.items())
+    reasons = "; ".join(
+        f"{name}: {_missing.get(name, f'does not do {operation}')}" for name in _AUTOMATIC
+    )
     raise ImportError(
         f"no backend is there ({reasons}): `pip install numba` brings one, and "
         "backend='reference' computes in plain NumPy"

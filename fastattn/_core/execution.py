@@ -122,3 +122,23 @@ class Backend(Protocol):
         self, weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int
     ) -> Repeat | None:
         """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
+
+    def allocate(
+        self,
+        weights: np.ndarray,
+        budget: np.ndarray,
+        lower: np.ndarray | None,
+        upper: np.ndarray | None,
+        where: np.ndarray | None,
+        out: np.ndarray,
+        unspent: np.ndarray,
+        method: str | None,
+        unit: float,
+        threads: int,
+    ) -> None:
+        """Fill out (*rows, n) and unspent (*rows) from weights and bounds (*rows, n).
+
+        With a `method`, budgets and bounds are whole numbers of units, and so is `unspent`; `out`
+        is int64 where `unit` is an int. `unspent` is NaN for a row that makes no sense: a weight
+        or bound that is none, or lower bounds above the budget. Budgets are finite, not negative.
+        """

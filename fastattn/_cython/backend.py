@@ -125,6 +125,7 @@ def _kernels(level: str) -> Kernels:
         compare=compare,
         fuse=fuse,
         normalise=normalise,
+        hand_out=None,
         launcher=Launcher(lambda: _pool),
         again=SimpleNamespace(run=_native.again),
     )

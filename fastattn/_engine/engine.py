@@ -9,7 +9,7 @@ import numpy as np
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
-from . import normalize, stages, states
+from . import allocation, normalize, stages, states
 from .attention import Execution, plan_problem
 from .kernels import Kernels
 from .planned import Planned
@@ -81,3 +81,25 @@ class Engine:
     ) -> Planned | None:
         """Fill out (*rows) from x and mask (*rows, n)."""
         return normalize.logsumexp(self.kernels, x, mask, out, scale, threads)
+
+    def allocate(
+        self,
+        weights: np.ndarray,
+        budget: np.ndarray,
+        lower: np.ndarray | None,
+        upper: np.ndarray | None,
+        where: np.ndarray | None,
+        out: np.ndarray,
+        unspent: np.ndarray,
+        method: str | None,
+        unit: float,
+        threads: int,
+    ) -> None:
+        """Fill out (*rows, n) and unspent (*rows) from weights and bounds (*rows, n)."""
+        allocation.allocate(
+            self.kernels,
+            allocation.Operands(weights, budget, lower, upper, where, out, unspent),
+            method,
+            unit,
+            threads,
+        )

@@ -39,6 +39,8 @@ class Kernels(NamedTuple):
         Fused attention, and folding its partial states.
     compare, fuse, normalise
         Similarity; weights times values; softmax and its relatives.
+    hand_out
+        Allocating budgets, always in float64.
     launcher
         Runs tasks.
     again
@@ -51,6 +53,7 @@ class Kernels(NamedTuple):
     compare: Mapping[np.dtype, Entry]
     fuse: Mapping[np.dtype, Entry]
     normalise: Mapping[np.dtype, Entry]
+    hand_out: Entry | None
     launcher: Launcher
     again: Again
 

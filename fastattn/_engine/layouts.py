@@ -6,7 +6,16 @@ addresses. Addresses and strides are in bytes. The three words in front belong t
 Pure tables, which import nothing: kernels of every backend are made from them.
 """
 
-__all__ = ["ATTENTION", "FUSE", "SIMILARITY", "SOFTMAX", "STORAGE_CODES", "SWAPPED", "Layout"]
+__all__ = [
+    "ALLOCATION",
+    "ATTENTION",
+    "FUSE",
+    "SIMILARITY",
+    "SOFTMAX",
+    "STORAGE_CODES",
+    "SWAPPED",
+    "Layout",
+]
 
 
 class Layout:
@@ -97,6 +106,23 @@ FUSE = Layout(
     scratch scratch_stride at_weights at_values at_block at_running
     """,
 )
+ALLOCATION = Layout(
+    "AllocationCall",
+    """
+    next_task stop_task workers
+    rows receivers task_rows
+    entry_rank entry_shape entry_strides
+    method bounded whole_numbers unit_whole
+    weights weights_step weights_code
+    budget
+    lower lower_step upper upper_step
+    allowed allowed_step
+    output output_step
+    unspent
+    scratch scratch_stride at_weights at_lower at_upper at_amounts at_rests at_heap at_spare
+    """,
+    "unit sum_first sum_second",
+)
 
 # Rows of the stride table `entry_strides`, one stride a batch dim each: of attention; the stages
 # have their operands in the order of the record.
@@ -120,6 +146,8 @@ NO_MASK, BOOL_MASK, FLOAT_MASK = range(3)
 # What the kernel of softmax and its relatives makes, and which part of the work it does.
 SOFTMAX_RESULT, LOG_SOFTMAX_RESULT, LOGSUMEXP_RESULT = range(3)
 WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
+# How amounts are rounded: not at all, or to whole units.
+REAL_AMOUNTS, LARGEST_REMAINDER, SAINTE_LAGUE, DHONDT, HUNTINGTON_HILL = range(5)
 # Columns of values that meet the rows of a task of `fuse` together.
 STRIP = 64
 

@@ -11,13 +11,14 @@ from fastattn._engine.engine import Engine
 from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher
 
-from . import attention, cache, compile, launch, repeat
+from . import allocation, attention, cache, compile, launch, repeat
 from . import fuse as fusing
 from . import similarity as comparing
 from . import softmax as normalising
 
 __all__ = [
     "about",
+    "allocate",
     "attention_state",
     "engine",
     "finish_state",
@@ -49,11 +50,13 @@ engine = Engine(
             _FLOAT32: normalising.normalise_float32,
             _FLOAT64: normalising.normalise_float64,
         },
+        hand_out=allocation.hand_out,
         launcher=Launcher(launch.layer),
         again=repeat.again,
     )
 )
 prepare_attention = engine.prepare_attention
+allocate = engine.allocate
 prepare_varlen = engine.prepare_varlen
 attention_state = engine.attention_state
 merge_states = engine.merge_states
@@ -85,4 +88,4 @@ def warmup() -> None:
     kernels = engine.kernels
     tables = (kernels.attend, kernels.fold, kernels.normalise, kernels.compare, kernels.fuse)
     entries = [entry for table in tables for entry in table.values()]
-    compile.warm([*entries, *launch.DRIVERS, *repeat.DRIVERS])
+    compile.warm([*entries, kernels.hand_out, *launch.DRIVERS, *repeat.DRIVERS])

@@ -208,6 +208,18 @@ def select_equal(typing_context, vector, probe, if_equal, otherwise):
 
 
 @intrinsic
+def select_above(typing_context, a, b, if_above, otherwise):
+    """Per lane: `if_above` where `a > b`, else `otherwise`, also where one is NaN."""
+    sig = a(a, a, a, a)
+
+    def codegen(context, builder, sig, args):
+        above = builder.fcmp_ordered(">", args[0], args[1])
+        return builder.select(above, args[2], args[3])
+
+    return sig, codegen
+
+
+@intrinsic
 def select_bytes(typing_context, address, vector, other):
     """Per lane: `vector` where the byte at `address + lane` is not 0, else the scalar `other`."""
     sig = vector(types.int64, vector, vector.element)

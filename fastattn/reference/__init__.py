@@ -9,6 +9,7 @@ it, in numbered steps, for readers of the kernels.
 """
 
 from fastattn.reference import tiled
+from fastattn.reference.allocation import apportion, proportional
 from fastattn.reference.attention import attention, key_ranges, scores
 from fastattn.reference.fusion import fuse, merge_states
 from fastattn.reference.normalize import log_softmax, logsumexp, softmax
@@ -16,6 +17,7 @@ from fastattn.reference.similarity import default_scale, similarity
 from fastattn.reference.varlen import attention_varlen
 
 __all__ = [
+    "apportion",
     "attention",
     "attention_varlen",
     "default_scale",
@@ -24,6 +26,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "merge_states",
+    "proportional",
     "scores",
     "similarity",
     "softmax",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.reference import fusion, normalize
+from fastattn.reference import allocation, fusion, normalize
 from fastattn.reference.attention import attention
 from fastattn.reference.pages import from_pages
 from fastattn.reference.similarity import similarity as similarity_of
@@ -19,6 +19,7 @@ from fastattn.reference.varlen import attend_each
 __all__ = [
     "Execution",
     "RaggedExecution",
+    "allocate",
     "attention_state",
     "finish_state",
     "fuse",
@@ -232,3 +233,28 @@ def sticky(numbers: Array) -> Array:
     cut = np.where(abs(nearest) > abs(numbers), np.nextafter(nearest, np.float32(0)), nearest)
     odd: Array = cut.view(np.uint32) | (cut != numbers)
     return odd.view(np.float32)
+
+
+def allocate(
+    weights: Array,
+    budget: Array,
+    lower: Array | None,
+    upper: Array | None,
+    where: Array | None,
+    out: Array,
+    unspent: Array,
+    method: str | None,
+    unit: float,
+    threads: int,
+) -> None:
+    """Store the allocation of each row, `fastattn.reference.allocation`, and what is left."""
+    low = np.zeros(weights.shape) if lower is None else lower
+    cap = np.full(weights.shape, np.inf) if upper is None else upper
+    part = np.ones(weights.shape, bool) if where is None else where
+    for row in np.ndindex(weights.shape[:-1]):
+        taking = part[row]
+        own, least, most = (x[row][taking].astype(np.float64).tolist() for x in (weights, low, cap))
+        given, left = allocation.allocate_row(own, least, most, float(budget[row]), method)
+        out[row] = 0
+        out[row][taking] = [amount * unit for amount in given]
+        unspent[row] = left

@@ -1,0 +1,329 @@
+"""Handing out budgets: proportional amounts within bounds, or whole units of them.
+
+Steps for a row: pack (into scratch, scaled by powers of two that bring the largest weight and the
+budget near 1; what makes no sense is noticed), share (find theta), spend (amounts, or whole units:
+`apportion`), store.
+
+No order of the receivers changes a bit. A sum cuts each number at two fixed places into parts that
+add up exactly in any order, so lanes add as they like; a sum, and theta, is a pair of floats.
+"""
+
+import numpy as np
+
+from fastattn._engine import layouts
+from fastattn._engine.layouts import REAL_AMOUNTS, STORAGE_CODES
+
+from .apportion import apportion
+from .compile import device, entry
+from .emit import LANES
+from .memory import load, load_as, load_first, native_code, store, store_first
+from .native import (
+    atomic_next,
+    load_float64,
+    load_int64,
+    store_float64,
+    store_int64,
+)
+from .pairs import divide, minus, paired
+from .record import operand_offset, reader
+from .simd import any_nan, fma, lane_max, lane_sum, larger, select_above, splat
+
+__all__ = ["hand_out"]
+
+read_call = reader(layouts.ALLOCATION)
+WEIGHTS, BUDGET, LOWER, UPPER, ALLOWED, OUTPUT, UNSPENT = map(np.int64, range(7))
+TAG = np.float64(0)
+ITEM = 8
+STEP = LANES * ITEM
+BOOL = STORAGE_CODES["bool"]
+FLOAT64 = STORAGE_CODES["float64"]
+# Scaled weights are at least this, lest the smallest become nothing.
+LEAST_WEIGHT = 2.0**-1000
+# More than any scaled amount can be.
+BEYOND = 4.0
+# One last place of a scaled budget: what caps leave within it counts as spent.
+SLACK = 2.0**-52
+# Newton's steps are a handful, and bisection has a few hundred binary orders to search.
+MOST_STEPS = 500
+
+
+@device
+def pack_row(call, code, source, step, allowed, target):
+    """One operand of a row as float64; 0 for who takes no part, and behind the row."""
+    receivers = call.receivers
+    if allowed == 0 and step == ITEM and code == native_code(TAG):
+        for i in range(0, receivers, LANES):
+            store(target + i * ITEM, load_first(source + i * ITEM, receivers - i, 0.0))
+        return
+    for i in range(receivers):
+        number = 0.0
+        if allowed == 0 or load_as(TAG, BOOL, allowed + i * call.allowed_step) != 0.0:
+            number = load_as(TAG, code, source + i * step)
+        store_float64(target, i, number)
+    while receivers % LANES:
+        store_float64(target, receivers, 0.0)
+        receivers += 1
+
+
+@device
+def factor_near_one(number, spare):
+    """The power of two that brings a number of at least 0 near 1; below 4 in any case.
+
+    `spare` is the address of a word of scratch.
+    """
+    store_float64(spare, 0, number)
+    exponent = load_int64(spare, 0) >> 52
+    store_int64(spare, 0, max(2046 - exponent, 1) << 52)
+    return load_float64(spare, 0)
+
+
+@device(inlined=True)
+def add(total, rest, number, first, second):
+    """Add to a sum in parts: its lanes add up exactly, in any order."""
+    part = (number + first) - first
+    return total + part, rest + (((number - part) + second) - second)
+
+
+@device
+def scale_weights(call, weights, spare):
+    """Step pack: scale the weights; returns their sum, NaN where one makes no sense."""
+    zero, nan = splat(0.0), splat(np.nan)
+    wrong, largest = zero, zero
+    stop = weights + call.receivers * ITEM
+    for place in range(weights, stop, STEP):
+        weight = load(TAG, place)
+        wrong = wrong + (weight - weight) + select_above(zero, weight, nan, zero)
+        largest = larger(largest, weight)
+    if any_nan(wrong):
+        return np.nan, 0.0
+    factor, least = splat(factor_near_one(lane_max(largest), spare)), splat(LEAST_WEIGHT)
+    first, second = splat(call.sum_first), splat(call.sum_second)
+    sums, rests = zero, zero
+    for place in range(weights, stop, STEP):
+        weight = load(TAG, place)
+        scaled = larger(weight * factor, least)
+        weight = select_above(weight, zero, scaled, zero)
+        store(place, weight)
+        sums, rests = add(sums, rests, weight, first, second)
+    return paired(lane_sum(sums), lane_sum(rests))
+
+
+@device
+def scale_bounds(call, weights, lower, upper, factor, budget):
+    """Step pack: scale the bounds, and cut caps that no amount can reach.
+
+    Returns the sums of the least and of the most, NaN where a bound makes no sense.
+    """
+    zero, nan, beyond = splat(0.0), splat(np.nan), splat(BEYOND)
+    factor, budget = splat(factor), splat(budget)
+    first, second = splat(call.sum_first), splat(call.sum_second)
+    least, least_rests, most, most_rests, wrong = zero, zero, zero, zero, zero
+    for i in range(0, call.receivers * ITEM, STEP):
+        low, cap = load(TAG, lower + i), load(TAG, upper + i)
+        # NaN is above nothing: 0 - 0 there becomes NaN - NaN.
+        wrong = wrong + (low - low) + select_above(zero, low, nan, zero)
+        wrong = (
+            wrong + select_above(low, cap, nan, zero) + select_above(cap, beyond, zero, cap - cap)
+        )
+        low, cap = low * factor, cap * factor
+        low = select_above(low, beyond, beyond, low)
+        cap = select_above(cap, budget, budget, cap)
+        store(lower + i, low)
+        store(upper + i, cap)
+        least, least_rests = add(least, least_rests, low, first, second)
+        cap = select_above(load(TAG, weights + i), zero, cap, low)
+        most, most_rests = add(most, most_rests, cap, first, second)
+    if any_nan(wrong):
+        return np.nan, 0.0, 0.0, 0.0
+    total, rest = paired(lane_sum(least), lane_sum(least_rests))
+    highest, highest_rest = paired(lane_sum(most), lane_sum(most_rests))
+    return total, rest, highest, highest_rest
+
+
+@device
+def sums_at(call, weights, lower, upper, between, spare, theta, rest):
+    """Weights of who is between the bounds at theta, and amounts of who is at one: two pairs.
+
+    What is between goes to scratch first: its largest weight says where sums are to be cut. Others
+    may be heavier by any number of orders.
+    """
+    zero, beyond, theta, rest = splat(0.0), splat(BEYOND), splat(theta), splat(rest)
+    first, second = splat(call.sum_first), splat(call.sum_second)
+    bound, bound_rests, largest = zero, zero, zero
+    size = call.receivers * ITEM
+    for i in range(0, size, STEP):
+        weight, low, cap = load(TAG, weights + i), load(TAG, lower + i), load(TAG, upper + i)
+        amount = theta * weight
+        amount = select_above(amount, beyond, beyond, amount)
+        error = fma(theta, weight, zero - amount) + rest * weight
+        over, under = (amount - cap) + error, (low - amount) - error
+        weight = select_above(over, zero, zero, select_above(under, zero, zero, weight))
+        at_bound = select_above(over, zero, cap, select_above(under, zero, low, zero))
+        store(between + i, weight)
+        largest = larger(largest, weight)
+        bound, bound_rests = add(bound, bound_rests, at_bound, first, second)
+    bound_sum, bound_rest = paired(lane_sum(bound), lane_sum(bound_rests))
+    heaviest = lane_max(largest)
+    if heaviest == 0.0:
+        return 0.0, 0.0, bound_sum, bound_rest
+    factor = factor_near_one(heaviest, spare)
+    free, free_rests = zero, zero
+    for i in range(0, size, STEP):
+        free, free_rests = add(
+            free, free_rests, load(TAG, between + i) * splat(factor), first, second
+        )
+    free_sum, free_rest = paired(lane_sum(free), lane_sum(free_rests))
+    return free_sum / factor, free_rest / factor, bound_sum, bound_rest
+
+
+@device
+def middle(low, high):
+    """A point between two thetas, in few steps of any number of binary orders."""
+    if high == np.inf:
+        return max(16.0 * low, 2.0**-1000)
+    if low == 0.0:
+        return high / 16.0
+    if high > 16.0 * low:
+        return np.sqrt(low) * np.sqrt(high)
+    return 0.5 * (low + high)
+
+
+@device
+def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
+    """Step share: the theta that spends the budget, a pair, from a first guess.
+
+    The sum of the amounts is piecewise linear and does not fall. Newton's step solves it for who
+    is between the bounds now; where that leaves the bracket, bisect.
+    """
+    between, spare = scratch + call.at_amounts, scratch + call.at_spare
+    low, high = 0.0, np.inf
+    settled = 0
+    for _ in range(MOST_STEPS):
+        free, free_rest, bound, bound_rest = sums_at(
+            call, weights, lower, upper, between, spare, theta, rest
+        )
+        open_, open_rest = minus(budget, bound, bound_rest)
+        following, following_rest = -1.0, 0.0
+        rises = open_ > 0.0
+        if free > 0.0:
+            following, following_rest = divide(open_, open_rest, free, free_rest)
+            if following == theta:
+                # Only the pair's second part moves.
+                settled += 1
+                if following_rest == rest or settled > 4:
+                    break
+                rest = following_rest
+                continue
+            rises = following > theta
+        elif open_ == 0.0:
+            break
+        if rises:
+            low = theta
+        else:
+            high = theta
+        theta, rest = following, following_rest
+        if not low < theta < high:
+            theta, rest = middle(low, high), 0.0
+            if not low < theta < high:
+                theta = low
+                break
+    return theta, rest
+
+
+@device
+def spend(call, weights, lower, upper, theta, rest, left, factor, output):
+    """Steps spend and store: real amounts, rounded once; all that caps allow where some is left."""
+    zero, beyond, factor = splat(0.0), splat(BEYOND), splat(factor)
+    theta, rest = splat(theta), splat(rest)
+    contiguous = call.output_step == ITEM
+    for i in range(0, call.receivers, LANES):
+        weight = load(TAG, weights + i * ITEM)
+        amount = theta * weight
+        if call.bounded:
+            low, cap = load(TAG, lower + i * ITEM), load(TAG, upper + i * ITEM)
+            amount = select_above(amount, beyond, beyond, amount)
+            error = fma(theta, weight, zero - amount) + rest * weight
+            over, under = (amount - cap) + error, (low - amount) - error
+            amount = amount + error
+            amount = select_above(under, zero, low, select_above(over, zero, cap, amount))
+            if left:
+                amount = select_above(weight, zero, cap, low)
+        else:
+            amount = amount + (fma(theta, weight, zero - amount) + rest * weight)
+        amount = amount / factor
+        count = call.receivers - i
+        if contiguous:
+            store_first(output + i * ITEM, amount, count)
+            continue
+        store(weights + i * ITEM, amount)
+        for j in range(i, min(i + LANES, call.receivers)):
+            store_float64(output + j * call.output_step, 0, load_float64(weights, j))
+
+
+@device
+def hand_out_row(call, row, scratch):
+    """All steps for one row; returns what is left of its budget, NaN if the row makes no sense."""
+    weights, spare = scratch + call.at_weights, scratch + call.at_spare
+    lower, upper = scratch + call.at_lower, scratch + call.at_upper
+    allowed = np.int64(0)
+    if call.allowed:
+        allowed = call.allowed + operand_offset(call, ALLOWED, row)
+    source = call.weights + operand_offset(call, WEIGHTS, row)
+    pack_row(call, call.weights_code, source, call.weights_step, allowed, weights)
+    total, total_rest = scale_weights(call, weights, spare)
+    given = load_float64(call.budget + operand_offset(call, BUDGET, row), 0)
+    factor = factor_near_one(given, spare)
+    budget = given * factor
+    left = 0.0
+    if call.bounded:
+        bounds = (
+            (call.lower, LOWER, call.lower_step, lower),
+            (call.upper, UPPER, call.upper_step, upper),
+        )
+        for array, operand, step, target in bounds:
+            if array:
+                pack_row(
+                    call, FLOAT64, array + operand_offset(call, operand, row), step, allowed, target
+                )
+            else:
+                fill = splat(0.0 if operand == LOWER else np.inf)
+                for i in range(0, call.receivers * ITEM, STEP):
+                    store(target + i, fill)
+        least, least_rest, most, most_rest = scale_bounds(
+            call, weights, lower, upper, factor, budget
+        )
+        slack = min(SLACK, budget)
+        if not (least - budget) + least_rest <= slack:
+            return np.nan
+        left, _ = minus(budget, most, most_rest)
+        if left <= slack:
+            left = 0.0
+    elif total == 0.0:
+        left = budget
+    if not total >= 0.0:
+        return np.nan
+    theta, rest = 0.0, 0.0
+    if left == 0.0 and total > 0.0:
+        theta, rest = divide(budget, 0.0, total, total_rest)
+        if call.bounded:
+            theta, rest = find_theta(call, weights, lower, upper, scratch, budget, theta, rest)
+    output = call.output + operand_offset(call, OUTPUT, row)
+    if call.method == REAL_AMOUNTS:
+        spend(call, weights, lower, upper, theta, rest, left > 0.0, factor, output)
+    else:
+        apportion(call, scratch, theta, rest, left > 0.0, factor, given, output)
+    return left / factor
+
+
+@entry
+def hand_out(call_address, worker):
+    """Take tasks until none is left: some rows each."""
+    call = read_call(call_address)
+    scratch = call.scratch + worker * call.scratch_stride
+    task = atomic_next(call_address)
+    while task < call.stop_task:
+        first = task * call.task_rows
+        for row in range(first, min(first + call.task_rows, call.rows)):
+            left = hand_out_row(call, row, scratch)
+            store_float64(call.unspent + operand_offset(call, UNSPENT, row), 0, left)
+        task = atomic_next(call_address)

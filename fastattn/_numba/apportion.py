@@ -1,0 +1,229 @@
+"""Whole units: rounding the amounts of a row so that they add up to the budget.
+
+Largest remainder rounds down and gives the rest to the largest remainders. The divisor methods
+begin with each amount rounded by its own divisor, which is the state that handing out unit after
+unit passes through when it has given that many; from there they give, or take back, in order. A
+heap holds who is next.
+"""
+
+import numpy as np
+
+from fastattn._engine.layouts import DHONDT, HUNTINGTON_HILL, LARGEST_REMAINDER, SAINTE_LAGUE
+
+from .compile import device
+from .native import load_float64, load_int64, store_float64, store_int64
+from .pairs import paired, times, times_pair
+from .simd import fma
+
+__all__ = ["apportion"]
+
+ITEM = 8
+BEYOND = 4.0
+# Claims and remainders that differ by less than this part count as equal.
+EQUAL = 2.0**-80
+GIVE, TAKE = np.int64(0), np.int64(1)
+
+
+@device
+def claims_before(method, weight, given, i, other_weight, other_given, j):
+    """Whether i's claim to one unit more than `given` comes before j's."""
+    if method == HUNTINGTON_HILL:
+        if given == 0.0 or other_given == 0.0:
+            if given != other_given:
+                return given == 0.0
+            a, a_rest, b, b_rest = weight, 0.0, other_weight, 0.0
+        else:
+            square, square_rest = times(other_given, other_given + 1.0)
+            a, a_rest = times(weight, weight)
+            a, a_rest = times_pair(a, a_rest, square, square_rest)
+            square, square_rest = times(given, given + 1.0)
+            b, b_rest = times(other_weight, other_weight)
+            b, b_rest = times_pair(b, b_rest, square, square_rest)
+    else:
+        step = 2.0 if method == SAINTE_LAGUE else 1.0
+        a, a_rest = times(weight, step * other_given + 1.0)
+        b, b_rest = times(other_weight, step * given + 1.0)
+    more = (a - b) + (a_rest - b_rest)
+    if abs(more) <= EQUAL * a:
+        return i < j
+    return more > 0.0
+
+
+@device
+def comes_before(call, scratch, i, j, way):
+    """Whether i is next before j, to be given a unit or to lose its last one."""
+    if call.method == LARGEST_REMAINDER:
+        rests = scratch + call.at_rests
+        more = load_float64(rests, 2 * i) - load_float64(rests, 2 * j)
+        more += load_float64(rests, 2 * i + 1) - load_float64(rests, 2 * j + 1)
+        return i < j if abs(more) <= EQUAL else more > 0.0
+    weights, amounts = scratch + call.at_weights, scratch + call.at_amounts
+    a, b = load_float64(amounts, i), load_float64(amounts, j)
+    if way == TAKE:
+        # Who has the last claim loses first.
+        return claims_before(
+            call.method, load_float64(weights, j), b - 1.0, j, load_float64(weights, i), a - 1.0, i
+        )
+    return claims_before(
+        call.method, load_float64(weights, i), a, i, load_float64(weights, j), b, j
+    )
+
+
+@device
+def sift_down(call, scratch, place, size, way):
+    """Let who stands at a place of the heap sink to where it belongs."""
+    heap = scratch + call.at_heap
+    sinking = load_int64(heap, place)
+    while 2 * place + 1 < size:
+        child = 2 * place + 1
+        best = load_int64(heap, child)
+        if child + 1 < size:
+            other = load_int64(heap, child + 1)
+            if comes_before(call, scratch, other, best, way):
+                child += 1
+                best = other
+        if not comes_before(call, scratch, best, sinking, way):
+            break
+        store_int64(heap, place, best)
+        place = child
+    store_int64(heap, place, sinking)
+
+
+@device
+def may_change(call, scratch, i, factor, way):
+    """Whether i can be given a unit, or can lose one."""
+    amount = load_float64(scratch + call.at_amounts, i)
+    if way == TAKE:
+        return amount > load_float64(scratch + call.at_lower, i) / factor
+    if call.method == LARGEST_REMAINDER:
+        return load_float64(scratch + call.at_rests, 2 * i) > 0.0
+    under = amount < load_float64(scratch + call.at_upper, i) / factor
+    return under and load_float64(scratch + call.at_weights, i) > 0.0
+
+
+@device
+def change(call, scratch, units, factor, way):
+    """Give units, or take them back, one after the other, in order."""
+    heap, amounts = scratch + call.at_heap, scratch + call.at_amounts
+    size = np.int64(0)
+    for i in range(call.receivers):
+        if may_change(call, scratch, i, factor, way):
+            store_int64(heap, size, i)
+            size += 1
+    for place in range(size // 2 - 1, -1, -1):
+        sift_down(call, scratch, place, size, way)
+    while units > 0.0 and size > 0:
+        i = load_int64(heap, 0)
+        step = -1.0 if way == TAKE else 1.0
+        store_float64(amounts, i, load_float64(amounts, i) + step)
+        units -= 1.0
+        once = call.method == LARGEST_REMAINDER
+        if once or not may_change(call, scratch, i, factor, way):
+            size -= 1
+            store_int64(heap, 0, load_int64(heap, size))
+        sift_down(call, scratch, 0, size, way)
+
+
+@device
+def is_next(call, scratch, i, found, factor, way):
+    """Whether i may change, and comes before the one found; -1: none was."""
+    if not may_change(call, scratch, i, factor, way):
+        return False
+    return found < 0 or comes_before(call, scratch, i, found, way)
+
+
+@device
+def settle(call, scratch, factor):
+    """Move units whose order rounding had hidden: from the last claim to an earlier one.
+
+    The first amounts are rounded by theta, whose own last place may hide the order of claims that
+    are nearly equal.
+    """
+    amounts = scratch + call.at_amounts
+    for _ in range(call.receivers):
+        first, last = np.int64(-1), np.int64(-1)
+        for i in range(call.receivers):
+            if is_next(call, scratch, i, first, factor, GIVE):
+                first = np.int64(i)
+            if is_next(call, scratch, i, last, factor, TAKE):
+                last = np.int64(i)
+        if first < 0 or last < 0 or first == last:
+            return
+        weights = scratch + call.at_weights
+        given, taken = load_float64(amounts, first), load_float64(amounts, last) - 1.0
+        if not claims_before(
+            call.method,
+            load_float64(weights, first),
+            given,
+            first,
+            load_float64(weights, last),
+            taken,
+            last,
+        ):
+            return
+        store_float64(amounts, first, given + 1.0)
+        store_float64(amounts, last, taken)
+
+
+@device
+def round_amount(call, scratch, i, whole, rest):
+    """Round an amount between its bounds by the method; `whole + rest` is the amount, a pair."""
+    down = np.floor(whole)
+    part, part_rest = paired(whole - down, rest)
+    if part < 0.0:
+        down, part = down - 1.0, part + 1.0
+    if call.method == LARGEST_REMAINDER:
+        store_float64(scratch + call.at_rests, 2 * i, part)
+        store_float64(scratch + call.at_rests, 2 * i + 1, part_rest)
+        return down
+    if call.method == DHONDT:
+        return down
+    if call.method == SAINTE_LAGUE:
+        return down + 1.0 if part > 0.5 else down
+    return down + 1.0 if whole * whole > down * (down + 1.0) else down
+
+
+@device
+def first_amounts(call, scratch, theta, rest, left, factor):
+    """Round every amount by itself; returns how many units that takes."""
+    weights, amounts = scratch + call.at_weights, scratch + call.at_amounts
+    lower, upper = scratch + call.at_lower, scratch + call.at_upper
+    total = 0.0
+    for i in range(call.receivers):
+        weight, low, cap = load_float64(weights, i), load_float64(lower, i), load_float64(upper, i)
+        whole = min(theta * weight, BEYOND)
+        error = fma(theta, weight, -whole) + rest * weight
+        store_float64(scratch + call.at_rests, 2 * i, 0.0)
+        if left:
+            amount = (cap if weight > 0.0 else low) / factor
+        elif (low - whole) - error >= 0.0:
+            amount = low / factor
+        elif (whole - cap) + error >= 0.0:
+            amount = cap / factor
+        else:
+            amount = round_amount(call, scratch, i, whole / factor, error / factor)
+            amount = max(low / factor, min(amount, cap / factor))
+        store_float64(amounts, i, amount)
+        total += amount
+    return total
+
+
+@device
+def apportion(call, scratch, theta, rest, left, factor, budget, output):
+    """Steps spend and store in whole units; `left`: all that caps allow."""
+    amounts = scratch + call.at_amounts
+    total = first_amounts(call, scratch, theta, rest, left, factor)
+    if not left:
+        if total < budget:
+            change(call, scratch, budget - total, factor, GIVE)
+        elif total > budget:
+            change(call, scratch, total - budget, factor, TAKE)
+        if call.method != LARGEST_REMAINDER:
+            settle(call, scratch, factor)
+    for i in range(call.receivers):
+        amount = load_float64(amounts, i)
+        place = output + i * call.output_step
+        if call.whole_numbers:
+            store_int64(place, 0, np.int64(amount) * call.unit_whole)
+        else:
+            store_float64(place, 0, amount * call.unit)
