@@ -34,6 +34,7 @@ except ImportError as error:
 
 __all__ = [
     "about",
+    "allocate",
     "attention_state",
     "engine",
     "finish_state",
@@ -114,7 +115,7 @@ if hasattr(os, "register_at_fork"):
 def _kernels(level: str) -> Kernels:
     float32: np.dtype = np.dtype(np.float32)
     float64: np.dtype = np.dtype(np.float64)
-    attend, fold, compare, fuse, normalise = (
+    attend, fold, compare, fuse, normalise, hand_out = (
         {float32: _Entry(single), float64: _Entry(double)}
         for single, double in zip(*_native.entry_addresses(level), strict=True)
     )
@@ -125,7 +126,7 @@ def _kernels(level: str) -> Kernels:
         compare=compare,
         fuse=fuse,
         normalise=normalise,
-        hand_out=None,
+        hand_out=hand_out[float64],
         launcher=Launcher(lambda: _pool),
         again=SimpleNamespace(run=_native.again),
     )
@@ -135,6 +136,7 @@ _check_sources()
 level = _choose_level()
 engine = Engine(_kernels(level))
 prepare_attention = engine.prepare_attention
+allocate = engine.allocate
 prepare_varlen = engine.prepare_varlen
 attention_state = engine.attention_state
 merge_states = engine.merge_states

@@ -52,7 +52,7 @@ static const level levels[] = {{"base", TABLES(base), runs_base}};
 #endif
 
 static const int level_count = sizeof levels / sizeof *levels;
-/* attend, fold, compare, fuse, normalise */
-static const int entry_count = 5;
+/* attend, fold, compare, fuse, normalise, hand_out */
+static const int entry_count = 6;
 
 #endif

@@ -102,7 +102,6 @@ def allocate(
         at_spare=_ITEM,
     )
     seconds = task_rows * (receivers * _SECONDS_PER_NUMBER + 1e-7)
-    assert kernels.hand_out is not None, kernels.name
     kernels.run(kernels.hand_out, record, tasks, seconds, min(threads, tasks))
 
 

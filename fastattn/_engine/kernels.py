@@ -53,7 +53,7 @@ class Kernels(NamedTuple):
     compare: Mapping[np.dtype, Entry]
     fuse: Mapping[np.dtype, Entry]
     normalise: Mapping[np.dtype, Entry]
-    hand_out: Entry | None
+    hand_out: Entry
     launcher: Launcher
     again: Again
 

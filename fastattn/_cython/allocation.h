@@ -1,0 +1,340 @@
+/* Handing out budgets: proportional amounts within bounds, or whole units of them (apportion.h).
+
+   Steps for a row: pack (into scratch, scaled by powers of two that bring the largest weight and
+   the budget near 1; what makes no sense is noticed), share (find theta), spend (amounts, or whole
+   units), store. Always in float64.
+
+   No order of the receivers changes a bit. A sum cuts each number at two fixed places into parts
+   that add up exactly in any order, so lanes add as they like; a sum, and theta, is a pair. */
+
+#ifndef FASTATTN_ALLOCATION_H
+#define FASTATTN_ALLOCATION_H
+
+#include "apportion.h"
+#include "storage.h"
+
+enum {
+    HANDED_WEIGHTS,
+    HANDED_BUDGET,
+    HANDED_LOWER,
+    HANDED_UPPER,
+    HANDED_ALLOWED,
+    HANDED_OUTPUT,
+    HANDED_UNSPENT
+};
+
+#define VECTOR_STEP (LANES * ITEM)
+/* Scaled weights are at least this, lest the smallest become nothing. */
+#define LEAST_WEIGHT 0x1p-1000
+/* One last place of a scaled budget: what caps leave within it counts as spent. */
+#define SLACK 0x1p-52
+/* Newton's steps are a handful, and bisection has a few hundred binary orders to search. */
+#define MOST_STEPS 500
+
+/* The scratch of a row. */
+typedef struct {
+    int64_t weights, lower, upper, between;
+} handed_row;
+
+/* A sum under way: its lanes add up exactly, in any order. */
+typedef struct {
+    vector sum, rest;
+} parted_sum;
+
+INLINE vector select_above(vector a, vector b, vector if_above, vector otherwise)
+{
+    EACH_PART(p)
+        a.part[p] = select_part(a.part[p] > b.part[p], if_above.part[p], otherwise.part[p]);
+    return a;
+}
+
+INLINE parted_sum add_parted(const allocation_call *call, parted_sum total, vector number)
+{
+    const vector first = splat(call->sum_first), second = splat(call->sum_second);
+    const vector part = minus(plus(number, first), first);
+    total.sum = plus(total.sum, part);
+    total.rest = plus(total.rest, minus(plus(minus(number, part), second), second));
+    return total;
+}
+
+INLINE pair whole_sum(parted_sum total) { return paired(lane_sum(total.sum), lane_sum(total.rest)); }
+
+/* One operand of a row as float64; 0 for who takes no part, and behind the row. */
+static void pack_receivers(const allocation_call *call, int64_t code, int64_t source, int64_t step,
+                           int64_t allowed, int64_t target)
+{
+    const int64_t receivers = call->receivers;
+    if (!allowed && step == ITEM && code == FLOAT64_CODE) {
+        for (int64_t i = 0; i < receivers; i += LANES)
+            store(target + i * ITEM, load_first(source + i * ITEM, receivers - i, 0));
+        return;
+    }
+    for (int64_t i = 0; i < receivers; i++) {
+        const bool part = !allowed || load_as(BOOL_CODE, allowed + i * call->allowed_step) != 0;
+        store_real(target + i * ITEM, part ? load_as(code, source + i * step) : 0);
+    }
+    for (int64_t i = receivers; i % LANES; i++) store_real(target + i * ITEM, 0);
+}
+
+/* One bound of a row: `fill` for everybody where there is no array. */
+static void pack_bound(const allocation_call *call, int64_t array, int64_t operand, int64_t row,
+                       int64_t step, int64_t allowed, real fill, int64_t target)
+{
+    if (array) {
+        pack_receivers(call, FLOAT64_CODE, array + operand_offset(call, operand, row), step,
+                       allowed, target);
+        return;
+    }
+    for (int64_t i = 0; i < call->receivers * ITEM; i += VECTOR_STEP)
+        store(target + i, splat(fill));
+}
+
+/* The power of two that brings a number of at least 0 near 1; below 4 in any case. */
+static real factor_near_one(real number)
+{
+    integer bits;
+    memcpy(&bits, &number, sizeof bits);
+    bits = larger_of(2046 - (bits >> 52), 1) << 52;
+    memcpy(&number, &bits, sizeof bits);
+    return number;
+}
+
+/* Step pack: scale the weights; returns their sum, NaN where one makes no sense. */
+static pair scale_weights(const allocation_call *call, int64_t weights)
+{
+    const vector zero = splat(0), nan = splat(NOT_A_NUMBER), least = splat(LEAST_WEIGHT);
+    vector wrong = zero, largest = zero;
+    const int64_t stop = weights + call->receivers * ITEM;
+    for (int64_t place = weights; place < stop; place += VECTOR_STEP) {
+        const vector weight = load(place);
+        const vector negative = select_above(zero, weight, nan, zero);
+        wrong = plus(plus(wrong, minus(weight, weight)), negative);
+        largest = larger(largest, weight);
+    }
+    if (any_nan(wrong)) return (pair){NOT_A_NUMBER, 0};
+    const vector factor = splat(factor_near_one(lane_max(largest)));
+    parted_sum total = {zero, zero};
+    for (int64_t place = weights; place < stop; place += VECTOR_STEP) {
+        vector weight = load(place);
+        weight = select_above(weight, zero, larger(times(weight, factor), least), zero);
+        store(place, weight);
+        total = add_parted(call, total, weight);
+    }
+    return whole_sum(total);
+}
+
+/* Step pack: scale the bounds, and cut caps that no amount can reach.
+
+   Stores the sums of the least and of the most, the first NaN where a bound makes no sense. */
+static void scale_bounds(const allocation_call *call, const handed_row *at, real factor,
+                         real budget, pair *least, pair *most)
+{
+    const vector zero = splat(0), nan = splat(NOT_A_NUMBER), beyond = splat(BEYOND);
+    vector wrong = zero;
+    parted_sum least_sum = {zero, zero}, most_sum = {zero, zero};
+    for (int64_t i = 0; i < call->receivers * ITEM; i += VECTOR_STEP) {
+        vector low = load(at->lower + i), cap = load(at->upper + i);
+        wrong = plus(plus(wrong, minus(low, low)), select_above(zero, low, nan, zero));
+        wrong = plus(plus(wrong, select_above(low, cap, nan, zero)),
+                     select_above(cap, beyond, zero, minus(cap, cap)));
+        low = times(low, splat(factor)), cap = times(cap, splat(factor));
+        low = select_above(low, beyond, beyond, low);
+        cap = select_above(cap, splat(budget), splat(budget), cap);
+        store(at->lower + i, low);
+        store(at->upper + i, cap);
+        least_sum = add_parted(call, least_sum, low);
+        cap = select_above(load(at->weights + i), zero, cap, low);
+        most_sum = add_parted(call, most_sum, cap);
+    }
+    *least = any_nan(wrong) ? (pair){NOT_A_NUMBER, 0} : whole_sum(least_sum);
+    *most = whole_sum(most_sum);
+}
+
+/* Per lane the amount at theta and its error, and by how much it is over and under its bounds. */
+typedef struct {
+    vector amount, error, over, under;
+} shared_amount;
+
+INLINE shared_amount amount_at(pair theta, vector weight, vector low, vector cap)
+{
+    const vector zero = splat(0), beyond = splat(BEYOND), share = splat(theta.number);
+    shared_amount result;
+    const vector amount = times(share, weight);
+    result.amount = select_above(amount, beyond, beyond, amount);
+    result.error = plus(fused(share, weight, minus(zero, result.amount)),
+                        times(splat(theta.rest), weight));
+    result.over = plus(minus(result.amount, cap), result.error);
+    result.under = minus(minus(low, result.amount), result.error);
+    return result;
+}
+
+/* Weights of who is between the bounds at theta, and amounts of who is at one: two pairs.
+
+   What is between goes to scratch first: its largest weight says where sums are to be cut. Others
+   may be heavier by any number of orders. */
+static void sums_at(const allocation_call *call, const handed_row *at, pair theta, pair *free,
+                    pair *bound)
+{
+    const vector zero = splat(0);
+    parted_sum bound_sum = {zero, zero}, free_sum = {zero, zero};
+    vector largest = zero;
+    const int64_t size = call->receivers * ITEM;
+    for (int64_t i = 0; i < size; i += VECTOR_STEP) {
+        vector weight = load(at->weights + i);
+        const vector low = load(at->lower + i), cap = load(at->upper + i);
+        const shared_amount a = amount_at(theta, weight, low, cap);
+        weight = select_above(a.over, zero, zero, select_above(a.under, zero, zero, weight));
+        const vector at_low = select_above(a.under, zero, low, zero);
+        store(at->between + i, weight);
+        largest = larger(largest, weight);
+        bound_sum = add_parted(call, bound_sum, select_above(a.over, zero, cap, at_low));
+    }
+    *bound = whole_sum(bound_sum);
+    *free = (pair){0, 0};
+    const real heaviest = lane_max(largest);
+    if (heaviest == 0) return;
+    const real factor = factor_near_one(heaviest);
+    for (int64_t i = 0; i < size; i += VECTOR_STEP)
+        free_sum = add_parted(call, free_sum, times(load(at->between + i), splat(factor)));
+    *free = whole_sum(free_sum);
+    *free = (pair){free->number / factor, free->rest / factor};
+}
+
+/* A point between two thetas, in few steps of any number of binary orders. */
+static real middle(real low, real high)
+{
+    if (high == -HIDDEN) return 16 * low > 0x1p-1000 ? 16 * low : 0x1p-1000;
+    if (low == 0) return high / 16;
+    if (high > 16 * low) return SQUARE_ROOT(low) * SQUARE_ROOT(high);
+    return (real)0.5 * (low + high);
+}
+
+/* Step share: the theta that spends the budget, from a first guess.
+
+   The sum of the amounts is piecewise linear and does not fall. Newton's step solves it for who is
+   between the bounds now; where that leaves the bracket, bisect. */
+static pair find_theta(const allocation_call *call, const handed_row *at, real budget, pair theta)
+{
+    real low = 0, high = -HIDDEN;
+    int settled = 0;
+    for (int step = 0; step < MOST_STEPS; step++) {
+        pair free, bound, following = {-1, 0};
+        sums_at(call, at, theta, &free, &bound);
+        const pair open = less_pair(budget, bound);
+        bool rises = open.number > 0;
+        if (free.number > 0) {
+            following = quotient_of_pairs(open, free);
+            if (following.number == theta.number) {
+                /* Only the pair's second part moves. */
+                settled++;
+                if (following.rest == theta.rest || settled > 4) break;
+                theta = following;
+                continue;
+            }
+            rises = following.number > theta.number;
+        } else if (open.number == 0) {
+            break;
+        }
+        if (rises)
+            low = theta.number;
+        else
+            high = theta.number;
+        theta = following;
+        if (!(low < theta.number && theta.number < high)) {
+            theta = (pair){middle(low, high), 0};
+            if (!(low < theta.number && theta.number < high)) {
+                theta.number = low;
+                break;
+            }
+        }
+    }
+    return theta;
+}
+
+/* Steps spend and store: real amounts, rounded once; all that caps allow where some is left. */
+static void spend(const allocation_call *call, const handed_row *at, pair theta, bool left,
+                  real factor, int64_t output)
+{
+    const vector zero = splat(0);
+    for (int64_t i = 0; i < call->receivers; i += LANES) {
+        const vector weight = load(at->weights + i * ITEM);
+        vector amount = times(splat(theta.number), weight);
+        if (call->bounded) {
+            const vector low = load(at->lower + i * ITEM), cap = load(at->upper + i * ITEM);
+            const shared_amount a = amount_at(theta, weight, low, cap);
+            amount = select_above(a.over, zero, cap, plus(a.amount, a.error));
+            amount = select_above(a.under, zero, low, amount);
+            if (left) amount = select_above(weight, zero, cap, low);
+        } else {
+            amount = plus(amount, plus(fused(splat(theta.number), weight, minus(zero, amount)),
+                                       times(splat(theta.rest), weight)));
+        }
+        amount = over(amount, splat(factor));
+        const int64_t count = smaller_of(call->receivers - i, LANES);
+        if (call->output_step == ITEM) {
+            store_first(output + i * ITEM, amount, count);
+            continue;
+        }
+        store(at->weights + i * ITEM, amount);
+        for (int64_t j = i; j < i + count; j++)
+            store_real(output + j * call->output_step, load_real(at->weights + j * ITEM));
+    }
+}
+
+/* All steps for one row; returns what is left of its budget, NaN if the row makes no sense. */
+static real hand_out_row(const allocation_call *call, int64_t row, int64_t scratch)
+{
+    const handed_row at = {scratch + call->at_weights, scratch + call->at_lower,
+                           scratch + call->at_upper, scratch + call->at_amounts};
+    const int64_t allowed =
+        call->allowed ? call->allowed + operand_offset(call, HANDED_ALLOWED, row) : 0;
+    pack_receivers(call, call->weights_code,
+                   call->weights + operand_offset(call, HANDED_WEIGHTS, row), call->weights_step,
+                   allowed, at.weights);
+    const pair total = scale_weights(call, at.weights);
+    const real given = load_real(call->budget + operand_offset(call, HANDED_BUDGET, row));
+    const real factor = factor_near_one(given), budget = given * factor;
+    real left = 0;
+    if (call->bounded) {
+        pack_bound(call, call->lower, HANDED_LOWER, row, call->lower_step, allowed, 0, at.lower);
+        pack_bound(call, call->upper, HANDED_UPPER, row, call->upper_step, allowed, -HIDDEN,
+                   at.upper);
+        pair least, most;
+        scale_bounds(call, &at, factor, budget, &least, &most);
+        const real slack = SLACK < budget ? SLACK : budget;
+        if (!((least.number - budget) + least.rest <= slack)) return NOT_A_NUMBER;
+        left = less_pair(budget, most).number;
+        if (left <= slack) left = 0;
+    } else if (total.number == 0) {
+        left = budget;
+    }
+    if (!(total.number >= 0)) return NOT_A_NUMBER;
+    pair theta = {0, 0};
+    if (left == 0 && total.number > 0) {
+        theta = quotient_of_pairs((pair){budget, 0}, total);
+        if (call->bounded) theta = find_theta(call, &at, budget, theta);
+    }
+    const int64_t output = call->output + operand_offset(call, HANDED_OUTPUT, row);
+    if (call->method == REAL_AMOUNTS)
+        spend(call, &at, theta, left > 0, factor, output);
+    else
+        apportion(call, scratch, theta, left > 0, factor, given, output);
+    return left / factor;
+}
+
+/* Take tasks until none is left: some rows each. */
+static void hand_out(int64_t call_address, int64_t worker)
+{
+    const allocation_call *const call = (const allocation_call *)call_address;
+    const int64_t scratch = call->scratch + worker * call->scratch_stride;
+    int64_t task;
+    while ((task = atomic_next(call_address)) < call->stop_task) {
+        const int64_t first = task * call->task_rows;
+        const int64_t stop = smaller_of(first + call->task_rows, call->rows);
+        for (int64_t row = first; row < stop; row++)
+            store_real(call->unspent + operand_offset(call, HANDED_UNSPENT, row),
+                       hand_out_row(call, row, scratch));
+    }
+}
+
+#endif

@@ -1,0 +1,227 @@
+/* Whole units: rounding the amounts of a row so that they add up to the budget.
+
+   Largest remainder rounds down and gives the rest to the largest remainders. The divisor methods
+   begin with each amount rounded by its own divisor, which is the state that handing out unit after
+   unit passes through when it has given that many; from there they give, or take back, in order. A
+   heap holds who is next. */
+
+#ifndef FASTATTN_APPORTION_H
+#define FASTATTN_APPORTION_H
+
+#include "pairs.h"
+#include "record.h"
+
+/* More than any scaled amount can be. */
+#define BEYOND 4.0
+/* Claims and remainders that differ by less than this part count as equal. */
+#define EQUAL 0x1p-80
+
+typedef enum { GIVE, TAKE } way_of_change;
+
+/* The units of a row under way. */
+typedef struct {
+    const allocation_call *call;
+    int64_t weights, lower, upper, amounts, rests, heap;
+    real factor;
+} unit_row;
+
+INLINE real number_at(int64_t numbers, int64_t i) { return load_real(numbers + i * ITEM); }
+
+/* Whether i's claim to one unit more than `given` comes before j's. */
+static bool claims_before(int64_t method, real weight, real given, int64_t i, real other_weight,
+                          real other_given, int64_t j)
+{
+    pair a, b;
+    if (method == HUNTINGTON_HILL) {
+        if (given == 0 || other_given == 0) {
+            if (given != other_given) return given == 0;
+            a = (pair){weight, 0}, b = (pair){other_weight, 0};
+        } else {
+            a = product_of_pairs(exact_product(weight, weight),
+                                 exact_product(other_given, other_given + 1));
+            b = product_of_pairs(exact_product(other_weight, other_weight),
+                                 exact_product(given, given + 1));
+        }
+    } else {
+        const real step = method == SAINTE_LAGUE ? 2 : 1;
+        a = exact_product(weight, step * other_given + 1);
+        b = exact_product(other_weight, step * given + 1);
+    }
+    const real more = (a.number - b.number) + (a.rest - b.rest);
+    const real size = more < 0 ? -more : more;
+    return size <= EQUAL * a.number ? i < j : more > 0;
+}
+
+/* Whether i is next before j, to be given a unit or to lose its last one. */
+static bool comes_before(const unit_row *row, int64_t i, int64_t j, way_of_change way)
+{
+    const int64_t method = row->call->method;
+    if (method == LARGEST_REMAINDER) {
+        real more = number_at(row->rests, 2 * i) - number_at(row->rests, 2 * j);
+        more += number_at(row->rests, 2 * i + 1) - number_at(row->rests, 2 * j + 1);
+        const real size = more < 0 ? -more : more;
+        return size <= EQUAL ? i < j : more > 0;
+    }
+    const real a = number_at(row->amounts, i), b = number_at(row->amounts, j);
+    const real weight = number_at(row->weights, i), other = number_at(row->weights, j);
+    /* Who has the last claim loses first. */
+    if (way == TAKE) return claims_before(method, other, b - 1, j, weight, a - 1, i);
+    return claims_before(method, weight, a, i, other, b, j);
+}
+
+/* Let who stands at a place of the heap sink to where it belongs. */
+static void sift_down(const unit_row *row, int64_t place, int64_t size, way_of_change way)
+{
+    const int64_t sinking = load_int64(row->heap, place);
+    while (2 * place + 1 < size) {
+        int64_t child = 2 * place + 1, best = load_int64(row->heap, child);
+        if (child + 1 < size) {
+            const int64_t other = load_int64(row->heap, child + 1);
+            if (comes_before(row, other, best, way)) child++, best = other;
+        }
+        if (!comes_before(row, best, sinking, way)) break;
+        store_int64(row->heap, place, best);
+        place = child;
+    }
+    store_int64(row->heap, place, sinking);
+}
+
+/* Whether i can be given a unit, or can lose one. */
+static bool may_change(const unit_row *row, int64_t i, way_of_change way)
+{
+    const real amount = number_at(row->amounts, i);
+    if (way == TAKE) return amount > number_at(row->lower, i) / row->factor;
+    if (row->call->method == LARGEST_REMAINDER) return number_at(row->rests, 2 * i) > 0;
+    return amount < number_at(row->upper, i) / row->factor && number_at(row->weights, i) > 0;
+}
+
+/* Give units, or take them back, one after the other, in order. */
+static void change(const unit_row *row, real units, way_of_change way)
+{
+    int64_t size = 0;
+    for (int64_t i = 0; i < row->call->receivers; i++)
+        if (may_change(row, i, way)) store_int64(row->heap, size++, i);
+    for (int64_t place = size / 2 - 1; place >= 0; place--) sift_down(row, place, size, way);
+    for (; units > 0 && size > 0; units--) {
+        const int64_t i = load_int64(row->heap, 0);
+        store_real(row->amounts + i * ITEM, number_at(row->amounts, i) + (way == TAKE ? -1 : 1));
+        if (row->call->method == LARGEST_REMAINDER || !may_change(row, i, way))
+            store_int64(row->heap, 0, load_int64(row->heap, --size));
+        sift_down(row, 0, size, way);
+    }
+}
+
+/* Whether i may change, and comes before the one found; -1: none was. */
+static bool is_next(const unit_row *row, int64_t i, int64_t found, way_of_change way)
+{
+    return may_change(row, i, way) && (found < 0 || comes_before(row, i, found, way));
+}
+
+/* Move units whose order rounding had hidden: from the last claim to an earlier one.
+
+   The first amounts are rounded by theta, whose own last place may hide the order of claims that
+   are nearly equal. */
+static void settle_units(const unit_row *row)
+{
+    for (int64_t moves = 0; moves < row->call->receivers; moves++) {
+        int64_t first = -1, last = -1;
+        for (int64_t i = 0; i < row->call->receivers; i++) {
+            if (is_next(row, i, first, GIVE)) first = i;
+            if (is_next(row, i, last, TAKE)) last = i;
+        }
+        if (first < 0 || last < 0 || first == last) return;
+        const real given = number_at(row->amounts, first);
+        const real taken = number_at(row->amounts, last) - 1;
+        if (!claims_before(row->call->method, number_at(row->weights, first), given, first,
+                           number_at(row->weights, last), taken, last))
+            return;
+        store_real(row->amounts + first * ITEM, given + 1);
+        store_real(row->amounts + last * ITEM, taken);
+    }
+}
+
+
+
+/* Round an amount, a pair, between its bounds by the method. */
+static real round_amount(const unit_row *row, int64_t i, pair amount)
+{
+    real down = __builtin_floor(amount.number);
+    pair part = paired(amount.number - down, amount.rest);
+    if (part.number < 0) down--, part.number++;
+    switch (row->call->method) {
+    case LARGEST_REMAINDER:
+        store_real(row->rests + 2 * i * ITEM, part.number);
+        store_real(row->rests + (2 * i + 1) * ITEM, part.rest);
+        return down;
+    case DHONDT:
+        return down;
+    case SAINTE_LAGUE:
+        return part.number > (real)0.5 ? down + 1 : down;
+    default:
+        return amount.number * amount.number > down * (down + 1) ? down + 1 : down;
+    }
+}
+
+/* Round every amount by itself; returns how many units that takes. */
+static real first_amounts(const unit_row *row, pair theta, bool left)
+{
+    real total = 0;
+    for (int64_t i = 0; i < row->call->receivers; i++) {
+        const real weight = number_at(row->weights, i);
+        const real low = number_at(row->lower, i), cap = number_at(row->upper, i);
+        real whole = theta.number * weight;
+        if (whole > BEYOND) whole = BEYOND;
+        const real error = FUSED(theta.number, weight, -whole) + theta.rest * weight;
+        const real least = low / row->factor, most = cap / row->factor;
+        real amount;
+        store_real(row->rests + 2 * i * ITEM, 0);
+        if (left) {
+            amount = weight > 0 ? most : least;
+        } else if ((low - whole) - error >= 0) {
+            amount = least;
+        } else if ((whole - cap) + error >= 0) {
+            amount = most;
+        } else {
+            amount = round_amount(row, i, (pair){whole / row->factor, error / row->factor});
+            if (amount > most) amount = most;
+            if (amount < least) amount = least;
+        }
+        store_real(row->amounts + i * ITEM, amount);
+        total += amount;
+    }
+    return total;
+}
+
+/* Steps spend and store in whole units; `left`: all that caps allow. */
+static void apportion(const allocation_call *call, int64_t scratch, pair theta, bool left,
+                      real factor, real budget, int64_t output)
+{
+    const unit_row row = {
+        .call = call,
+        .weights = scratch + call->at_weights,
+        .lower = scratch + call->at_lower,
+        .upper = scratch + call->at_upper,
+        .amounts = scratch + call->at_amounts,
+        .rests = scratch + call->at_rests,
+        .heap = scratch + call->at_heap,
+        .factor = factor,
+    };
+    const real total = first_amounts(&row, theta, left);
+    if (!left) {
+        if (total < budget)
+            change(&row, budget - total, GIVE);
+        else if (total > budget)
+            change(&row, total - budget, TAKE);
+        if (call->method != LARGEST_REMAINDER) settle_units(&row);
+    }
+    for (int64_t i = 0; i < call->receivers; i++) {
+        const real amount = number_at(row.amounts, i);
+        const int64_t place = output + i * call->output_step;
+        if (call->whole_numbers)
+            store_int64(place, 0, (int64_t)amount * call->unit_whole);
+        else
+            store_real(place, amount * call->unit);
+    }
+}
+
+#endif
