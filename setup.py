@@ -4,31 +4,49 @@ They are built where a C compiler for this machine is found, and left out with a
 ``FASTATTN_REQUIRE_CYTHON=1`` makes that an error, ``FASTATTN_CYTHON=0`` leaves them out unasked.
 """
 
+import importlib.util
 import os
-import platform
 import runpy
+import shlex
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError, CompileError
 
 PLACE = "fastattn/_cython"
-X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
-# What the kernels are compiled for; on other machines once, for what the compiler assumes.
-LEVELS = {"v4": ["-march=x86-64-v4"], "v3": ["-march=x86-64-v3"]} if X86 else {"base": []}
-# No flag here may change a bit: products and sums are fused where the source says so, nowhere else.
-FLAGS = [
-    "-std=gnu11",
-    "-O3",
-    "-g0",
+# Python's own flags come first, then CFLAGS; the last word is ours. What would change bits, or take
+# the kernels for AVX2 to machines with more, is taken back here one by one.
+EXACT = [
+    "-fno-fast-math",
+    "-fno-unsafe-math-optimizations",
+    "-fno-associative-math",
+    "-fno-reciprocal-math",
+    "-fno-finite-math-only",
+    "-fsigned-zeros",
+    "-fno-rounding-math",
     "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fvisibility=hidden",
-    "-Wno-unused-function",
 ]
+FLAGS = ["-std=gnu11", "-O3", "-g0", *EXACT, "-fno-math-errno", "-fvisibility=hidden"]
+FLAGS += ["-Wno-unused-function"]
+# Linked with -Ofast or -ffast-math, which CFLAGS bring here too, the module would switch subnormals
+# off in whoever imports it.
+LINK = ["-pthread", "-O3", *EXACT[:2]]
+# What the kernels are compiled for; on other machines once, for what the compiler assumes. Not this
+# machine decides, but the one that Python's build is for.
+X86 = sysconfig.get_platform().endswith(("x86_64", "amd64")) and sys.maxsize > 2**32
+LEVELS = (
+    {"v4": ["-march=x86-64-v4"], "v3": ["-march=x86-64-v3", "-mno-avx512f"]}
+    if X86
+    else {"base": []}
+)
+# What the built module depends on, beside its C: all that `words` reads.
+TABLES = ["fastattn/_engine/layouts.py", "fastattn/_core/plan.py", f"{PLACE}/words.py"]
+REQUIRED = os.environ.get("FASTATTN_REQUIRE_CYTHON", "").strip() == "1"
 PROBE = """
 #include <Python.h>
 #include <pthread.h>
@@ -40,15 +58,23 @@ int main(void) { part a = {0}; return (int)(a + a)[0]; }
 
 def words() -> str:
     """Write the records and constants of the engine as C."""
-    tables = runpy.run_path("fastattn/_engine/layouts.py")
-    plan = runpy.run_path("fastattn/_core/plan.py")
-    return runpy.run_path(f"{PLACE}/words.py")["header"](tables, plan)
+    tables, plan, made = (runpy.run_path(path) for path in TABLES)
+    return made["header"](tables, plan, made["sources"](Path(PLACE)))
 
 
 class BuildKernels(build_ext):
     """Compiles the kernels once for each kind of machine and element type."""
 
     def build_extension(self, extension):
+        """Build the kernels; where that fails they are left out, unless they are required."""
+        from Cython.Compiler.Errors import CompileError as CythonError
+
+        try:
+            self.build_kernels(extension)
+        except (BaseError, CCompilerError, CompileError, CythonError) as error:
+            leave_out(f"building them failed: {error}")
+
+    def build_kernels(self, extension):
         """Compile the kernels, then the module that holds them."""
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,13 +95,21 @@ class BuildKernels(build_ext):
         super().build_extension(extension)
 
 
+def leave_out(reason: str) -> None:
+    """Say that there are to be no compiled kernels, and why; an error where they are required."""
+    text = f"fastattn: the compiled kernels (backend 'cython') are left out: {reason}"
+    if REQUIRED:
+        raise SystemExit(f"{text}; FASTATTN_REQUIRE_CYTHON=1 makes that an error")
+    print(f"{text}. Everything works, compiled by Numba when it is needed.", file=sys.stderr)
+
+
 def find_compiler() -> str | None:
     """Try the compiler; return why there are to be no compiled kernels, or None."""
     if os.environ.get("FASTATTN_CYTHON", "").strip() == "0":
         return "FASTATTN_CYTHON=0 says so"
-    import sysconfig
-
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+    if importlib.util.find_spec("Cython") is None:
+        return "Cython is not installed"
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
         source.write_text(PROBE, encoding="utf-8")
@@ -96,22 +130,20 @@ def extensions() -> list[Extension]:
     """Describe what to build: the compiled kernels, or nothing."""
     reason = find_compiler()
     if reason is not None:
-        text = f"fastattn: the compiled kernels (backend 'cython') are left out: {reason}"
-        if os.environ.get("FASTATTN_REQUIRE_CYTHON", "").strip() == "1":
-            raise SystemExit(f"{text}; FASTATTN_REQUIRE_CYTHON=1 makes that an error")
-        print(f"{text}. Everything works, compiled by Numba when it is needed.", file=sys.stderr)
+        leave_out(reason)
         return []
+    sources = [str(path) for path in sorted(Path(PLACE).glob("*.[ch]")) if path.stem[0] != "_"]
     return [
         Extension(
             "fastattn._cython._native",
             [f"{PLACE}/_native.pyx"],
-            depends=[
-                str(path) for path in sorted(Path(PLACE).glob("*.[ch]")) if path.stem[0] != "_"
-            ],
+            depends=["setup.py", *TABLES, *sources],
             extra_compile_args=[*FLAGS, "-pthread"],
-            extra_link_args=["-pthread"],
+            extra_link_args=LINK,
+            optional=not REQUIRED,
         )
     ]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})
+if __name__ == "__main__":
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})

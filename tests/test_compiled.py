@@ -2,6 +2,7 @@
 
 import os
 import platform
+from pathlib import Path
 
 import children
 import numpy as np
@@ -232,18 +233,64 @@ def test_every_level_of_this_cpu_has_the_same_bits():
     assert len(digests) == 1
 
 
-def test_kernels_of_other_sources_are_refused():
-    """A clone whose tables changed since its kernels were built: they would read other words."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        "from fastattn._engine import layouts; layouts.SWAPPED += 1",
+        "from fastattn._cython import words; words.sources = lambda folder: 1",
+        "from fastattn._cython import _native; del _native.built_from",
+    ],
+    ids=["tables", "sources", "older"],
+)
+def test_kernels_of_other_sources_are_refused(change):
+    """A clone that changed since its kernels were built: other words, or other bits."""
     code = """
-from fastattn._engine import layouts
-layouts.SWAPPED += 1
 import fastattn
 try:
     fastattn.attention([1.0], [[1.0]], [[1.0]])
 except ImportError as error:
     print(error)
 """
-    assert "built from other sources than these" in children.run(code, **COMPILED)
+    assert "built from other sources than these" in children.run(change + code, **COMPILED)
+
+
+def test_kernels_installed_without_their_sources_are_not_refused(tmp_path):
+    from fastattn._cython import _native, words
+
+    assert words.sources(tmp_path) is None
+    assert words.sources(Path(_native.__file__).parent) in (None, _native.built_from()[1])
+    code = """
+from fastattn._cython import words
+words.sources = lambda folder: None
+import fastattn
+print(fastattn.attention([1.0], [[1.0]], [[2.0]]))
+"""
+    assert children.run(code, **COMPILED).strip() == "[2.]"
+
+
+@pytest.mark.skipif(not available("numba"), reason="numba is not there")
+def test_kernels_that_cannot_be_loaded_are_left_out_with_a_warning():
+    """Kernels that were never built are left out without a word; these are there, and broken."""
+    code = """
+import sys, warnings
+class Loader:
+    def find_spec(self, name, path, target=None):
+        if name == "fastattn._cython._native":
+            raise {error}
+sys.meta_path.insert(0, Loader())
+import fastattn
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    backends = [fastattn.explain([1.0], [[1.0]], [[1.0]]).backend for _ in range(2)]
+print(backends, [(warning.category.__name__, str(warning.message)) for warning in seen])
+"""
+    broken = "ImportError('_native.so: undefined symbol: nope', name=name)"
+    said = children.run(code.format(error=broken))
+    assert said.startswith("['numba', 'numba'] [('RuntimeWarning', ")
+    assert said.count("RuntimeWarning") == 1
+    assert "cannot be loaded: _native.so: undefined symbol: nope" in said
+    absent = "ModuleNotFoundError('No module named ' + name, name=name)"
+    assert children.run(code.format(error=absent)).strip() == "['numba', 'numba'] []"
 
 
 def test_a_level_that_is_not_there_is_refused():

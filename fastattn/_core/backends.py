@@ -7,6 +7,7 @@ choice. Nothing falls back in silence: a named backend that cannot do a call is 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -112,12 +113,19 @@ def load(name: str) -> Backend:
 
 
 def _there(name: str) -> Backend | None:
-    """Load a backend of the automatic choice; where it cannot be imported, note why."""
+    """Load a backend of the automatic choice; where it cannot be imported, note why.
+
+    What was never installed is missing by somebody's choice. What is there and does not work is
+    worth a warning: the next backend has the same bits, so nothing else would show it.
+    """
     if name not in _missing:
         try:
             return load(name)
         except ImportError as error:
             _missing[name] = str(error)
+            if not isinstance(error, ModuleNotFoundError):
+                text = f"backend {name!r} is left out: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
     return None
 
 

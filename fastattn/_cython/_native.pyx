@@ -11,14 +11,21 @@ cdef extern from "pool.h" nogil:
     )
 
 cdef extern from "levels.h" nogil:
+    ctypedef struct entry_table:
+        const void *attend
+        const void *fold
+        const void *compare
+        const void *fuse
+        const void *normalise
+        const void *hand_out
+
     ctypedef struct level:
         const char *name
-        const int64_t **tables
+        const entry_table **tables
         int (*runs_here)()
 
     const level levels[]
     const int level_count
-    const int entry_count
 
 cdef extern from "words.h" nogil:
     enum:
@@ -33,11 +40,12 @@ cdef extern from "words.h" nogil:
         LSE_WORD
         SCRATCH_WORD
         WORDS_DIGEST
+        SOURCES_DIGEST
 
 
-def words_digest():
-    """The digest of the tables that the kernels were built from (`words.digest`)."""
-    return <int64_t> WORDS_DIGEST
+def built_from():
+    """The digests of what the kernels were built from: `words.digest` and `words.sources`."""
+    return <int64_t> WORDS_DIGEST, <int64_t> SOURCES_DIGEST
 
 
 def built_levels():
@@ -50,14 +58,18 @@ def supported_levels():
     return tuple(levels[i].name.decode() for i in range(level_count) if levels[i].runs_here())
 
 
+cdef tuple _addresses(const entry_table *table):
+    return (
+        <int64_t> table.attend, <int64_t> table.fold, <int64_t> table.compare,
+        <int64_t> table.fuse, <int64_t> table.normalise, <int64_t> table.hand_out,
+    )
+
+
 def entry_addresses(str name):
     """The addresses of the kernels of a level: for float32, then for float64."""
     for i in range(level_count):
         if levels[i].name.decode() == name:
-            return tuple(
-                tuple(levels[i].tables[bits][number] for number in range(entry_count))
-                for bits in range(2)
-            )
+            return _addresses(levels[i].tables[0]), _addresses(levels[i].tables[1])
     raise ValueError(f"no kernels were compiled for {name!r}, but for {built_levels()}")
 
 

@@ -8,6 +8,7 @@ backend.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -24,12 +25,20 @@ from fastattn._engine.launcher import Launcher, Turns
 from . import words
 
 try:
-    from . import _native
+    import fastattn._cython._native as _native
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "fastattn was installed without its compiled kernels (no C compiler was found, or it "
+        f"failed, or FASTATTN_CYTHON=0 said so): {error}. With a compiler, install it again with "
+        "FASTATTN_REQUIRE_CYTHON=1, which says what is missing",
+        name=error.name,
+    ) from error
 except ImportError as error:
     raise ImportError(
-        "fastattn was installed without its compiled kernels (no C compiler was found, or "
-        f"FASTATTN_CYTHON=0 said so): {error}. With a compiler, install it again with "
-        "FASTATTN_REQUIRE_CYTHON=1, which says what is missing"
+        f"the compiled kernels are there and cannot be loaded: {error}. Install fastattn again, "
+        "where it is to run, with FASTATTN_REQUIRE_CYTHON=1",
+        name=error.name,
+        path=error.path,
     ) from error
 
 __all__ = [
@@ -61,11 +70,16 @@ class _Entry(NamedTuple):
 
 
 def _check_sources() -> None:
-    """Refuse kernels that read records otherwise than this engine writes them."""
-    if _native.words_digest() != words.digest(vars(layouts), vars(plan)):
+    """Refuse kernels that were built from other sources: those of a clone change under them.
+
+    They would read records otherwise than the engine writes them, or compute other bits.
+    """
+    built = _native.built_from() if hasattr(_native, "built_from") else None
+    sources = words.sources(Path(__file__).parent)
+    if built is None or built != (words.digest(vars(layouts), vars(plan)), sources or built[1]):
         raise ImportError(
-            f"the compiled kernels ({_native.__file__}) were built from other sources than these, "
-            "or for another Python: build them again, `pip install -e .` in a clone"
+            f"the compiled kernels ({_native.__file__}) were built from other sources than these: "
+            "build them again, `FASTATTN_REQUIRE_CYTHON=1 pip install -e .` in a clone"
         )
 
 

@@ -13,9 +13,12 @@
 #include "fuse.h"
 #include "similarity.h"
 #include "softmax.h"
+#include "table.h"
 
-typedef void entry(int64_t call_address, int64_t worker);
+#if defined(__FAST_MATH__) || __FINITE_MATH_ONLY__
+#error "the compiler was told to take liberties with floats, which changes results"
+#endif
+_Static_assert(sizeof 1.0 == 8, "the compiler was told to shorten constants, which changes results");
 
-const struct entry_table {
-    entry *attend, *fold, *compare, *fuse, *normalise, *hand_out;
-} TABLE = {attend, fold, compare, fuse, normalise, HAND_OUT};
+extern const entry_table TABLE;
+const entry_table TABLE = {attend, fold, compare, fuse, normalise, HAND_OUT};

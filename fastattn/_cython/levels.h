@@ -5,15 +5,15 @@
 #ifndef FASTATTN_LEVELS_H
 #define FASTATTN_LEVELS_H
 
-#include <stdint.h>
+#include "table.h"
 
 /* Tables of entries (kernels.c), for float32 and for float64. */
-#define DECLARE(level) extern const int64_t fastattn_##level##_32[], fastattn_##level##_64[];
-#define TABLES(level) (const int64_t *[]){fastattn_##level##_32, fastattn_##level##_64}
+#define DECLARE(level) extern const entry_table fastattn_##level##_32, fastattn_##level##_64;
+#define TABLES(level) (const entry_table *[]){&fastattn_##level##_32, &fastattn_##level##_64}
 
 typedef struct {
     const char *name;
-    const int64_t **tables;
+    const entry_table **tables;
     int (*runs_here)(void);
 } level;
 
@@ -52,7 +52,5 @@ static const level levels[] = {{"base", TABLES(base), runs_base}};
 #endif
 
 static const int level_count = sizeof levels / sizeof *levels;
-/* attend, fold, compare, fuse, normalise, hand_out */
-static const int entry_count = 6;
 
 #endif

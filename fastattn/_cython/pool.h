@@ -12,13 +12,12 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdint.h>
+
+#include "table.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-
-typedef void kernel_entry(int64_t call_address, int64_t worker);
 
 /* How often to look before sleeping: 0.1 to 0.3 ms. */
 enum { LOOKS = 4000, MOST_THREADS = 1023 };

@@ -1,16 +1,17 @@
 """The engine's records and constants as C, for the kernels; imports nothing of the package.
 
 `setup.py` writes them into the header ``words.h`` when it builds the kernels. The header carries
-its own digest, so that kernels built from other tables than those in use are noticed.
+its own digest and that of the kernels' sources, so that kernels built from others are noticed.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["digest", "header"]
+__all__ = ["digest", "header", "sources"]
 
 
 def _lines(tables: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
@@ -45,9 +46,22 @@ def digest(tables: Mapping[str, Any], plan: Mapping[str, Any]) -> int:
     return _crc(_lines(tables, plan))
 
 
-def header(tables: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    """Write the header."""
+def sources(folder: Path) -> int | None:
+    """Digest what the kernels are compiled from; None where only what was built is installed."""
+    paths = [*sorted(folder.glob("*.h")), folder / "kernels.c", folder / "_native.pyx"]
+    crc = 0
+    try:
+        for path in paths:
+            crc = zlib.crc32(path.read_bytes(), crc)
+    except FileNotFoundError:
+        return None
+    return crc
+
+
+def header(tables: Mapping[str, Any], plan: Mapping[str, Any], sources: int) -> str:
+    """Write the header; `sources` digests the files that include it."""
     lines = _lines(tables, plan)
     above = ["/* Made by setup.py. */", "#ifndef FASTATTN_WORDS_H", "#define FASTATTN_WORDS_H"]
-    below = [f"#define WORDS_DIGEST INT64_C({_crc(lines)})", "#endif", ""]
-    return "\n".join([*above, "#include <stdint.h>", *lines, *below])
+    digests = {"WORDS_DIGEST": _crc(lines), "SOURCES_DIGEST": sources}
+    below = [f"#define {name} INT64_C({number})" for name, number in digests.items()]
+    return "\n".join([*above, "#include <stdint.h>", *lines, *below, "#endif", ""])
