@@ -19,7 +19,7 @@ __all__ = ["allocate"]
 METHODS = ("largest_remainder", "sainte_lague", "dhondt", "huntington_hill")
 # A quotient this close to a whole number, relatively, is that number: 0.3 / 0.1 is three units.
 _WHOLE = 4 * 2.0**-52
-_MOST_UNITS = 2**53
+_MOST_UNITS = 2**52  # sums of amounts rounded up must be exact too
 
 
 def allocate(
@@ -233,7 +233,7 @@ class _Rows:
         if large.any():
             at = _first(large)
             raise ValueError(
-                f"the budget{_of(at)} is {self.budget[at]}, more than 2**53 units of {unit} or "
+                f"the budget{_of(at)} is {self.budget[at]}, more than 2**52 units of {unit} or "
                 "more than an int64 holds: count in something larger"
             )
         self.kept_back = np.where(odd, rest, 0.0)
@@ -310,7 +310,7 @@ def _bools(where: Any) -> np.ndarray:
 
 def _unit(unit: Any) -> float:
     """Return the unit: an int where it is one, else a float."""
-    if isinstance(unit, (bool, np.bool_)) or np.ndim(unit) != 0:
+    if isinstance(unit, (bool, np.bool_, str, bytes)) or np.ndim(unit) != 0:
         raise TypeError(f"unit must be one positive number, not {unit!r}")
     if isinstance(unit, (int, np.integer)):
         size: float = int(unit)

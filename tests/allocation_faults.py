@@ -1,0 +1,92 @@
+"""Faults to seed into allocation; entries as in `faults`."""
+
+_REAL = "tests/test_allocate.py"
+_UNITS = "tests/test_allocate_units.py"
+
+ALLOCATION_FAULTS = {
+    "amounts_rounded_with_theta_alone": (
+        "_numba/allocation.py",
+        "            amount = amount + error\n",
+        "",
+        f"{_REAL} -k numba",
+    ),
+    "sums_in_one_part": (
+        "_numba/allocation.py",
+        "    part = (number + first) - first\n",
+        "    part = number\n",
+        f"{_REAL} -k numba",
+    ),
+    "sums_cut_by_the_heaviest_of_all": (
+        "_numba/allocation.py",
+        "    factor = factor_near_one(heaviest, spare)\n",
+        "    factor = 1.0\n",
+        f"{_REAL} -k numba",
+    ),
+    "receivers_without_weight_have_their_cap": (
+        "_numba/allocation.py",
+        "        cap = select_above(load(TAG, weights + i), zero, cap, low)\n",
+        "",
+        f"{_REAL} {_UNITS} -k numba",
+    ),
+    "a_hidden_weight_counts": (
+        "_numba/allocation.py",
+        "        if allowed == 0 or load_as(TAG, BOOL, allowed + i * call.allowed_step) != 0.0:\n",
+        "        if True:\n",
+        f"{_REAL} -k numba",
+    ),
+    "equal_claims_by_rounding": (
+        "_numba/apportion.py",
+        "    if abs(more) <= EQUAL * a:\n",
+        "    if more == 0.0 and a == 0.0:\n",
+        f"{_UNITS} -k numba",
+    ),
+    "remainders_compared_in_floats": (
+        "_numba/apportion.py",
+        "        return i < j if abs(more) <= EQUAL else more > 0.0\n",
+        "        return more > 0.0\n",
+        f"{_UNITS} -k numba",
+    ),
+    "units_beyond_the_cap": (
+        "_numba/apportion.py",
+        "    under = amount < load_float64(scratch + call.at_upper, i) / factor\n",
+        "    under = amount <= load_float64(scratch + call.at_upper, i) / factor\n",
+        f"{_UNITS} -k numba",
+    ),
+    "the_heap_forgets_the_second_child": (
+        "_numba/apportion.py",
+        "        if child + 1 < size:\n",
+        "        if child + 1 < 0:\n",
+        f"{_UNITS} -k numba",
+    ),
+    "units_never_taken_back": (
+        "_numba/apportion.py",
+        "        elif total > budget:\n",
+        "        elif total > budget + 1.0:\n",
+        f"{_UNITS} -k numba",
+    ),
+    "compiled_claims_to_the_higher_index": (
+        "_cython/apportion.h",
+        "    return size <= EQUAL * a.number ? i < j : more > 0;\n",
+        "    return size <= EQUAL * a.number ? i > j : more > 0;\n",
+        f"{_UNITS} -k cython",
+    ),
+    "compiled_bracket_is_not_kept": (
+        "_cython/allocation.h",
+        "    if (low == 0) return high / 16;\n",
+        "    if (low == 0) return high;\n",
+        f"{_REAL} -k cython",
+    ),
+    "unspent_within_the_slack_is_left": (
+        "_cython/allocation.h",
+        "        if (left <= slack) left = 0;\n",
+        "        if (left <= 0) left = 0;\n",
+        f"{_REAL} -k cython",
+    ),
+    "budget_of_the_first_row_for_all": (
+        "_engine/allocation.py",
+        "        steps.append((0,) * len(outer) if array is None else array.strides[: len(outer)])\n",
+        '        steps.append((0,) * len(outer) if array is None or field == "budget" else '
+        "array.strides[: len(outer)])\n",
+        f"{_REAL} -k numba",
+    ),
+}
