@@ -13,15 +13,18 @@ from fastattn.attention import attention, explain
 from fastattn.cache import KVCache
 from fastattn.fusion import fuse
 from fastattn.normalize import log_softmax, logsumexp, softmax
+from fastattn.shared_allocation import SharedAllocation, allocate_shared
 from fastattn.similarity import similarity
 from fastattn.state import State, attention_state, merge_states
 from fastattn.varlen import attention_varlen
 
 __all__ = [
     "KVCache",
+    "SharedAllocation",
     "State",
     "__version__",
     "allocate",
+    "allocate_shared",
     "attention",
     "attention_state",
     "attention_varlen",

@@ -18,6 +18,7 @@ MODULES = [
     "fastattn.cache",
     "fastattn.fusion",
     "fastattn.normalize",
+    "fastattn.shared_allocation",
     "fastattn.similarity",
     "fastattn.state",
     "fastattn.varlen",

@@ -23,6 +23,7 @@ FACE = {
     "similarity",
     "normalize",
     "fusion",
+    "shared_allocation",
 }
 # What each room may import of fastattn. The face hands over to a backend by name, at run time.
 MAY_IMPORT = {
@@ -216,9 +217,11 @@ def test_public_names():
     assert fastattn.__all__ == sorted(fastattn.__all__)
     assert set(fastattn.__all__) == {
         "KVCache",
+        "SharedAllocation",
         "State",
         "__version__",
         "allocate",
+        "allocate_shared",
         "attention",
         "attention_state",
         "attention_varlen",

@@ -142,3 +142,18 @@ class Backend(Protocol):
         is int64 where `unit` is an int. `unspent` is NaN for a row that makes no sense: a weight
         or bound that is none, or lower bounds above the budget. Budgets are finite, not negative.
         """
+
+    def allocate_shared(
+        self,
+        weights: np.ndarray,
+        budgets: np.ndarray,
+        capacities: np.ndarray,
+        tol: float,
+        max_iter: int,
+        threads: int,
+    ) -> tuple[np.ndarray, int, float]:
+        """Return the allocation (m, n) in float64, the rounds it took, and the violation.
+
+        Weights (m, n) are finite and not negative, m and n at least 1; budgets (m,) and capacities
+        (n,) are float64, not negative; budgets are finite.
+        """

@@ -18,6 +18,7 @@ cdef extern from "levels.h" nogil:
         const void *fuse
         const void *normalise
         const void *hand_out
+        const void *share
 
     ctypedef struct level:
         const char *name
@@ -62,6 +63,7 @@ cdef tuple _addresses(const entry_table *table):
     return (
         <int64_t> table.attend, <int64_t> table.fold, <int64_t> table.compare,
         <int64_t> table.fuse, <int64_t> table.normalise, <int64_t> table.hand_out,
+        <int64_t> table.share,
     )
 
 

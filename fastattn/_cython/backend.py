@@ -44,6 +44,7 @@ except ImportError as error:
 __all__ = [
     "about",
     "allocate",
+    "allocate_shared",
     "attention_state",
     "engine",
     "finish_state",
@@ -129,7 +130,7 @@ if hasattr(os, "register_at_fork"):
 def _kernels(level: str) -> Kernels:
     float32: np.dtype = np.dtype(np.float32)
     float64: np.dtype = np.dtype(np.float64)
-    attend, fold, compare, fuse, normalise, hand_out = (
+    attend, fold, compare, fuse, normalise, hand_out, share = (
         {float32: _Entry(single), float64: _Entry(double)}
         for single, double in zip(*_native.entry_addresses(level), strict=True)
     )
@@ -141,6 +142,7 @@ def _kernels(level: str) -> Kernels:
         fuse=fuse,
         normalise=normalise,
         hand_out=hand_out[float64],
+        share=share[float64],
         launcher=Launcher(lambda: _pool),
         again=SimpleNamespace(run=_native.again),
     )
@@ -160,6 +162,7 @@ fuse = engine.fuse
 softmax = engine.softmax
 log_softmax = engine.log_softmax
 logsumexp = engine.logsumexp
+allocate_shared = engine.allocate_shared
 
 
 def about() -> dict[str, str | None]:

@@ -5,9 +5,12 @@
 
 #if REAL_BITS == 64
 #include "allocation.h"
+#include "shared.h"
 #define HAND_OUT hand_out
+#define SHARE share
 #else
 #define HAND_OUT 0 /* amounts are float64 */
+#define SHARE 0
 #endif
 #include "attention.h"
 #include "fuse.h"
@@ -21,4 +24,4 @@
 _Static_assert(sizeof 1.0 == 8, "the compiler was told to shorten constants, which changes results");
 
 extern const entry_table TABLE;
-const entry_table TABLE = {attend, fold, compare, fuse, normalise, HAND_OUT};
+const entry_table TABLE = {attend, fold, compare, fuse, normalise, HAND_OUT, SHARE};

@@ -9,7 +9,7 @@
 typedef void kernel_entry(int64_t call_address, int64_t worker);
 
 typedef struct {
-    kernel_entry *attend, *fold, *compare, *fuse, *normalise, *hand_out;
+    kernel_entry *attend, *fold, *compare, *fuse, *normalise, *hand_out, *share;
 } entry_table;
 
 #endif

@@ -17,7 +17,7 @@ __all__ = ["digest", "header", "sources"]
 def _lines(tables: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     """Structures of the records, and constants; of `_engine.layouts` and `_core.plan`."""
     lines = []
-    for name in ("ATTENTION", "SIMILARITY", "SOFTMAX", "FUSE", "ALLOCATION"):
+    for name in ("ATTENTION", "SIMILARITY", "SOFTMAX", "FUSE", "ALLOCATION", "SHARED"):
         layout = tables[name]
         lines += ["typedef struct {"]
         lines += [f"    int64_t {field};" for field in layout.integers]

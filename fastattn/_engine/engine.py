@@ -9,7 +9,7 @@ import numpy as np
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
-from . import allocation, normalize, stages, states
+from . import allocation, normalize, shared, stages, states
 from .attention import Execution, plan_problem
 from .kernels import Kernels
 from .planned import Planned
@@ -102,4 +102,18 @@ class Engine:
             method,
             unit,
             threads,
+        )
+
+    def allocate_shared(
+        self,
+        weights: np.ndarray,
+        budgets: np.ndarray,
+        capacities: np.ndarray,
+        tol: float,
+        max_iter: int,
+        threads: int,
+    ) -> tuple[np.ndarray, int, float]:
+        """Return the allocation (m, n), the rounds it took and what the last one still moved."""
+        return shared.allocate_shared(
+            self.kernels, weights, budgets, capacities, tol, max_iter, threads
         )

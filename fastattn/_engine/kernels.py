@@ -41,6 +41,8 @@ class Kernels(NamedTuple):
         Similarity; weights times values; softmax and its relatives.
     hand_out
         Allocating budgets, always in float64.
+    share
+        The steps of shared allocation, always in float64.
     launcher
         Runs tasks.
     again
@@ -54,6 +56,7 @@ class Kernels(NamedTuple):
     fuse: Mapping[np.dtype, Entry]
     normalise: Mapping[np.dtype, Entry]
     hand_out: Entry
+    share: Entry
     launcher: Launcher
     again: Again
 

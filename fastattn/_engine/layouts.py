@@ -10,6 +10,7 @@ __all__ = [
     "ALLOCATION",
     "ATTENTION",
     "FUSE",
+    "SHARED",
     "SIMILARITY",
     "SOFTMAX",
     "STORAGE_CODES",
@@ -123,6 +124,17 @@ ALLOCATION = Layout(
     """,
     "unit sum_first sum_second",
 )
+SHARED = Layout(
+    "SharedCall",
+    """
+    next_task stop_task workers
+    phase rows columns block_rows blocks block_columns width
+    source matrix budgets capacities spent
+    row_factors column_factors next_row_factors next_column_factors
+    sums rests changes
+    scratch scratch_stride
+    """,
+)
 
 # Rows of the stride table `entry_strides`, one stride a batch dim each: of attention; the stages
 # have their operands in the order of the record.
@@ -148,6 +160,10 @@ SOFTMAX_RESULT, LOG_SOFTMAX_RESULT, LOGSUMEXP_RESULT = range(3)
 WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
 # How amounts are rounded: not at all, or to whole units.
 REAL_AMOUNTS, LARGEST_REMAINDER, SAINTE_LAGUE, DHONDT, HUNTINGTON_HILL = range(5)
+# Which part of a round of shared allocation its kernel does.
+MEASURE, SPEND, FIT, JUDGE, APPLY = range(5)
+# Bytes from one block's numbers in `changes` to the next: cache lines come in pairs.
+CHANGE_STRIDE = 128
 # Columns of values that meet the rows of a task of `fuse` together.
 STRIP = 64
 

@@ -11,7 +11,7 @@ from fastattn._engine.engine import Engine
 from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher
 
-from . import allocation, attention, cache, compile, launch, repeat
+from . import allocation, attention, cache, compile, launch, repeat, shared
 from . import fuse as fusing
 from . import similarity as comparing
 from . import softmax as normalising
@@ -19,6 +19,7 @@ from . import softmax as normalising
 __all__ = [
     "about",
     "allocate",
+    "allocate_shared",
     "attention_state",
     "engine",
     "finish_state",
@@ -51,6 +52,7 @@ engine = Engine(
             _FLOAT64: normalising.normalise_float64,
         },
         hand_out=allocation.hand_out,
+        share=shared.share,
         launcher=Launcher(launch.layer),
         again=repeat.again,
     )
@@ -66,6 +68,7 @@ fuse = engine.fuse
 softmax = engine.softmax
 log_softmax = engine.log_softmax
 logsumexp = engine.logsumexp
+allocate_shared = engine.allocate_shared
 
 
 def about() -> dict[str, str | None]:
@@ -88,4 +91,5 @@ def warmup() -> None:
     kernels = engine.kernels
     tables = (kernels.attend, kernels.fold, kernels.normalise, kernels.compare, kernels.fuse)
     entries = [entry for table in tables for entry in table.values()]
-    compile.warm([*entries, kernels.hand_out, *launch.DRIVERS, *repeat.DRIVERS])
+    entries += [kernels.hand_out, kernels.share]
+    compile.warm([*entries, *launch.DRIVERS, *repeat.DRIVERS])

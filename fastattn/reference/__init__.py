@@ -13,10 +13,12 @@ from fastattn.reference.allocation import apportion, proportional
 from fastattn.reference.attention import attention, key_ranges, scores
 from fastattn.reference.fusion import fuse, merge_states
 from fastattn.reference.normalize import log_softmax, logsumexp, softmax
+from fastattn.reference.shared_allocation import allocate_shared
 from fastattn.reference.similarity import default_scale, similarity
 from fastattn.reference.varlen import attention_varlen
 
 __all__ = [
+    "allocate_shared",
     "apportion",
     "attention",
     "attention_varlen",

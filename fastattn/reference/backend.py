@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastattn.reference import allocation, fusion, normalize
+from fastattn.reference import allocation, fusion, normalize, shared_allocation
 from fastattn.reference.attention import attention
 from fastattn.reference.pages import from_pages
 from fastattn.reference.similarity import similarity as similarity_of
@@ -20,6 +20,7 @@ __all__ = [
     "Execution",
     "RaggedExecution",
     "allocate",
+    "allocate_shared",
     "attention_state",
     "finish_state",
     "fuse",
@@ -188,6 +189,20 @@ def logsumexp(x: Array, mask: Array | None, out: Array, scale: float, threads: i
 def fuse(weights: Array, value: Array, out: Array, reduce: bool, threads: int) -> None:
     """Store `fastattn.reference.fuse` into `out`."""
     store(out, fusion.fuse(weights, value, reduce=reduce))
+
+
+def allocate_shared(
+    weights: Array,
+    budgets: Array,
+    capacities: Array,
+    tol: float,
+    max_iter: int,
+    threads: int,
+) -> tuple[Array, int, float]:
+    """Return what `fastattn.reference.allocate_shared` does."""
+    return shared_allocation.allocate_shared(
+        weights, budgets, capacities, tol=tol, max_iter=max_iter
+    )
 
 
 def canonical_operands(problem: Any) -> tuple[Array, Array, Array]:
