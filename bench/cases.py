@@ -29,7 +29,7 @@ class Case:
     """One measured call: the operation, its input shapes, options, work and what bounds it."""
 
     name: str
-    operation: str  # "attention", "varlen", "cache", "softmax", "logsumexp", "similarity", "fuse"
+    operation: str  # "attention", "varlen", "cache", a stage's name or "allocate"
     shapes: Mapping[str, tuple[int, ...]]
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +46,8 @@ class Case:
         for name, shape in self.shapes.items():
             if name == "mask":
                 arrays[name] = draw.mask(rng, shape, self.options["mask"], dtype)
+            elif self.operation == "allocate":
+                arrays[name] = draw.receivers(rng, name, shape)
             elif name == "key_indices":
                 arrays[name] = rng.integers(0, self.shapes["key"][0], shape, np.int32)
             else:
@@ -256,6 +258,16 @@ def fuse(name: str, *, batch: tuple[int, ...], queries: int, keys: int, features
     return Case(name, "fuse", shapes, flops=flops, bytes=4.0 * elements)
 
 
+def allocate(
+    name: str, *, rows: int, receivers: int, capped: bool = False, units: bool = False
+) -> Case:
+    """A budget handed out in each row, log-normal weights; with caps, or in whole units."""
+    shapes = {"weights": (rows, receivers), "budget": (rows,)}
+    moved = 8.0 * rows * (2 * receivers + 1)
+    options = {"capped": capped, "units": units}
+    return Case(name, "allocate", shapes, "float64", options, bytes=moved, bound="copy")
+
+
 CASES: tuple[Case, ...] = (
     attention("prefill", batch=(1, 8), queries=2048, features=64),
     attention("prefill-causal", batch=(1, 8), queries=2048, features=64, causal=True),
@@ -364,6 +376,9 @@ CASES: tuple[Case, ...] = (
         "euclidean-float64", "euclidean", queries=2048, keys=4096, features=64, dtype="float64"
     ),
     fuse("fuse", batch=(1, 8), queries=2048, keys=2048, features=64),
+    allocate("allocate", rows=1_000_000, receivers=32),
+    allocate("allocate-capped", rows=1_000_000, receivers=32, capped=True),
+    allocate("allocate-units", rows=1_000_000, receivers=32, units=True),
 )
 
 

@@ -88,3 +88,10 @@ def alibi_slopes(heads: int) -> np.ndarray:
     """The slopes of the ALiBi paper: 2^-(8/H), 2^-(16/H), ..."""
     slopes: np.ndarray = np.exp2(-8 * np.arange(1, heads + 1) / heads).astype(np.float32)
     return slopes
+
+
+def receivers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Log-normal weights, and budgets of whole hours."""
+    if name == "weights":
+        return np.exp(rng.standard_normal(shape))
+    return rng.integers(40, 400, shape).astype(np.float64)

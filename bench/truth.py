@@ -148,6 +148,13 @@ def _fuse(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
     return (lambda output: output[..., rows, :]), [weights @ arrays["value"].astype(np.float64)]
 
 
+def _allocate(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
+    from bench.allocation import exact
+
+    rows = sampled(case.shapes["weights"][0])
+    return (lambda output: output[rows]), [exact(case, arrays, rows)]
+
+
 _EXPECTED: dict[str, Any] = {
     "attention": _attention,
     "cache": _attention,
@@ -156,6 +163,7 @@ _EXPECTED: dict[str, Any] = {
     "logsumexp": _rowwise,
     "similarity": _similarity,
     "fuse": _fuse,
+    "allocate": _allocate,
 }
 
 

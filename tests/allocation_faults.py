@@ -48,8 +48,8 @@ ALLOCATION_FAULTS = {
     ),
     "units_beyond_the_cap": (
         "_numba/apportion.py",
-        "    under = amount < load_float64(scratch + call.at_upper, i) / factor\n",
-        "    under = amount <= load_float64(scratch + call.at_upper, i) / factor\n",
+        "    under = amount < load_float64(scratch + call.at_upper, i) * inverse\n",
+        "    under = amount <= load_float64(scratch + call.at_upper, i) * inverse\n",
         f"{_UNITS} -k numba",
     ),
     "the_heap_forgets_the_second_child": (
@@ -84,9 +84,8 @@ ALLOCATION_FAULTS = {
     ),
     "budget_of_the_first_row_for_all": (
         "_engine/allocation.py",
-        "        steps.append((0,) * len(outer) if array is None else array.strides[: len(outer)])\n",
-        '        steps.append((0,) * len(outer) if array is None or field == "budget" else '
-        "array.strides[: len(outer)])\n",
+        "if array is None else array.strides[: len(outer)])",
+        "if array is None or array.ndim == len(outer) else array.strides[: len(outer)])",
         f"{_REAL} -k numba",
     ),
 }

@@ -33,19 +33,21 @@ def cases(rng, count):
 def test_amounts_are_the_exact_fractions_rounded(exact_backend, seed):
     """Against exact arithmetic; the sum is within one last place of the budget."""
     rng = np.random.default_rng(seed)
-    capped = 0
+    capped = inexact = 0
     for weights, budget, lower, upper in cases(rng, 300):
         amounts, left = fastattn.allocate(
             weights, budget, lower=lower, upper=upper, on_unspent="keep"
         )
         exact = proportional(weights.tolist(), budget, lower.tolist(), upper.tolist())
         expected = np.array([float(amount) for amount in exact])
-        # A pair of floats carries 100 bits, so a tie of rounding may fall to the other side.
+        # A pair of floats carries 100 bits: few amounts are so near the middle of two floats.
+        inexact += not np.array_equal(amounts, expected)
         assert (np.abs(amounts - expected) <= np.spacing(np.maximum(amounts, expected))).all()
         assert off_by(amounts, budget, left) <= 1
         assert ((lower <= amounts) & (amounts <= upper)).all()
         capped += (amounts == upper).any() and left == 0
     assert capped > 30
+    assert inexact <= 3
 
 
 def test_amounts_minimise_relative_entropy(backend, seed):
@@ -161,7 +163,7 @@ def test_simple_cases(backend):
     assert np.array_equal(allocate([0, 0], 4, lower=[1, 3]), [1, 3])
     assert np.array_equal(allocate([1, 2], 0), [0, 0])
     # Caps that spend the budget but for a rounding spend it.
-    assert np.array_equal(allocate([1, 1, 1], 1.0, upper=[0.3, 0.3, 0.4]), [0.3, 0.3, 0.4])
+    assert np.array_equal(allocate([1, 1, 1], 1.0, upper=[0.1, 0.2, 0.7]), [0.1, 0.2, 0.7])
     amounts, left = allocate([1, 1], 10, upper=[1, 2], on_unspent="keep")
     assert np.array_equal(amounts, [1, 2])
     assert left == 7
@@ -175,7 +177,8 @@ def test_simple_cases(backend):
     assert allocate(weights, [1, 2], lower=lower, upper=1).shape == (2, 3)
 
 
-numbers = st.floats(0, 1e6, allow_subnormal=False)
+# Weights below 1e-300 of the largest count as that much, which is all they share.
+numbers = st.just(0.0) | st.floats(1e-100, 1e6)
 
 
 @st.composite

@@ -38,7 +38,7 @@ REFUSED = [
     (TWO, 1, {"where": [True, False, True]}, ["where of shape (3,)"]),
 ]
 WRONG_TYPES = [
-    ([1j, 2], 1, {}, ["complex"]),
+    ([1j, 2], 1, {}, ["order to attend by"]),
     (["a", "b"], 1, {}, ["weights"]),
     ([1, 2], None, {}, ["budget"]),
     ([1, 2], 1, {"where": [1, 0]}, ["bool", "astype(bool)"]),
@@ -63,10 +63,7 @@ def test_values_that_cannot_work(backend, weights, budget, options, words):
 
 @pytest.mark.parametrize(("weights", "budget", "options", "words"), WRONG_TYPES)
 def test_types_that_cannot_work(weights, budget, options, words):
-    try:
-        check(TypeError, weights, budget, options, words)
-    except ValueError as error:  # NumPy's own words for what is no number
-        assert "could not convert" in str(error)
+    check(TypeError, weights, budget, options, words)
 
 
 def test_the_first_bad_row_is_named_among_many(exact_backend):

@@ -318,7 +318,7 @@ static real hand_out_row(const allocation_call *call, int64_t row, int64_t scrat
     if (call->method == REAL_AMOUNTS)
         spend(call, &at, theta, left > 0, factor, output);
     else
-        apportion(call, scratch, theta, left > 0, factor, given, output);
+        apportion(call, scratch, theta, left > 0, 1 / factor, given, output);
     return left / factor;
 }
 

@@ -22,7 +22,7 @@ typedef enum { GIVE, TAKE } way_of_change;
 typedef struct {
     const allocation_call *call;
     int64_t weights, lower, upper, amounts, rests, heap;
-    real factor;
+    real inverse; /* of the scale */
 } unit_row;
 
 INLINE real number_at(int64_t numbers, int64_t i) { return load_real(numbers + i * ITEM); }
@@ -90,9 +90,9 @@ static void sift_down(const unit_row *row, int64_t place, int64_t size, way_of_c
 static bool may_change(const unit_row *row, int64_t i, way_of_change way)
 {
     const real amount = number_at(row->amounts, i);
-    if (way == TAKE) return amount > number_at(row->lower, i) / row->factor;
+    if (way == TAKE) return amount > number_at(row->lower, i) * row->inverse;
     if (row->call->method == LARGEST_REMAINDER) return number_at(row->rests, 2 * i) > 0;
-    return amount < number_at(row->upper, i) / row->factor && number_at(row->weights, i) > 0;
+    return amount < number_at(row->upper, i) * row->inverse && number_at(row->weights, i) > 0;
 }
 
 /* Give units, or take them back, one after the other, in order. */
@@ -172,7 +172,7 @@ static real first_amounts(const unit_row *row, pair theta, bool left)
         real whole = theta.number * weight;
         if (whole > BEYOND) whole = BEYOND;
         const real error = FUSED(theta.number, weight, -whole) + theta.rest * weight;
-        const real least = low / row->factor, most = cap / row->factor;
+        const real least = low * row->inverse, most = cap * row->inverse;
         real amount;
         store_real(row->rests + 2 * i * ITEM, 0);
         if (left) {
@@ -182,7 +182,7 @@ static real first_amounts(const unit_row *row, pair theta, bool left)
         } else if ((whole - cap) + error >= 0) {
             amount = most;
         } else {
-            amount = round_amount(row, i, (pair){whole / row->factor, error / row->factor});
+            amount = round_amount(row, i, (pair){whole * row->inverse, error * row->inverse});
             if (amount > most) amount = most;
             if (amount < least) amount = least;
         }
@@ -194,7 +194,7 @@ static real first_amounts(const unit_row *row, pair theta, bool left)
 
 /* Steps spend and store in whole units; `left`: all that caps allow. */
 static void apportion(const allocation_call *call, int64_t scratch, pair theta, bool left,
-                      real factor, real budget, int64_t output)
+                      real inverse, real budget, int64_t output)
 {
     const unit_row row = {
         .call = call,
@@ -204,7 +204,7 @@ static void apportion(const allocation_call *call, int64_t scratch, pair theta, 
         .amounts = scratch + call->at_amounts,
         .rests = scratch + call->at_rests,
         .heap = scratch + call->at_heap,
-        .factor = factor,
+        .inverse = inverse,
     };
     const real total = first_amounts(&row, theta, left);
     if (!left) {

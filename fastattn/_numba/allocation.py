@@ -311,7 +311,7 @@ def hand_out_row(call, row, scratch):
     if call.method == REAL_AMOUNTS:
         spend(call, weights, lower, upper, theta, rest, left > 0.0, factor, output)
     else:
-        apportion(call, scratch, theta, rest, left > 0.0, factor, given, output)
+        apportion(call, scratch, theta, rest, left > 0.0, 1.0 / factor, given, output)
     return left / factor
 
 

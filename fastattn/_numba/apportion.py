@@ -90,24 +90,24 @@ def sift_down(call, scratch, place, size, way):
 
 
 @device
-def may_change(call, scratch, i, factor, way):
+def may_change(call, scratch, i, inverse, way):
     """Whether i can be given a unit, or can lose one."""
     amount = load_float64(scratch + call.at_amounts, i)
     if way == TAKE:
-        return amount > load_float64(scratch + call.at_lower, i) / factor
+        return amount > load_float64(scratch + call.at_lower, i) * inverse
     if call.method == LARGEST_REMAINDER:
         return load_float64(scratch + call.at_rests, 2 * i) > 0.0
-    under = amount < load_float64(scratch + call.at_upper, i) / factor
+    under = amount < load_float64(scratch + call.at_upper, i) * inverse
     return under and load_float64(scratch + call.at_weights, i) > 0.0
 
 
 @device
-def change(call, scratch, units, factor, way):
+def change(call, scratch, units, inverse, way):
     """Give units, or take them back, one after the other, in order."""
     heap, amounts = scratch + call.at_heap, scratch + call.at_amounts
     size = np.int64(0)
     for i in range(call.receivers):
-        if may_change(call, scratch, i, factor, way):
+        if may_change(call, scratch, i, inverse, way):
             store_int64(heap, size, i)
             size += 1
     for place in range(size // 2 - 1, -1, -1):
@@ -118,22 +118,22 @@ def change(call, scratch, units, factor, way):
         store_float64(amounts, i, load_float64(amounts, i) + step)
         units -= 1.0
         once = call.method == LARGEST_REMAINDER
-        if once or not may_change(call, scratch, i, factor, way):
+        if once or not may_change(call, scratch, i, inverse, way):
             size -= 1
             store_int64(heap, 0, load_int64(heap, size))
         sift_down(call, scratch, 0, size, way)
 
 
 @device
-def is_next(call, scratch, i, found, factor, way):
+def is_next(call, scratch, i, found, inverse, way):
     """Whether i may change, and comes before the one found; -1: none was."""
-    if not may_change(call, scratch, i, factor, way):
+    if not may_change(call, scratch, i, inverse, way):
         return False
     return found < 0 or comes_before(call, scratch, i, found, way)
 
 
 @device
-def settle(call, scratch, factor):
+def settle(call, scratch, inverse):
     """Move units whose order rounding had hidden: from the last claim to an earlier one.
 
     The first amounts are rounded by theta, whose own last place may hide the order of claims that
@@ -143,9 +143,9 @@ def settle(call, scratch, factor):
     for _ in range(call.receivers):
         first, last = np.int64(-1), np.int64(-1)
         for i in range(call.receivers):
-            if is_next(call, scratch, i, first, factor, GIVE):
+            if is_next(call, scratch, i, first, inverse, GIVE):
                 first = np.int64(i)
-            if is_next(call, scratch, i, last, factor, TAKE):
+            if is_next(call, scratch, i, last, inverse, TAKE):
                 last = np.int64(i)
         if first < 0 or last < 0 or first == last:
             return
@@ -184,7 +184,7 @@ def round_amount(call, scratch, i, whole, rest):
 
 
 @device
-def first_amounts(call, scratch, theta, rest, left, factor):
+def first_amounts(call, scratch, theta, rest, left, inverse):
     """Round every amount by itself; returns how many units that takes."""
     weights, amounts = scratch + call.at_weights, scratch + call.at_amounts
     lower, upper = scratch + call.at_lower, scratch + call.at_upper
@@ -195,31 +195,31 @@ def first_amounts(call, scratch, theta, rest, left, factor):
         error = fma(theta, weight, -whole) + rest * weight
         store_float64(scratch + call.at_rests, 2 * i, 0.0)
         if left:
-            amount = (cap if weight > 0.0 else low) / factor
+            amount = (cap if weight > 0.0 else low) * inverse
         elif (low - whole) - error >= 0.0:
-            amount = low / factor
+            amount = low * inverse
         elif (whole - cap) + error >= 0.0:
-            amount = cap / factor
+            amount = cap * inverse
         else:
-            amount = round_amount(call, scratch, i, whole / factor, error / factor)
-            amount = max(low / factor, min(amount, cap / factor))
+            amount = round_amount(call, scratch, i, whole * inverse, error * inverse)
+            amount = max(low * inverse, min(amount, cap * inverse))
         store_float64(amounts, i, amount)
         total += amount
     return total
 
 
 @device
-def apportion(call, scratch, theta, rest, left, factor, budget, output):
+def apportion(call, scratch, theta, rest, left, inverse, budget, output):
     """Steps spend and store in whole units; `left`: all that caps allow."""
     amounts = scratch + call.at_amounts
-    total = first_amounts(call, scratch, theta, rest, left, factor)
+    total = first_amounts(call, scratch, theta, rest, left, inverse)
     if not left:
         if total < budget:
-            change(call, scratch, budget - total, factor, GIVE)
+            change(call, scratch, budget - total, inverse, GIVE)
         elif total > budget:
-            change(call, scratch, total - budget, factor, TAKE)
+            change(call, scratch, total - budget, inverse, TAKE)
         if call.method != LARGEST_REMAINDER:
-            settle(call, scratch, factor)
+            settle(call, scratch, inverse)
     for i in range(call.receivers):
         amount = load_float64(amounts, i)
         place = output + i * call.output_step
