@@ -12,6 +12,7 @@ from fastattn.allocation import allocate
 from fastattn.attention import attention, explain
 from fastattn.cache import KVCache
 from fastattn.fusion import fuse
+from fastattn.multihead import MultiHeadAttention
 from fastattn.normalize import log_softmax, logsumexp, softmax
 from fastattn.shared_allocation import SharedAllocation, allocate_shared
 from fastattn.similarity import similarity
@@ -20,6 +21,7 @@ from fastattn.varlen import attention_varlen
 
 __all__ = [
     "KVCache",
+    "MultiHeadAttention",
     "SharedAllocation",
     "State",
     "__version__",

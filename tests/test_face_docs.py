@@ -17,6 +17,7 @@ MODULES = [
     "fastattn.attention",
     "fastattn.cache",
     "fastattn.fusion",
+    "fastattn.multihead",
     "fastattn.normalize",
     "fastattn.shared_allocation",
     "fastattn.similarity",

@@ -23,6 +23,8 @@ FACE = {
     "similarity",
     "normalize",
     "fusion",
+    "multihead",
+    "projections",
     "shared_allocation",
 }
 # What each room may import of fastattn. The face hands over to a backend by name, at run time.
@@ -217,6 +219,7 @@ def test_public_names():
     assert fastattn.__all__ == sorted(fastattn.__all__)
     assert set(fastattn.__all__) == {
         "KVCache",
+        "MultiHeadAttention",
         "SharedAllocation",
         "State",
         "__version__",

@@ -1,0 +1,391 @@
+"""Multi-head attention as a module: projections, heads, fused attention, output projection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastattn import projections
+from fastattn._core import parameters as stored
+from fastattn._core.arrays import check_out, deliver, dtypes, flag
+from fastattn._core.parameters import ADDED, JOINT, OUTPUT, Sizes
+from fastattn.attention import attention
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import ArrayLike, DTypeLike
+
+__all__ = ["MultiHeadAttention"]
+
+
+class MultiHeadAttention:
+    r"""Attend with several heads, each with its own projections; inference on NumPy arrays.
+
+    .. math::
+
+        \mathrm{head}_h = \mathrm{attention}(x_q W^q_h + b^q_h,\ x_k W^k_h + b^k_h,\
+        x_v W^v_h + b^v_h), \quad
+        y = \mathrm{concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^o + b^o
+
+    Equal to PyTorch's `nn.MultiheadAttention` in evaluation mode, to rounding. Make one with
+    `from_state_dict`, `from_safetensors` or `from_arrays`; the constructor itself draws random
+    weights from the distributions that PyTorch draws from.
+
+    Parameters
+    ----------
+    embed_dim : int
+        Features of queries and outputs.
+    num_heads : int
+        Heads H; divides `embed_dim`.
+    kdim, vdim : int, optional
+        Features of keys and values. None: `embed_dim`.
+    bias : bool
+        Projections have biases.
+    add_bias_kv : bool
+        One more key and value, the same for every sequence and learned, which every query sees.
+    add_zero_attn : bool
+        One more key and value of zeros, which every query sees.
+    dtype : {float32, float64, float16, bfloat16}
+        Of the weights.
+    seed : int, optional
+        Of the random weights. None: others each time.
+
+    Notes
+    -----
+    Sequences come as ``(..., length, features)``: PyTorch's with ``batch_first=True``, and any
+    number of batch dims. Masks here say who *may* attend, PyTorch's who may not:
+
+    ==================================================  ======================================
+    PyTorch                                             here
+    ==================================================  ======================================
+    ``attn_mask`` (L, S), bool                          ``mask=~attn_mask``
+    ``attn_mask`` (N * H, L, S), bool                   ``mask=~attn_mask.reshape(N, H, L, S)``
+    ``key_padding_mask`` (N, S), bool                   ``mask=~key_padding_mask[:, None, None]``
+    padding behind the first n keys                     ``key_lengths=n`` (N,), faster
+    float masks                                         the same, without ``~``
+    both masks                                          ``&`` of bools, ``+`` of floats
+    ``is_causal=True`` with its mask                    ``causal=True``, no mask needed
+    ``need_weights=False``                              the default
+    ``need_weights=True, average_attn_weights=True``    ``return_weights=True,
+                                                        average_weights=True``
+    ==================================================  ======================================
+
+    A query that sees no key gets the output projection's bias, where PyTorch gives NaN.
+
+    The projections are those of `similarity`, so all that `attention` promises of its bits holds
+    here: an output row depends on its query, the keys and values it sees and their positions, not
+    on batch, threads or layout. float16 and bfloat16 are computed in float32 and rounded once, at
+    the end. The weights are kept a second time, ready to use, in the dtype of the computation.
+
+    References
+    ----------
+    .. [1] A. Vaswani et al., "Attention is all you need", 2017, section 3.2.2.
+
+    Examples
+    --------
+    >>> import numpy as np, fastattn
+    >>> module = fastattn.MultiHeadAttention(embed_dim=64, num_heads=4, seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((2, 10, 64), dtype=np.float32)
+    >>> module(x, causal=True).shape
+    (2, 10, 64)
+    >>> output, weights = module(x, key_lengths=[10, 7], return_weights=True)
+    >>> weights.shape, float(weights[1, :, :, 7:].max())
+    ((2, 4, 10, 10), 0.0)
+
+    With PyTorch's weights, which may also come from a file (`from_safetensors`):
+
+    >>> state = module.state_dict()                     # or torch_module.state_dict()
+    >>> same = fastattn.MultiHeadAttention.from_state_dict(state, num_heads=4)
+    >>> np.array_equal(same(x), module(x))
+    True
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        dtype: DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        widths = (embed_dim, *(embed_dim if n is None else n for n in (kdim, vdim)))
+        for name, n in zip(("embed_dim", "kdim", "vdim"), widths, strict=True):
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+                raise ValueError(f"{name} must be a positive integer, not {n!r}")
+        size, of_key, of_value = map(int, widths)
+        sizes = Sizes(size, of_key, of_value, flag("bias", bias), flag("add_bias_kv", add_bias_kv))
+        kind = np.dtype(dtype)
+        if dtypes(("dtype", kind, ()))[1] != kind:
+            raise ValueError(f"dtype must be float32, float64, float16 or bfloat16, not {kind}")
+        self._set(sizes, stored.draw(sizes, kind, seed), num_heads, add_zero_attn)
+
+    def _set(
+        self, sizes: Sizes, parameters: stored.Parameters, num_heads: int, add_zero_attn: bool
+    ) -> None:
+        self.head_dim = stored.head_features(sizes.embed_dim, num_heads)
+        self.num_heads = int(num_heads)
+        self.embed_dim, self.kdim, self.vdim = sizes[:3]
+        self.add_zero_attn = flag("add_zero_attn", add_zero_attn)
+        self._parameters = parameters
+        self._ready: dict[np.dtype, projections.Matrices] = {}
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Any],
+        num_heads: int,
+        *,
+        prefix: str = "",
+        add_zero_attn: bool = False,
+    ) -> MultiHeadAttention:
+        """Take the weights of a PyTorch `nn.MultiheadAttention`; PyTorch need not be installed.
+
+        Parameters
+        ----------
+        state : mapping of str to tensor or array
+            ``module.state_dict()``. Tensors may be on any device, in any float dtype; bfloat16
+            becomes float32, with the same numbers, where ml_dtypes is not installed.
+        num_heads : int
+            ``module.num_heads``, which no state dict holds.
+        prefix : str
+            What the names of this module begin with, e.g. ``"encoder.layers.0.self_attn."``;
+            names that begin otherwise are left alone.
+        add_zero_attn : bool
+            ``module.add_zero_attn``, which no state dict holds.
+
+        Returns
+        -------
+        module : MultiHeadAttention
+            With copies of the weights, in their dtype.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing, one too many, or of another shape than `embed_dim` asks for
+            (``out_proj.weight`` tells it), or `num_heads` does not divide it.
+        """
+        module = cls.__new__(cls)
+        module._set(*stored.checked(state, prefix), num_heads, add_zero_attn)
+        return module
+
+    @classmethod
+    def from_safetensors(
+        cls,
+        path: str | os.PathLike[str],
+        num_heads: int,
+        *,
+        prefix: str = "",
+        add_zero_attn: bool = False,
+    ) -> MultiHeadAttention:
+        """Take the weights from a safetensors file, as `from_state_dict` does from a mapping.
+
+        Parameters
+        ----------
+        path : str or path
+            A file with the names of PyTorch. Only what begins with `prefix` is read.
+        num_heads, prefix, add_zero_attn
+            As for `from_state_dict`.
+
+        Returns
+        -------
+        module : MultiHeadAttention
+            With the weights in their dtype.
+
+        Raises
+        ------
+        ImportError
+            If safetensors is not installed, or ml_dtypes where the file holds bfloat16.
+        ValueError
+            As for `from_state_dict`.
+        """
+        state = stored.from_file(path, prefix)
+        return cls.from_state_dict(state, num_heads, prefix=prefix, add_zero_attn=add_zero_attn)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        num_heads: int,
+        *,
+        query_weight: ArrayLike,
+        key_weight: ArrayLike,
+        value_weight: ArrayLike,
+        output_weight: ArrayLike,
+        query_bias: ArrayLike | None = None,
+        key_bias: ArrayLike | None = None,
+        value_bias: ArrayLike | None = None,
+        output_bias: ArrayLike | None = None,
+        added_key: ArrayLike | None = None,
+        added_value: ArrayLike | None = None,
+        add_zero_attn: bool = False,
+    ) -> MultiHeadAttention:
+        """Take the weights from one array each.
+
+        Parameters
+        ----------
+        num_heads : int
+            Heads H; head h has the rows ``h * head_dim`` to ``(h + 1) * head_dim``.
+        query_weight, key_weight, value_weight : array_like, (embed_dim, input features)
+            A row per output feature: projected are ``x @ weight.T``. Of a Keras kernel of shape
+            (features, heads, head_dim) it is ``kernel.reshape(features, -1).T``.
+        output_weight : array_like, (embed_dim, embed_dim)
+            Likewise.
+        query_bias, key_bias, value_bias, output_bias : array_like, (embed_dim,), optional
+            None: zeros.
+        added_key, added_value : array_like, (embed_dim,), optional
+            One more key and value that every query sees, already projected. None: there is none.
+        add_zero_attn : bool
+            One more key and value of zeros.
+
+        Returns
+        -------
+        module : MultiHeadAttention
+            With copies of the weights, in their dtype.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit ``output_weight``.
+        """
+        state = stored.from_arrays(
+            (query_weight, key_weight, value_weight),
+            output_weight,
+            (query_bias, key_bias, value_bias, output_bias),
+            (added_key, added_value),
+        )
+        return cls.from_state_dict(state, num_heads, add_zero_attn=add_zero_attn)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return the weights by the names they have in PyTorch; read-only arrays."""
+        return dict(self._parameters)
+
+    def __repr__(self) -> str:
+        widths = f", kdim={self.kdim}, vdim={self.vdim}" * (JOINT not in self._parameters)
+        return (
+            f"<MultiHeadAttention {self.embed_dim}, {self.num_heads} heads of {self.head_dim}"
+            f"{widths}, {self._parameters[OUTPUT].dtype}>"
+        )
+
+    def __call__(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        causal: bool | str = False,
+        query_offset: ArrayLike | None = None,
+        window: tuple[int | None, int | None] | None = None,
+        key_lengths: ArrayLike | None = None,
+        return_weights: bool = False,
+        average_weights: bool = False,
+        out: np.ndarray | None = None,
+        backend: str | None = None,
+        threads: int | None = None,
+    ) -> Any:
+        """Attend.
+
+        Parameters
+        ----------
+        query : array_like, (..., L, embed_dim)
+            One row per query.
+        key : array_like, (..., S, kdim), optional
+            One row per key; batch dims broadcast. None: the queries attend to themselves.
+        value : array_like, (..., S, vdim), optional
+            One row per key. None: `key`.
+        mask : array_like, broadcasts to (..., H, L, S), optional
+            bool: True where a query may attend; float: added to the scores. A mask per sequence
+            is ``mask[:, None]``, since heads are its axis -3.
+        causal, window
+            As for `attention`.
+        query_offset, key_lengths : int or int array over the batch dims, optional
+            As for `attention`, without a dim for heads: one number per sequence.
+        return_weights : bool
+            Return the weights too.
+        average_weights : bool
+            Their mean over the heads.
+        out : ndarray, (..., L, embed_dim), optional
+            Where to store the output; may overlap an input. None: a new array.
+        backend, threads
+            As for `attention`.
+
+        Returns
+        -------
+        output : ndarray, (..., L, embed_dim)
+            Of the dtype to which the inputs and the weights promote.
+        weights : ndarray, (..., H, L, S) or (..., L, S)
+            Only with `return_weights`. Behind the S keys stand, as in PyTorch, the key of
+            `add_bias_kv` and that of `add_zero_attn`, where the module has them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If shapes do not fit the module or each other, and where `attention` would.
+        """
+        return_weights = flag("return_weights", return_weights)
+        average_weights = flag("average_weights", average_weights)
+        widths = (self.embed_dim, self.kdim, self.vdim)
+        operands, batch = projections.operands(query, key, value, widths)
+        known = self._parameters[OUTPUT]
+        named = [(name, x.dtype, x.shape) for name, x in operands.items()]
+        dtype, result_dtype = dtypes(*named, (OUTPUT, known.dtype, known.shape))
+        shape = (*batch, operands["query"].shape[-2], self.embed_dim)
+        if out is not None:
+            check_out(out, shape, result_dtype)
+        run = {"backend": backend, "threads": threads}
+        matrices = self._matrices(dtype)
+        heads = projections.project(tuple(operands.values()), matrices, self.num_heads, **run)
+        attended, weights = self._attend(
+            heads,
+            return_weights,
+            mask=mask,
+            causal=causal,
+            query_offset=projections.per_sequence("query_offset", query_offset, batch),
+            window=window,
+            key_lengths=projections.per_sequence("key_lengths", key_lengths, batch),
+            **run,
+        )
+        rows = projections.joined(attended, dtype, matrices.biased)
+        direct = out is not None and out.dtype == dtype and out.flags.c_contiguous
+        result = projections.linear(rows, matrices.output, out if direct else None, **run)
+        result = deliver(_rounded(result, result_dtype), out)
+        if weights is None:
+            return result
+        if average_weights:
+            weights = projections.mean_of_heads(weights)
+        return result, _rounded(weights, result_dtype)
+
+    def _attend(
+        self, heads: list[np.ndarray], return_weights: bool, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the output of all heads, (..., H, L, head_dim), and the weights if asked for."""
+        added = self.add_zero_attn or ADDED[0] in self._parameters
+        results = attention(*heads, return_lse=added, return_weights=return_weights, **options)
+        output, *more = results if added or return_weights else (results,)
+        weights = more[-1] if return_weights else None
+        if added:
+            run = {name: options[name] for name in ("backend", "threads")}
+            weights = projections.add_keys(
+                heads[0], output, more[0], weights, self._parameters, self.add_zero_attn, **run
+            )
+        return output, weights
+
+    def _matrices(self, dtype: np.dtype) -> projections.Matrices:
+        """Return the weights ready for computing in `dtype`, made at the first call that asks."""
+        made = self._ready.get(dtype)
+        if made is None:
+            made = self._ready[dtype] = projections.ready(self._parameters, dtype)
+        return made
+
+
+def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round to a half what was computed in float32; what float16 cannot hold becomes inf."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
