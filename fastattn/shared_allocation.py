@@ -116,14 +116,15 @@ def allocate_shared(
     Requesters and receivers take turns (Sinkhorn's iteration with one side made an inequality):
     :math:`a_i = B_i / \sum_j w_{ij} b_j`, then :math:`b_j = \min(1, C_j / \sum_i w_{ij} a_i)`.
     From b = 1 on a only grows and b only falls. Factors that would overflow, as they do without
-    end where demand cannot be met, go into the weights. The error falls by a constant factor a
-    round, but where capacities equal demand to the last the factor may tend to 1: the violation
-    then says how much a round moves, not how far it is to the end.
+    end where demand cannot be met, go into the weights. What is left falls by a constant factor a
+    round. Only at a tie, where some requesters can spend exactly what the receivers open to them
+    hold and others want those too, a round moves about the square of what is left: it takes many
+    rounds, and at convergence the total may lack the square root of `tol`, as a part.
 
     A round reads the weights once, with 8 bytes a cell; the matrix of the result is the only copy.
-    At the end no sum of a row or column is above its bound, in exact arithmetic: where rounding
-    made it so, the row or column shrinks by less than 1e-14 of itself. Weights of less than
-    2\ :sup:`-1000` of the row's largest may count as 0.
+    At the end no sum of a row or column, added exactly and rounded once (`math.fsum`), is above its
+    bound: where rounding made it so, the row or column shrinks by less than 1e-14 of itself.
+    Weights of less than 2\ :sup:`-1000` of the row's largest may count as 0.
 
     References
     ----------

@@ -111,3 +111,9 @@ INT8_ERROR = 0.5 / 127
 ACCURACY_LARGEST_RATIO = 1.5
 ACCURACY_ULPS = 2.0
 ACCURACY_MEAN_RATIO = 1.0
+
+
+# Shared allocation: what its total may lack of a maximum flow, as a part of it or of the budgets,
+# at the tolerance of 1e-9 by default; at ties a round moves the square of what is left.
+SHARED_TOTAL = 1e-8
+SHARED_TOTAL_AT_TIES = 1e-4

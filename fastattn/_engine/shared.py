@@ -45,8 +45,9 @@ def allocate_shared(
     threads: int,
 ) -> tuple[np.ndarray, int, float]:
     """Return the allocation (m, n), the rounds it took and what the last one still moved."""
-    largest = np.frexp(budgets.max())[1]
-    scale = 2.0 ** -int(largest) if abs(largest) > _LARGEST_EXPONENT else 1.0
+    exponent = int(np.frexp(budgets.max())[1])
+    far = abs(exponent) > _LARGEST_EXPONENT
+    scale = 2.0 ** min(max(-exponent, -1000), 1000) if far else 1.0
     rounds = _Rounds(kernels, weights, budgets * scale, capacities * scale, threads)
     violation, test_at = np.inf, 1
     for iteration in range(1, max_iter + 1):

@@ -27,7 +27,7 @@ def allocate_shared(
     spending = (budgets > 0) & wanted.any(axis=1)
     x = x / np.where(spending, x.max(axis=1), 1)[:, None]
     kept = np.ones_like(capacities)  # by how much the last round made a column smaller
-    violation = np.inf
+    violation = 1.0  # the first round moves all there is
     for iteration in range(1, max_iter + 1):
         share = np.where(spending, x.sum(axis=1) / np.where(spending, budgets, 1), 1)
         share[share == 0] = 1
