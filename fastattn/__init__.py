@@ -10,6 +10,7 @@ from fastattn._core.config import show_config
 from fastattn._core.threads import set_threads
 from fastattn.allocation import allocate
 from fastattn.attention import attention, explain
+from fastattn.attention_allocation import AllocationResult, attention_allocation
 from fastattn.cache import KVCache
 from fastattn.fusion import fuse
 from fastattn.multihead import MultiHeadAttention
@@ -20,6 +21,7 @@ from fastattn.state import State, attention_state, merge_states
 from fastattn.varlen import attention_varlen
 
 __all__ = [
+    "AllocationResult",
     "KVCache",
     "MultiHeadAttention",
     "SharedAllocation",
@@ -28,6 +30,7 @@ __all__ = [
     "allocate",
     "allocate_shared",
     "attention",
+    "attention_allocation",
     "attention_state",
     "attention_varlen",
     "explain",

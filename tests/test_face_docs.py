@@ -15,6 +15,7 @@ FLAGS = doctest.NORMALIZE_WHITESPACE
 MODULES = [
     "fastattn.allocation",
     "fastattn.attention",
+    "fastattn.attention_allocation",
     "fastattn.cache",
     "fastattn.fusion",
     "fastattn.multihead",

@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FACE = {
     "allocation",
     "attention",
+    "attention_allocation",
     "varlen",
     "cache",
     "state",
@@ -218,6 +219,7 @@ def test_public_names():
     assert shown == set(fastattn.__all__) - {"__version__"}
     assert fastattn.__all__ == sorted(fastattn.__all__)
     assert set(fastattn.__all__) == {
+        "AllocationResult",
         "KVCache",
         "MultiHeadAttention",
         "SharedAllocation",
@@ -226,6 +228,7 @@ def test_public_names():
         "allocate",
         "allocate_shared",
         "attention",
+        "attention_allocation",
         "attention_state",
         "attention_varlen",
         "explain",

@@ -1,0 +1,256 @@
+"""Attention with a budget: similarity, weights, allocation and fusion in one call."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastattn._core.arrays import as_array
+from fastattn.allocation import allocate
+from fastattn.attention import attention
+from fastattn.fusion import fuse
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["AllocationResult", "attention_allocation"]
+
+
+@dataclass(frozen=True, eq=False)
+class AllocationResult:
+    """What `attention_allocation` found, query by query.
+
+    Attributes
+    ----------
+    weights : ndarray or DataFrame, (..., L, S)
+        Attention weights: each row adds up to 1.
+    allocation : ndarray or DataFrame, (..., L, S)
+        What each key receives of each query's budget.
+    output : ndarray, DataFrame or None, (..., L, Ev)
+        Values weighed with the allocation and added up; None where there were no values.
+    unspent : ndarray, Series or None, (..., L)
+        What caps left of each budget, with ``on_unspent="keep"``; otherwise None.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> result = fastattn.attention_allocation([1.0], [[1.0], [1.0]], budget=8, upper=3,
+    ...                                        on_unspent="keep")
+    >>> result.allocation, result.unspent
+    (array([3., 3.]), np.float64(2.0))
+    """
+
+    weights: Any
+    allocation: Any
+    output: Any
+    unspent: Any = None
+
+
+def attention_allocation(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike | None = None,
+    *,
+    budget: ArrayLike = 1.0,
+    lower: ArrayLike = 0,
+    upper: ArrayLike | None = None,
+    unit: float | None = None,
+    method: str = "largest_remainder",
+    on_unspent: str = "raise",
+    similarity: str = "cosine",
+    scale: float | None = None,
+    mask: ArrayLike | None = None,
+    causal: bool | str = False,
+    query_offset: ArrayLike | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    key_lengths: ArrayLike | None = None,
+    query_segments: ArrayLike | None = None,
+    key_segments: ArrayLike | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+) -> AllocationResult:
+    r"""Hand out each query's budget among the keys, by attention, and fuse the values with it.
+
+    .. math:: w_{ij} = \operatorname{softmax}_j s(q_i, k_j), \quad
+              a_{ij} = \min(\max(\theta_i w_{ij}, l_{ij}), u_{ij}), \quad o_i = \sum_j a_{ij} v_j
+
+    with the :math:`\theta_i` that spends the budget of query i. A budget of 1 without bounds is
+    attention itself, to rounding.
+
+    Parameters
+    ----------
+    query : array_like or DataFrame, (..., L, E) or (E,)
+        The present needs; a 1-D array is one query, and the result loses its L axis.
+    key : array_like or DataFrame, (..., S, E)
+        What may receive a share. Batch dims broadcast.
+    value : array_like or DataFrame, (..., S, Ev), optional
+        What the keys carry. None: only weights and allocation are wanted.
+    budget : array_like, broadcasts to (..., L)
+        What each query hands out; finite, not negative.
+    lower, upper, unit, method, on_unspent
+        As for `allocate`, over the last axis of (..., L, S). A hidden key gets nothing, whatever
+        its lower bound.
+    similarity : {"cosine", "scaled_dot", "dot", "euclidean"}
+        As for `attention`.
+    scale, mask, causal, query_offset, window, key_lengths, query_segments, key_segments
+        As for `attention`; a larger scale gives more to the most similar.
+    backend, threads
+        As for `attention`.
+
+    Returns
+    -------
+    AllocationResult
+        Weights of the dtype of query and key, allocation in float64 (int64 with an int `unit`).
+        Where query, key or value are pandas objects, so are the results, with their labels.
+
+    Raises
+    ------
+    ValueError
+        Where `attention` or `allocate` would; also if labels of pandas objects that must be the
+        same are not.
+    TypeError
+        Where `attention` or `allocate` would.
+
+    Notes
+    -----
+    The weights are an L × S array in memory, and so is the allocation. Bits depend on each row
+    alone, as those of `attention` do.
+
+    References
+    ----------
+    .. [1] D. Bahdanau, K. Cho, Y. Bengio, "Neural Machine Translation by Jointly Learning to Align
+       and Translate", ICLR 2015, for weights as shares of attention.
+
+    Examples
+    --------
+    Of three keys the first may take a quarter of 100 at most:
+
+    >>> import fastattn
+    >>> keys = [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]]
+    >>> result = fastattn.attention_allocation([0.1, 0.2], keys, budget=100.0, upper=[25, 100, 100])
+    >>> result.weights.round(5)
+    array([0.30186, 0.3452 , 0.35294])
+    >>> result.allocation.round(2)
+    array([25.  , 37.08, 37.92])
+    >>> fastattn.attention_allocation([0.1, 0.2], keys, budget=10, unit=1).allocation
+    array([3, 3, 4])
+    """
+    labels = _Labels(query, key, value, budget, lower, upper)
+    engine: dict[str, Any] = {"backend": backend, "threads": threads}
+    query, key = as_array("query", query), as_array("key", key)
+    if query.ndim and key.ndim > 1 and query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query has {query.shape[-1]} components and key {key.shape[-1]}: query {query.shape}, "
+            f"key {key.shape}; a query is compared with every key component by component, so keep "
+            f"what they share, e.g. query[..., :{min(query.shape[-1], key.shape[-1])}], or bring "
+            "both into one space"
+        )
+    nothing = np.empty((*key.shape[:-1], 0), key.dtype if key.dtype.kind == "f" else np.float64)
+    visibility: dict[str, Any] = {
+        "mask": mask,
+        "causal": causal,
+        "query_offset": query_offset,
+        "window": window,
+        "key_lengths": key_lengths,
+        "query_segments": query_segments,
+        "key_segments": key_segments,
+    }
+    hiding = {name: x for name, x in visibility.items() if x is not None and x is not False}
+    scoring: dict[str, Any] = {"similarity": similarity, "scale": scale}
+    _, weights = attention(query, key, nothing, return_weights=True, **scoring, **hiding, **engine)
+    where = _visible(query, key, hiding, engine) if hiding else None
+    handed = allocate(
+        weights,
+        np.asarray(budget),
+        lower=np.asarray(lower),
+        upper=None if upper is None else np.asarray(upper),
+        unit=unit,
+        where=where,
+        method=method,
+        on_unspent=on_unspent,
+        **engine,
+    )
+    allocation, unspent = handed if on_unspent == "keep" else (handed, None)
+    output = None
+    if value is not None:
+        output = fuse(allocation, as_array("value", value), **engine)
+    return labels.put_on(AllocationResult(weights, allocation, output, unspent))
+
+
+def _visible(
+    query: np.ndarray, key: np.ndarray, hiding: dict[str, Any], engine: dict[str, Any]
+) -> np.ndarray:
+    """Tell which keys each query sees, asking attention: of equal scores none has weight 0."""
+    mask = hiding.get("mask")
+    if mask is not None and np.asarray(mask).dtype != np.bool_:
+        hiding = {**hiding, "mask": np.asarray(mask) != -np.inf}
+    queries, keys = (np.zeros((*x.shape[:-1], 1), np.float32) for x in (query, key))
+    _, weights = attention(queries, keys, keys, return_weights=True, **hiding, **engine)
+    seen: np.ndarray = weights > 0
+    return seen
+
+
+def _is_pandas(x: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(x, (pandas.DataFrame, pandas.Series))
+
+
+class _Labels:
+    """The labels of pandas operands, checked against each other, for the results."""
+
+    def __init__(
+        self, query: Any, key: Any, value: Any, budget: Any, lower: Any, upper: Any
+    ) -> None:
+        self.needed = any(map(_is_pandas, (query, key, value)))
+        one_query = np.ndim(query) == 1
+        self.features = _axis(query, -1)
+        self.queries = None if one_query else _axis(query, 0)
+        self.keys = _axis(key, 0)
+        self.values = _axis(value, 1)
+        _same("the columns of key", _axis(key, 1), "those of query", self.features)
+        _same("the index of value", _axis(value, 0), "that of key", self.keys)
+        for name, bound in (("lower", lower), ("upper", upper)):
+            _same(f"the labels of {name}", _axis(bound, -1), "the index of key", self.keys)
+        if not one_query:
+            _same("the index of budget", _axis(budget, 0), "that of query", self.queries)
+
+    def put_on(self, result: AllocationResult) -> AllocationResult:
+        """Return the result with labels, where the operands had some."""
+        if not self.needed:
+            return result
+        return AllocationResult(
+            _labelled(result.weights, self.queries, self.keys),
+            _labelled(result.allocation, self.queries, self.keys),
+            _labelled(result.output, self.queries, self.values),
+            _labelled(result.unspent, self.queries, None),
+        )
+
+
+def _axis(x: Any, axis: int) -> Any:
+    """Return the labels along an axis of a pandas object, else None."""
+    if not _is_pandas(x):
+        return None
+    axes = x.axes
+    return axes[axis] if -len(axes) <= axis < len(axes) else None
+
+
+def _same(name: str, labels: Any, other: str, expected: Any) -> None:
+    if labels is None or expected is None or labels.equals(expected):
+        return
+    raise ValueError(
+        f"{name}, {list(labels)[:8]}, are not {other}, {list(expected)[:8]}: bring them into one "
+        "order with .reindex, or pass .to_numpy() if they mean the same"
+    )
+
+
+def _labelled(array: Any, rows: Any, columns: Any) -> Any:
+    """Make a DataFrame or Series of a result."""
+    pandas = sys.modules["pandas"]
+    if array is None or np.ndim(array) == 0:
+        return array
+    if array.ndim == 2:
+        return pandas.DataFrame(array, index=rows, columns=columns)
+    return pandas.Series(array, index=rows if columns is None else columns)

@@ -1,0 +1,118 @@
+"""Attention with a budget: every option reaches its stage, hidden keys get nothing, labels stay."""
+
+import children
+import numpy as np
+import pytest
+
+import fastattn
+
+QUERY = np.array([[0.1, 0.2], [0.9, -0.3]])
+KEY = np.array([[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]])
+VALUE = np.array([[0.6, 0.7], [0.8, 0.9], [0.1, 0.2]])
+
+
+def test_the_article_with_right_numbers(backend):
+    """Cosines 0.84366, 0.97780, 1.00000; its query of three components is refused in words."""
+    cosines = fastattn.similarity(QUERY[:1], KEY)
+    assert cosines.round(5).tolist() == [[0.84366, 0.97780, 1.0]]
+    result = fastattn.attention_allocation([0.1, 0.2], KEY, VALUE)
+    assert result.weights.round(5).tolist() == [0.30186, 0.34520, 0.35294]
+    np.testing.assert_allclose(result.output, result.weights @ VALUE, rtol=1e-15)
+    with pytest.raises(ValueError, match=r"query has 3 components and key 2: query \(3,\)") as told:
+        fastattn.attention_allocation([0.1, 0.2, 0.3], KEY, VALUE)
+    assert "query[..., :2]" in str(told.value)
+
+
+def test_a_budget_of_one_is_attention(backend, seed):
+    rng = np.random.default_rng(seed)
+    query, key, value = (rng.standard_normal(s) for s in ((2, 5, 4), (2, 9, 4), (2, 9, 3)))
+    for similarity in ("cosine", "scaled_dot", "dot", "euclidean"):
+        options = {"similarity": similarity, "scale": 1.5}
+        result = fastattn.attention_allocation(query, key, value, **options)
+        expected, weights = fastattn.attention(query, key, value, return_weights=True, **options)
+        assert np.array_equal(result.weights, weights)
+        np.testing.assert_allclose(result.allocation, weights, rtol=1e-14)
+        np.testing.assert_allclose(result.output, expected, rtol=1e-12, atol=1e-14)
+        assert result.unspent is None
+
+
+HIDING = [
+    {"mask": np.array([[True, False, True], [True, True, False]])},
+    {"mask": np.array([[0, -np.inf, 1], [-np.inf, 0, 0]])},
+    {"causal": "bottom_right"},
+    {"window": (0, 0)},
+    {"window": (1, 0), "query_offset": 1},
+    {"key_lengths": 2},
+    {"query_segments": [0, 1], "key_segments": [1, 0, 1]},
+]
+
+
+@pytest.mark.parametrize("hiding", HIDING, ids=lambda options: " ".join(options))
+def test_hidden_keys_get_nothing_whatever_their_bounds(backend, hiding):
+    result = fastattn.attention_allocation(
+        QUERY, KEY, VALUE, budget=[6, 9], lower=1, scale=900.0, **hiding
+    )
+    _, seen = fastattn.attention(
+        np.zeros((2, 1)), np.zeros((3, 1)), np.zeros((3, 1)), return_weights=True, **hiding
+    )
+    # With this scale some visible keys have weight 0, and their lower bound all the same.
+    assert ((result.allocation >= 1) == (seen > 0)).all()
+    assert (result.allocation[seen == 0] == 0).all()
+    np.testing.assert_allclose(result.allocation.sum(axis=1), [6, 9])
+
+
+def test_options_of_allocation(backend):
+    result = fastattn.attention_allocation(
+        QUERY, KEY, VALUE, budget=[7, 2], unit=1, upper=3, lower=[0, 1, 0], method="dhondt"
+    )
+    expected = fastattn.allocate(
+        result.weights, [7, 2], unit=1, upper=3, lower=[0, 1, 0], method="dhondt"
+    )
+    assert result.allocation.dtype == np.int64
+    assert np.array_equal(result.allocation, expected)
+    np.testing.assert_allclose(result.output, expected @ VALUE)
+    kept = fastattn.attention_allocation(QUERY, KEY, budget=9, upper=2, on_unspent="keep")
+    assert kept.output is None
+    assert kept.unspent.tolist() == [3, 3]
+    with pytest.raises(ValueError, match=r"row 0 is 9\.0"):
+        fastattn.attention_allocation(QUERY, KEY, budget=9, upper=2)
+    single = fastattn.attention_allocation(
+        QUERY.astype(np.float32), KEY.astype(np.float32), threads=1
+    )
+    assert (single.weights.dtype, single.allocation.dtype) == (np.float32, np.float64)
+
+
+def test_labels_are_carried_to_the_result():
+    pandas = pytest.importorskip("pandas")
+    query = pandas.DataFrame(QUERY, index=["now", "soon"], columns=["x", "y"])
+    key = pandas.DataFrame(KEY, index=["a", "b", "c"], columns=["x", "y"])
+    value = pandas.DataFrame(VALUE, index=["a", "b", "c"], columns=["cost", "gain"])
+    upper = pandas.Series([4.0, 9.0, 9.0], index=["a", "b", "c"])
+    budget = pandas.Series([10.0, 20.0], index=["now", "soon"])
+    result = fastattn.attention_allocation(query, key, value, budget=budget, upper=upper)
+    plain = fastattn.attention_allocation(QUERY, KEY, VALUE, budget=[10, 20], upper=[4, 9, 9])
+    for frame, array in ((result.weights, plain.weights), (result.allocation, plain.allocation)):
+        assert list(frame.index) == ["now", "soon"]
+        assert list(frame.columns) == ["a", "b", "c"]
+        assert np.array_equal(frame.to_numpy(), array)
+    assert list(result.output.columns) == ["cost", "gain"]
+    one = fastattn.attention_allocation(query.loc["now"], key, budget=9, upper=2, on_unspent="keep")
+    assert list(one.allocation.index) == ["a", "b", "c"]
+    assert one.unspent == 3
+    for wrong, words in (
+        ({"query": query[["y", "x"]]}, "columns of key"),
+        ({"value": value[::-1]}, "index of value"),
+        ({"upper": upper[::-1]}, "labels of upper"),
+        ({"budget": budget[::-1]}, "index of budget"),
+    ):
+        given = {"query": query, "key": key, "value": value, "upper": upper, "budget": budget}
+        with pytest.raises(ValueError, match=words):
+            fastattn.attention_allocation(**{**given, **wrong})
+
+
+def test_pandas_is_not_imported():
+    program = (
+        "import fastattn, sys; fastattn.attention_allocation([1.0], [[1.0]]); "
+        "print('pandas' in sys.modules)"
+    )
+    assert children.run(program).strip() == "False"
