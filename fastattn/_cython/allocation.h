@@ -4,7 +4,7 @@
    the budget near 1; what makes no sense is noticed), share (find theta), spend (amounts, or whole
    units), store. Always in float64.
 
-   No order of the receivers changes a bit. A sum cuts each number at two fixed places into parts
+   No order of the receivers changes a bit. A sum cuts each number at fixed places into three parts
    that add up exactly in any order, so lanes add as they like; a sum, and theta, is a pair. */
 
 #ifndef FASTATTN_ALLOCATION_H
@@ -36,9 +36,9 @@ typedef struct {
     int64_t weights, lower, upper, between;
 } handed_row;
 
-/* A sum under way: its lanes add up exactly, in any order. */
+/* A sum under way: the lanes of each part add up exactly, in any order. */
 typedef struct {
-    vector sum, rest;
+    vector first, second, third;
 } parted_sum;
 
 INLINE vector select_above(vector a, vector b, vector if_above, vector otherwise)
@@ -50,14 +50,22 @@ INLINE vector select_above(vector a, vector b, vector if_above, vector otherwise
 
 INLINE parted_sum add_parted(const allocation_call *call, parted_sum total, vector number)
 {
-    const vector first = splat(call->sum_first), second = splat(call->sum_second);
-    const vector part = minus(plus(number, first), first);
-    total.sum = plus(total.sum, part);
-    total.rest = plus(total.rest, minus(plus(minus(number, part), second), second));
+    const vector cut = splat(call->sum_first), next = splat(call->sum_second);
+    const vector last = splat(call->sum_third);
+    const vector first = minus(plus(number, cut), cut);
+    number = minus(number, first);
+    const vector second = minus(plus(number, next), next);
+    const vector third = minus(plus(minus(number, second), last), last);
+    total.first = plus(total.first, first);
+    total.second = plus(total.second, second);
+    total.third = plus(total.third, third);
     return total;
 }
 
-INLINE pair whole_sum(parted_sum total) { return paired(lane_sum(total.sum), lane_sum(total.rest)); }
+INLINE pair whole_sum(parted_sum total)
+{
+    return paired(lane_sum(total.first), lane_sum(total.second) + lane_sum(total.third));
+}
 
 /* One operand of a row as float64; 0 for who takes no part, and behind the row. */
 static void pack_receivers(const allocation_call *call, int64_t code, int64_t source, int64_t step,
@@ -113,7 +121,7 @@ static pair scale_weights(const allocation_call *call, int64_t weights)
     }
     if (any_nan(wrong)) return (pair){NOT_A_NUMBER, 0};
     const vector factor = splat(factor_near_one(lane_max(largest)));
-    parted_sum total = {zero, zero};
+    parted_sum total = {zero, zero, zero};
     for (int64_t place = weights; place < stop; place += VECTOR_STEP) {
         vector weight = load(place);
         weight = select_above(weight, zero, larger(times(weight, factor), least), zero);
@@ -131,7 +139,7 @@ static void scale_bounds(const allocation_call *call, const handed_row *at, real
 {
     const vector zero = splat(0), nan = splat(NOT_A_NUMBER), beyond = splat(BEYOND);
     vector wrong = zero;
-    parted_sum least_sum = {zero, zero}, most_sum = {zero, zero};
+    parted_sum least_sum = {zero, zero, zero}, most_sum = {zero, zero, zero};
     for (int64_t i = 0; i < call->receivers * ITEM; i += VECTOR_STEP) {
         vector low = load(at->lower + i), cap = load(at->upper + i);
         wrong = plus(plus(wrong, minus(low, low)), select_above(zero, low, nan, zero));
@@ -176,7 +184,7 @@ static void sums_at(const allocation_call *call, const handed_row *at, pair thet
                     pair *bound)
 {
     const vector zero = splat(0);
-    parted_sum bound_sum = {zero, zero}, free_sum = {zero, zero};
+    parted_sum bound_sum = {zero, zero, zero}, free_sum = {zero, zero, zero};
     vector largest = zero;
     const int64_t size = call->receivers * ITEM;
     for (int64_t i = 0; i < size; i += VECTOR_STEP) {

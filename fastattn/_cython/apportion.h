@@ -13,14 +13,21 @@
 
 /* More than any scaled amount can be. */
 #define BEYOND 4.0
-/* Claims and remainders that differ by less than this part count as equal. */
+/* Claims that differ by less than this part count as equal, and remainders that differ by less than
+   this much of a unit, or than the last places of a pair as large as the budget. */
 #define EQUAL 0x1p-80
+#define EQUAL_OF_BUDGET 0x1p-98
+/* The last places of squares and products of weights below this may be lost, of more than TINY
+   times LARGE none is. */
+#define TINY 0x1p-400
+#define LARGE 0x1p600
 
 typedef enum { GIVE, TAKE } way_of_change;
 
 /* The units of a row under way. */
 typedef struct {
     const allocation_call *call;
+    real equal; /* remainders that differ by no more are equal */
     int64_t weights, lower, upper, amounts, rests, heap;
     real inverse; /* of the scale */
 } unit_row;
@@ -32,6 +39,7 @@ static bool claims_before(int64_t method, real weight, real given, int64_t i, re
                           real other_given, int64_t j)
 {
     pair a, b;
+    if (weight < TINY && other_weight < TINY) weight *= LARGE, other_weight *= LARGE;
     if (method == HUNTINGTON_HILL) {
         if (given == 0 || other_given == 0) {
             if (given != other_given) return given == 0;
@@ -60,7 +68,7 @@ static bool comes_before(const unit_row *row, int64_t i, int64_t j, way_of_chang
         real more = number_at(row->rests, 2 * i) - number_at(row->rests, 2 * j);
         more += number_at(row->rests, 2 * i + 1) - number_at(row->rests, 2 * j + 1);
         const real size = more < 0 ? -more : more;
-        return size <= EQUAL ? i < j : more > 0;
+        return size <= row->equal ? i < j : more > 0;
     }
     const real a = number_at(row->amounts, i), b = number_at(row->amounts, j);
     const real weight = number_at(row->weights, i), other = number_at(row->weights, j);
@@ -198,6 +206,7 @@ static void apportion(const allocation_call *call, int64_t scratch, pair theta, 
 {
     const unit_row row = {
         .call = call,
+        .equal = EQUAL_OF_BUDGET * budget > EQUAL ? EQUAL_OF_BUDGET * budget : EQUAL,
         .weights = scratch + call->at_weights,
         .lower = scratch + call->at_lower,
         .upper = scratch + call->at_upper,

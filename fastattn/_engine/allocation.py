@@ -75,7 +75,7 @@ def allocate(
     describe_entries(record, *merge_dims(outer, steps))
     task_rows = max(1, min(_TASK_NUMBERS // max(receivers, 1), -(-rows // (4 * threads))))
     tasks = -(-rows // task_rows)
-    first, second = _levels(receivers)
+    first, second, third = _levels(receivers)
     record.set(
         rows=rows,
         receivers=receivers,
@@ -88,6 +88,7 @@ def allocate(
         unit=unit,
         sum_first=first,
         sum_second=second,
+        sum_third=third,
     )
     line = padded(max(receivers, 1)) * _ITEM
     whole = method is not None
@@ -105,12 +106,13 @@ def allocate(
     kernels.run(kernels.hand_out, record, tasks, seconds, min(threads, tasks))
 
 
-def _levels(receivers: int) -> tuple[float, float]:
-    """Return the two numbers by which sums of numbers below 4 are split into exact parts.
+def _levels(receivers: int) -> tuple[float, float, float]:
+    """Return the three numbers by which sums of numbers below 4 are split into exact parts.
 
     Adding 1.5 of a power of two and taking it away again leaves multiples of the last place of
     that power: so many bits that as many of them as there are receivers add up without rounding.
-    What is cut off goes through the second level; below that it is less than a 2**90th part.
+    What is cut off goes through the next level. What is cut off last adds up to less than a
+    2**60th part for four million receivers; two levels lose the last places from 2**16 on.
     """
     bits = max(receivers, 1).bit_length() + 3
-    return 1.5 * 2.0**bits, 1.5 * 2.0 ** (2 * bits - 53)
+    return 1.5 * 2.0**bits, 1.5 * 2.0 ** (2 * bits - 53), 1.5 * 2.0 ** (3 * bits - 106)

@@ -122,7 +122,7 @@ ALLOCATION = Layout(
     unspent
     scratch scratch_stride at_weights at_lower at_upper at_amounts at_rests at_heap at_spare
     """,
-    "unit sum_first sum_second",
+    "unit sum_first sum_second sum_third",
 )
 SHARED = Layout(
     "SharedCall",

@@ -4,8 +4,8 @@ Steps for a row: pack (into scratch, scaled by powers of two that bring the larg
 budget near 1; what makes no sense is noticed), share (find theta), spend (amounts, or whole units:
 `apportion`), store.
 
-No order of the receivers changes a bit. A sum cuts each number at two fixed places into parts that
-add up exactly in any order, so lanes add as they like; a sum, and theta, is a pair of floats.
+No order of the receivers changes a bit. A sum cuts each number at fixed places into three parts
+that add up exactly in any order, so lanes add as they like; a sum, and theta, is a pair of floats.
 """
 
 import numpy as np
@@ -78,10 +78,31 @@ def factor_near_one(number, spare):
 
 
 @device(inlined=True)
-def add(total, rest, number, first, second):
-    """Add to a sum in parts: its lanes add up exactly, in any order."""
-    part = (number + first) - first
-    return total + part, rest + (((number - part) + second) - second)
+def no_sum():
+    """The parts of an empty sum."""
+    return splat(0.0), splat(0.0), splat(0.0)
+
+
+@device(inlined=True)
+def cuts(call):
+    """What cuts numbers into the parts of a sum."""
+    return splat(call.sum_first), splat(call.sum_second), splat(call.sum_third)
+
+
+@device(inlined=True)
+def add(parts, number, at):
+    """Add to a sum in parts: the lanes of each add up exactly, in any order."""
+    first = (number + at[0]) - at[0]
+    number = number - first
+    second = (number + at[1]) - at[1]
+    third = ((number - second) + at[2]) - at[2]
+    return parts[0] + first, parts[1] + second, parts[2] + third
+
+
+@device(inlined=True)
+def summed(parts):
+    """The sum of all parts and lanes, a pair."""
+    return paired(lane_sum(parts[0]), lane_sum(parts[1]) + lane_sum(parts[2]))
 
 
 @device
@@ -97,15 +118,14 @@ def scale_weights(call, weights, spare):
     if any_nan(wrong):
         return np.nan, 0.0
     factor, least = splat(factor_near_one(lane_max(largest), spare)), splat(LEAST_WEIGHT)
-    first, second = splat(call.sum_first), splat(call.sum_second)
-    sums, rests = zero, zero
+    parts, at = no_sum(), cuts(call)
     for place in range(weights, stop, STEP):
         weight = load(TAG, place)
         scaled = larger(weight * factor, least)
         weight = select_above(weight, zero, scaled, zero)
         store(place, weight)
-        sums, rests = add(sums, rests, weight, first, second)
-    return paired(lane_sum(sums), lane_sum(rests))
+        parts = add(parts, weight, at)
+    return summed(parts)
 
 
 @device
@@ -116,8 +136,7 @@ def scale_bounds(call, weights, lower, upper, factor, budget):
     """
     zero, nan, beyond = splat(0.0), splat(np.nan), splat(BEYOND)
     factor, budget = splat(factor), splat(budget)
-    first, second = splat(call.sum_first), splat(call.sum_second)
-    least, least_rests, most, most_rests, wrong = zero, zero, zero, zero, zero
+    least, most, at, wrong = no_sum(), no_sum(), cuts(call), zero
     for i in range(0, call.receivers * ITEM, STEP):
         low, cap = load(TAG, lower + i), load(TAG, upper + i)
         # NaN is above nothing: 0 - 0 there becomes NaN - NaN.
@@ -130,13 +149,13 @@ def scale_bounds(call, weights, lower, upper, factor, budget):
         cap = select_above(cap, budget, budget, cap)
         store(lower + i, low)
         store(upper + i, cap)
-        least, least_rests = add(least, least_rests, low, first, second)
+        least = add(least, low, at)
         cap = select_above(load(TAG, weights + i), zero, cap, low)
-        most, most_rests = add(most, most_rests, cap, first, second)
+        most = add(most, cap, at)
     if any_nan(wrong):
         return np.nan, 0.0, 0.0, 0.0
-    total, rest = paired(lane_sum(least), lane_sum(least_rests))
-    highest, highest_rest = paired(lane_sum(most), lane_sum(most_rests))
+    total, rest = summed(least)
+    highest, highest_rest = summed(most)
     return total, rest, highest, highest_rest
 
 
@@ -148,8 +167,7 @@ def sums_at(call, weights, lower, upper, between, spare, theta, rest):
     may be heavier by any number of orders.
     """
     zero, beyond, theta, rest = splat(0.0), splat(BEYOND), splat(theta), splat(rest)
-    first, second = splat(call.sum_first), splat(call.sum_second)
-    bound, bound_rests, largest = zero, zero, zero
+    bound, at, largest = no_sum(), cuts(call), zero
     size = call.receivers * ITEM
     for i in range(0, size, STEP):
         weight, low, cap = load(TAG, weights + i), load(TAG, lower + i), load(TAG, upper + i)
@@ -161,18 +179,16 @@ def sums_at(call, weights, lower, upper, between, spare, theta, rest):
         at_bound = select_above(over, zero, cap, select_above(under, zero, low, zero))
         store(between + i, weight)
         largest = larger(largest, weight)
-        bound, bound_rests = add(bound, bound_rests, at_bound, first, second)
-    bound_sum, bound_rest = paired(lane_sum(bound), lane_sum(bound_rests))
+        bound = add(bound, at_bound, at)
+    bound_sum, bound_rest = summed(bound)
     heaviest = lane_max(largest)
     if heaviest == 0.0:
         return 0.0, 0.0, bound_sum, bound_rest
     factor = factor_near_one(heaviest, spare)
-    free, free_rests = zero, zero
+    free = no_sum()
     for i in range(0, size, STEP):
-        free, free_rests = add(
-            free, free_rests, load(TAG, between + i) * splat(factor), first, second
-        )
-    free_sum, free_rest = paired(lane_sum(free), lane_sum(free_rests))
+        free = add(free, load(TAG, between + i) * splat(factor), at)
+    free_sum, free_rest = summed(free)
     return free_sum / factor, free_rest / factor, bound_sum, bound_rest
 
 

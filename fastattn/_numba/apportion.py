@@ -19,14 +19,22 @@ __all__ = ["apportion"]
 
 ITEM = 8
 BEYOND = 4.0
-# Claims and remainders that differ by less than this part count as equal.
+# Claims that differ by less than this part count as equal, and remainders that differ by less than
+# this much of a unit, or than the last places of a pair as large as the budget.
 EQUAL = 2.0**-80
+EQUAL_OF_BUDGET = 2.0**-98
+# The last places of squares and products of weights below this may be lost, of more than TINY times
+# LARGE none is.
+TINY = 2.0**-400
+LARGE = 2.0**600
 GIVE, TAKE = np.int64(0), np.int64(1)
 
 
 @device
 def claims_before(method, weight, given, i, other_weight, other_given, j):
     """Whether i's claim to one unit more than `given` comes before j's."""
+    if max(weight, other_weight) < TINY:
+        weight, other_weight = LARGE * weight, LARGE * other_weight
     if method == HUNTINGTON_HILL:
         if given == 0.0 or other_given == 0.0:
             if given != other_given:
@@ -56,7 +64,7 @@ def comes_before(call, scratch, i, j, way):
         rests = scratch + call.at_rests
         more = load_float64(rests, 2 * i) - load_float64(rests, 2 * j)
         more += load_float64(rests, 2 * i + 1) - load_float64(rests, 2 * j + 1)
-        return i < j if abs(more) <= EQUAL else more > 0.0
+        return i < j if abs(more) <= load_float64(scratch + call.at_spare, 0) else more > 0.0
     weights, amounts = scratch + call.at_weights, scratch + call.at_amounts
     a, b = load_float64(amounts, i), load_float64(amounts, j)
     if way == TAKE:
@@ -211,6 +219,7 @@ def first_amounts(call, scratch, theta, rest, left, inverse):
 @device
 def apportion(call, scratch, theta, rest, left, inverse, budget, output):
     """Steps spend and store in whole units; `left`: all that caps allow."""
+    store_float64(scratch + call.at_spare, 0, max(EQUAL, EQUAL_OF_BUDGET * budget))
     amounts = scratch + call.at_amounts
     total = first_amounts(call, scratch, theta, rest, left, inverse)
     if not left:
