@@ -76,7 +76,8 @@ def allocate(
         In the unit of the budget: float64, whatever the dtype of the weights; int64 where `unit`
         is an int.
     unspent : ndarray, the shape of `weights` without `axis`
-        With ``on_unspent="keep"`` only: what the caps left of each budget, of the same dtype.
+        With ``on_unspent="keep"`` only: what the caps left of each budget. float64; int64 where
+        `unit` is an int and the budgets are integers.
 
     Raises
     ------
@@ -95,8 +96,9 @@ def allocate(
     caps leave within that counts as spent. The amounts do not depend on the order of the
     receivers, on other rows, on threads or on memory layout, bit for bit.
 
-    Claims and remainders that differ by less than one part in 2**80 count as equal, and among
-    equals the lower index comes first. The divisor methods are monotone: a larger budget takes
+    Claims that differ by less than one part in 2**80 count as equal, and remainders that differ by
+    less than that part of a unit or a 2**98th of the budget; among equals the lower index comes
+    first. The divisor methods are monotone: a larger budget takes
     nothing from anybody, and neither do they with a larger weight of one's own. Largest remainders
     stay within one unit of the real amounts instead. Weights below 1e-300 of their row's largest
     count as that much.
@@ -201,7 +203,9 @@ class _Rows:
             ) from None
 
     def _budgets(self, budget: Any) -> np.ndarray:
-        given = np.asarray(_numbers("budget", budget), np.float64)
+        given = _numbers("budget", budget)
+        self.whole_budgets = given.dtype.kind in "biu"
+        given = np.asarray(given, np.float64)
         try:
             budgets = np.broadcast_to(given, self.shape[:-1])
         except ValueError:
@@ -220,15 +224,8 @@ class _Rows:
         """Turn budgets and bounds into numbers of units."""
         self.unit = _unit(unit)
         size = float(self.unit)
-        units = _round(self.budget / size, np.floor)
-        rest = self.budget - units * size
-        odd = ~(np.abs(self.budget / size - units) <= _WHOLE * np.maximum(units, 1))
-        if odd.any() and not keep:
-            at = _first(odd)
-            raise ValueError(
-                f"the budget{_of(at)} is {self.budget[at]}, which is no whole number of units of "
-                f'{unit}: round it, or let on_unspent="keep" leave the rest over'
-            )
+        with np.errstate(over="ignore"):
+            units = _round(self.budget / size, np.floor)
         large = (units > _MOST_UNITS) | (self.budget >= 2.0**63)
         if large.any():
             at = _first(large)
@@ -236,7 +233,14 @@ class _Rows:
                 f"the budget{_of(at)} is {self.budget[at]}, more than 2**52 units of {unit} or "
                 "more than an int64 holds: count in something larger"
             )
-        self.kept_back = np.where(odd, rest, 0.0)
+        odd = ~(np.abs(self.budget / size - units) <= _WHOLE * np.maximum(units, 1))
+        if odd.any() and not keep:
+            at = _first(odd)
+            raise ValueError(
+                f"the budget{_of(at)} is {self.budget[at]}, which is no whole number of units of "
+                f'{unit}: round it, or let on_unspent="keep" leave the rest over'
+            )
+        self.kept_back = np.where(odd, self.budget - units * size, 0.0)
         self.budget = units
         with np.errstate(invalid="ignore", over="ignore"):
             self.low = _round(self.low / size, np.ceil)
@@ -248,7 +252,7 @@ class _Rows:
         if self.unit is None:
             return unspent[()]
         left = unspent * self.unit + self.kept_back
-        whole = type(self.unit) is int and not self.kept_back.any()
+        whole = type(self.unit) is int and self.whole_budgets
         return (left.astype(np.int64) if whole else left)[()]
 
     def check(self, unspent: np.ndarray, keep: bool) -> None:

@@ -1,0 +1,71 @@
+"""Budgets, rows and weights of unusual size: sums, ties and claims stay exact."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from allocations import DIVISOR_METHODS
+
+import fastattn
+from fastattn.reference import apportion
+
+
+@pytest.mark.parametrize("tail", [2.0**-62, 0.9 * 2.0**-60, 2.0**-50])
+def test_many_small_amounts_add_up(exact_backend, tail):
+    """A million receivers below the last places of one: together they count."""
+    n = 1 << 20
+    weights = np.full(n, tail)
+    weights[n // 3] = 1.0
+    for bounds in ({}, {"upper": 0.75}):
+        amounts = fastattn.allocate(weights, 1.0, **bounds)
+        assert abs(math.fsum([*amounts, -1.0])) <= math.ulp(1.0)
+        turned = fastattn.allocate(weights[::-1], 1.0, **bounds)
+        assert np.array_equal(turned[::-1], amounts)
+
+
+def test_equal_remainders_of_large_budgets_go_to_the_lower_index(exact_backend, seed):
+    """Weights that are small integers have many ties, and theta is no float."""
+    rng = np.random.default_rng(seed)
+    ties = 0
+    for _ in range(600):
+        weights = rng.integers(1, 13, int(rng.integers(2, 9))).tolist()
+        budget = int(rng.integers(2**30, 2 ** int(rng.integers(31, 53))))
+        shares = [Fraction(budget * weight, sum(weights)) for weight in weights]
+        expected = [math.floor(share) for share in shares]
+        rests = [whole - share for whole, share in zip(expected, shares, strict=True)]
+        for i in sorted(range(len(rests)), key=rests.__getitem__)[: budget - sum(expected)]:
+            expected[i] += 1
+        ties += len({*rests}) < len(rests)
+        assert fastattn.allocate(weights, budget, unit=1).tolist() == expected
+    assert ties > 100
+
+
+@pytest.mark.parametrize("method", DIVISOR_METHODS)
+@pytest.mark.parametrize("tail", [1e-150, 1e-162, 1e-250, 1e-290])
+def test_claims_of_small_weights_are_told_apart(exact_backend, method, tail):
+    """Caps leave the rest to weights whose squares are no floats."""
+    for shares in ([1, 3], [3, 1, 2], [5, 4, 7, 6.5]):
+        weights, upper = (
+            [1.0, *(tail * share for share in shares)],
+            [1.0] + [math.inf] * len(shares),
+        )
+        for budget in (8, 11, 12):
+            given = fastattn.allocate(weights, budget, upper=upper, unit=1, method=method)
+            expected = apportion(weights, budget, [0] * len(weights), upper, method)
+            assert given.tolist() == expected
+
+
+@pytest.mark.parametrize("budgets", [[5, 9], [5.0, 9.0], [5.0, 9.5]])
+def test_dtype_of_what_is_left_is_that_of_the_budgets(backend, budgets):
+    """Not a matter of the numbers themselves."""
+    budgets = np.array(budgets)
+    _, left = fastattn.allocate(np.ones((2, 2)), budgets, unit=1, upper=2, on_unspent="keep")
+    assert left.dtype == budgets.dtype
+    assert left.tolist() == (budgets - 4).tolist()
+
+
+def test_budgets_of_more_units_than_floats_count(backend):
+    for budget, unit in ((1e300, 1e-300), (2**53 + 1, 1), (2**60, 2)):
+        with pytest.raises(ValueError, match="count in something larger"):
+            fastattn.allocate([1.0, 2.0], budget, unit=unit)
