@@ -116,8 +116,9 @@ def attention_allocation(
 
     Notes
     -----
-    The weights are an L × S array in memory, and so is the allocation. Bits depend on each row
-    alone, as those of `attention` do.
+    The weights are an L × S array in memory, and so is the allocation. What a hidden key or value
+    holds, NaN included, reaches no result. Labels are compared, never sorted. Bits depend on each
+    row alone, as those of `attention` do.
 
     References
     ----------
@@ -126,19 +127,34 @@ def attention_allocation(
 
     Examples
     --------
-    Of three keys the first may take a quarter of 100 at most:
+    The worked example of an article on allocating attention gives its query three components and
+    its keys two:
 
     >>> import fastattn
     >>> keys = [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]]
+    >>> values = [[0.6, 0.7], [0.8, 0.9], [0.1, 0.2]]
+    >>> fastattn.attention_allocation([0.1, 0.2, 0.3], keys, values)
+    Traceback (most recent call last):
+        ...
+    ValueError: query has 3 components and key 2: query (3,), key (3, 2); a query is compared with
+    every key component by component, so keep what they share, e.g. query[..., :2], or bring both
+    into one space
+
+    Of the first two, which it goes on with, the cosines are 0.84366, 0.97780 and 1.00000:
+
+    >>> result = fastattn.attention_allocation([0.1, 0.2], keys, values)
+    >>> result.weights.round(5), result.output.round(4)
+    (array([0.30186, 0.3452 , 0.35294]), array([0.4926, 0.5926]))
+
+    Of 100 the first may take a quarter at most; or there are ten whole hours:
+
     >>> result = fastattn.attention_allocation([0.1, 0.2], keys, budget=100.0, upper=[25, 100, 100])
-    >>> result.weights.round(5)
-    array([0.30186, 0.3452 , 0.35294])
     >>> result.allocation.round(2)
     array([25.  , 37.08, 37.92])
     >>> fastattn.attention_allocation([0.1, 0.2], keys, budget=10, unit=1).allocation
     array([3, 3, 4])
     """
-    labels = _Labels(query, key, value, budget, lower, upper)
+    labels = _Labels(query, key, value, budget, lower, upper, mask)
     engine: dict[str, Any] = {"backend": backend, "threads": threads}
     query, key = as_array("query", query), as_array("key", key)
     if query.ndim and key.ndim > 1 and query.shape[-1] != key.shape[-1]:
@@ -176,7 +192,7 @@ def attention_allocation(
     allocation, unspent = handed if on_unspent == "keep" else (handed, None)
     output = None
     if value is not None:
-        output = fuse(allocation, as_array("value", value), **engine)
+        output = _fused(allocation, as_array("value", value), where, engine)
     return labels.put_on(AllocationResult(weights, allocation, output, unspent))
 
 
@@ -193,6 +209,23 @@ def _visible(
     return seen
 
 
+def _fused(
+    amounts: np.ndarray, value: np.ndarray, seen: np.ndarray | None, engine: dict[str, Any]
+) -> np.ndarray:
+    """Add values up by amount; what a hidden value holds, NaN included, has no part in it."""
+    if seen is None or value.dtype.kind in "biu" or np.isfinite(value).all():
+        return fuse(amounts, value, **engine)
+    rows, seen = np.atleast_2d(amounts), np.atleast_2d(seen)
+    with np.errstate(invalid="ignore"):  # 0 * inf, which is then not chosen
+        sums = [
+            np.where(seen[..., i, :, None], rows[..., i, :, None] * value, 0.0).sum(axis=-2)
+            for i in range(rows.shape[-2])
+        ]
+    # No query at all: no sum to tell the shape.
+    stacked = np.stack(sums, axis=-2) if sums else fuse(amounts, value, **engine)
+    return stacked[..., 0, :] if amounts.ndim == 1 else stacked
+
+
 def _is_pandas(x: Any) -> bool:
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(x, (pandas.DataFrame, pandas.Series))
@@ -202,18 +235,21 @@ class _Labels:
     """The labels of pandas operands, checked against each other, for the results."""
 
     def __init__(
-        self, query: Any, key: Any, value: Any, budget: Any, lower: Any, upper: Any
+        self, query: Any, key: Any, value: Any, budget: Any, lower: Any, upper: Any, mask: Any
     ) -> None:
         self.needed = any(map(_is_pandas, (query, key, value)))
         one_query = np.ndim(query) == 1
+        self.name = query.name if one_query and _is_pandas(query) else None
         self.features = _axis(query, -1)
         self.queries = None if one_query else _axis(query, 0)
         self.keys = _axis(key, 0)
         self.values = _axis(value, 1)
         _same("the columns of key", _axis(key, 1), "those of query", self.features)
         _same("the index of value", _axis(value, 0), "that of key", self.keys)
-        for name, bound in (("lower", lower), ("upper", upper)):
-            _same(f"the labels of {name}", _axis(bound, -1), "the index of key", self.keys)
+        for name, x in (("lower", lower), ("upper", upper), ("mask", mask)):
+            _same(f"the labels of {name}", _axis(x, -1), "the index of key", self.keys)
+            if np.ndim(x) == 2:
+                _same(f"the index of {name}", _axis(x, 0), "that of query", self.queries)
         if not one_query:
             _same("the index of budget", _axis(budget, 0), "that of query", self.queries)
 
@@ -222,11 +258,21 @@ class _Labels:
         if not self.needed:
             return result
         return AllocationResult(
-            _labelled(result.weights, self.queries, self.keys),
-            _labelled(result.allocation, self.queries, self.keys),
-            _labelled(result.output, self.queries, self.values),
-            _labelled(result.unspent, self.queries, None),
+            self._labelled(result.weights, self.keys),
+            self._labelled(result.allocation, self.keys),
+            self._labelled(result.output, self.values),
+            self._labelled(result.unspent, None),
         )
+
+    def _labelled(self, array: Any, columns: Any) -> Any:
+        """Make a DataFrame or Series of a result; more dims than two have no labels."""
+        pandas = sys.modules["pandas"]
+        if array is None or np.ndim(array) not in (1, 2):
+            return array
+        if array.ndim == 2:
+            return pandas.DataFrame(array, index=self.queries, columns=columns)
+        rows = self.queries if columns is None else columns
+        return pandas.Series(array, index=rows, name=self.name)
 
 
 def _axis(x: Any, axis: int) -> Any:
@@ -244,13 +290,3 @@ def _same(name: str, labels: Any, other: str, expected: Any) -> None:
         f"{name}, {list(labels)[:8]}, are not {other}, {list(expected)[:8]}: bring them into one "
         "order with .reindex, or pass .to_numpy() if they mean the same"
     )
-
-
-def _labelled(array: Any, rows: Any, columns: Any) -> Any:
-    """Make a DataFrame or Series of a result."""
-    pandas = sys.modules["pandas"]
-    if array is None or np.ndim(array) == 0:
-        return array
-    if array.ndim == 2:
-        return pandas.DataFrame(array, index=rows, columns=columns)
-    return pandas.Series(array, index=rows if columns is None else columns)

@@ -82,6 +82,38 @@ def test_options_of_allocation(backend):
     assert (single.weights.dtype, single.allocation.dtype) == (np.float32, np.float64)
 
 
+def test_hidden_keys_and_values_leak_nothing(seed):
+    rng = np.random.default_rng(seed)
+    query, key, value = (rng.standard_normal(s) for s in ((2, 4), (7, 4), (7, 3)))
+    options = {"causal": True, "query_offset": 2, "budget": 8.0, "upper": 4.0, "similarity": "dot"}
+    expected = fastattn.attention_allocation(query, key, value, **options)
+    key[4:], value[4:] = np.nan, np.inf
+    result = fastattn.attention_allocation(query, key, value, **options)
+    assert np.array_equal(result.allocation, expected.allocation)
+    np.testing.assert_allclose(result.output, expected.output, rtol=1e-13)
+    one = fastattn.attention_allocation(query[0], key, value, key_lengths=4, similarity="dot")
+    assert np.isfinite(one.output).all()
+    value[3, 1] = np.nan  # seen by the second query alone
+    seen = fastattn.attention_allocation(query, key, value, **options)
+    assert np.isnan(seen.output).tolist() == [[False] * 3, [False, True, False]]
+    none = fastattn.attention_allocation(query[:0], key, value, key_lengths=4, similarity="dot")
+    assert none.output.shape == (0, 3)
+
+
+def test_rows_depend_on_themselves_alone(exact_backend, seed):
+    rng = np.random.default_rng(seed)
+    query, key, value = (
+        rng.standard_normal((2, n, e), dtype=np.float32) for n, e in ((5, 4), (7, 4), (7, 3))
+    )
+    options = {"budget": 30, "upper": 9, "unit": 1, "scale": 4.0}
+    whole = fastattn.attention_allocation(query, key, value, **options)
+    for threads, batch, row in ((1, 0, 3), (2, 1, 4)):
+        operands = (query[batch, row], key[batch], value[batch])
+        one = fastattn.attention_allocation(*operands, **options, threads=threads)
+        for name in ("weights", "allocation", "output"):
+            assert np.array_equal(getattr(one, name), getattr(whole, name)[batch, row])
+
+
 def test_labels_are_carried_to_the_result():
     pandas = pytest.importorskip("pandas")
     query = pandas.DataFrame(QUERY, index=["now", "soon"], columns=["x", "y"])
@@ -98,12 +130,18 @@ def test_labels_are_carried_to_the_result():
     assert list(result.output.columns) == ["cost", "gain"]
     one = fastattn.attention_allocation(query.loc["now"], key, budget=9, upper=2, on_unspent="keep")
     assert list(one.allocation.index) == ["a", "b", "c"]
+    assert one.allocation.name == one.weights.name == "now"
     assert one.unspent == 3
+    batch = fastattn.attention_allocation(np.stack([query, query]), key, value)
+    assert isinstance(batch.weights, np.ndarray)
+    mask = pandas.DataFrame(np.ones((2, 3), bool), index=query.index, columns=key.index)
     for wrong, words in (
         ({"query": query[["y", "x"]]}, "columns of key"),
         ({"value": value[::-1]}, "index of value"),
         ({"upper": upper[::-1]}, "labels of upper"),
         ({"budget": budget[::-1]}, "index of budget"),
+        ({"mask": mask[["c", "b", "a"]]}, "labels of mask"),
+        ({"mask": mask[::-1]}, "index of mask"),
     ):
         given = {"query": query, "key": key, "value": value, "upper": upper, "budget": budget}
         with pytest.raises(ValueError, match=words):
