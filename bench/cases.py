@@ -29,7 +29,7 @@ class Case:
     """One measured call: the operation, its input shapes, options, work and what bounds it."""
 
     name: str
-    operation: str  # "attention", "varlen", "cache", a stage's name or "allocate"
+    operation: str  # "attention", "varlen", "cache", a stage's name, "allocate", ...
     shapes: Mapping[str, tuple[int, ...]]
     dtype: str = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Case:
         for name, shape in self.shapes.items():
             if name == "mask":
                 arrays[name] = draw.mask(rng, shape, self.options["mask"], dtype)
-            elif self.operation == "allocate":
+            elif self.operation.startswith("allocate"):
                 arrays[name] = draw.receivers(rng, name, shape)
             elif name == "key_indices":
                 arrays[name] = rng.integers(0, self.shapes["key"][0], shape, np.int32)
@@ -268,6 +268,14 @@ def allocate(
     return Case(name, "allocate", shapes, "float64", options, bytes=moved, bound="copy")
 
 
+def allocate_shared(name: str, *, rows: int, receivers: int, rounds: int) -> Case:
+    """So many rounds of sharing receivers; a round has to read the weights once."""
+    shapes = {"weights": (rows, receivers), "budgets": (rows,), "capacities": (receivers,)}
+    read = 8.0 * rows * receivers * rounds
+    options = {"rounds": rounds}
+    return Case(name, "allocate_shared", shapes, "float64", options, bytes=read, bound="read")
+
+
 CASES: tuple[Case, ...] = (
     attention("prefill", batch=(1, 8), queries=2048, features=64),
     attention("prefill-causal", batch=(1, 8), queries=2048, features=64, causal=True),
@@ -379,6 +387,8 @@ CASES: tuple[Case, ...] = (
     allocate("allocate", rows=1_000_000, receivers=32),
     allocate("allocate-capped", rows=1_000_000, receivers=32, capped=True),
     allocate("allocate-units", rows=1_000_000, receivers=32, units=True),
+    allocate_shared("allocate-shared", rows=8000, receivers=1000, rounds=30),
+    allocate_shared("allocate-shared-narrow", rows=500_000, receivers=32, rounds=30),
 )
 
 

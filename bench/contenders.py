@@ -312,9 +312,11 @@ _GRAPH_STAGES = ("attention", "varlen", "softmax", "logsumexp", "fuse")
 _OWN = {name: _lazy("bench.own", name) for name in ("attention", "varlen", "cache")}
 _OWN |= dict.fromkeys(_STAGES, _lazy("bench.own", "stage"))
 _OWN |= {"allocate": _lazy("bench.allocation", "own")}
+_OWN |= {"allocate_shared": _lazy("bench.shared", "own")}
 _FLOAT32 = dict.fromkeys(("attention", "cache"), _lazy("bench.own", "float32"))
 _NUMBA = dict.fromkeys(_OWN, _lazy("bench.own", "on_numba"))
 _NUMBA |= {"allocate": _lazy("bench.allocation", "on_numba")}
+_NUMBA |= {"allocate_shared": _lazy("bench.shared", "on_numba")}
 _TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_STAGES)}
 _TORCH |= {name: _lazy("bench.peer_torch_bulk", name) for name in ("varlen", "cache")}
 _own_threads = _lazy("bench.own", "set_threads")
@@ -348,6 +350,7 @@ CONTENDERS: dict[str, Contender] = {
             "similarity": _numpy_similarity,
             "fuse": _numpy_fuse,
             "allocate": _lazy("bench.allocation", "numpy_allocate"),
+            "allocate_shared": _lazy("bench.shared", "numpy_allocate_shared"),
         },
         _blas_threads,
     ),

@@ -155,6 +155,13 @@ def _allocate(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
     return (lambda output: output[rows]), [exact(case, arrays, rows)]
 
 
+def _allocate_shared(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
+    from bench.shared import in_numpy
+
+    rows = sampled(case.shapes["weights"][0])
+    return (lambda output: output[rows]), [in_numpy(case, arrays)[rows]]
+
+
 _EXPECTED: dict[str, Any] = {
     "attention": _attention,
     "cache": _attention,
@@ -164,6 +171,7 @@ _EXPECTED: dict[str, Any] = {
     "similarity": _similarity,
     "fuse": _fuse,
     "allocate": _allocate,
+    "allocate_shared": _allocate_shared,
 }
 
 
