@@ -22,6 +22,7 @@ from allocation_faults import ALLOCATION_FAULTS
 from cache_faults import CACHE_FAULTS
 from compiled_faults import COMPILED_FAULTS
 from ragged_faults import RAGGED_FAULTS
+from shared_faults import SHARED_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_RUN = 300
@@ -337,7 +338,7 @@ _FAULTS = {
     ),
 }
 
-_PLACES = (_FAULTS, RAGGED_FAULTS, CACHE_FAULTS, COMPILED_FAULTS, ALLOCATION_FAULTS)
+_PLACES = (_FAULTS, RAGGED_FAULTS, CACHE_FAULTS, COMPILED_FAULTS, ALLOCATION_FAULTS, SHARED_FAULTS)
 _EVERY = [fault for place in _PLACES for fault in place.items()]
 FAULTS = tuple(Fault(name, *fault) for name, fault in _EVERY)
 
