@@ -2,6 +2,7 @@
 
 _REAL = "tests/test_allocate.py"
 _UNITS = "tests/test_allocate_units.py"
+_EXTREMES = "tests/test_allocate_extremes.py"
 
 ALLOCATION_FAULTS = {
     "amounts_rounded_with_theta_alone": (
@@ -12,8 +13,8 @@ ALLOCATION_FAULTS = {
     ),
     "sums_in_one_part": (
         "_numba/allocation.py",
-        "    part = (number + first) - first\n",
-        "    part = number\n",
+        "    first = (number + at[0]) - at[0]\n",
+        "    first = number\n",
         f"{_REAL} -k numba",
     ),
     "sums_cut_by_the_heaviest_of_all": (
@@ -42,9 +43,27 @@ ALLOCATION_FAULTS = {
     ),
     "remainders_compared_in_floats": (
         "_numba/apportion.py",
-        "        return i < j if abs(more) <= EQUAL else more > 0.0\n",
-        "        return more > 0.0\n",
+        "abs(more) <= load_float64(scratch + call.at_spare, 0)",
+        "more != more",
         f"{_UNITS} -k numba",
+    ),
+    "remainders_of_large_budgets_compared_like_small": (
+        "_numba/apportion.py",
+        "max(EQUAL, EQUAL_OF_BUDGET * budget)",
+        "EQUAL",
+        f"{_EXTREMES} -k numba",
+    ),
+    "squares_of_small_weights_vanish": (
+        "_numba/apportion.py",
+        "    if max(weight, other_weight) < TINY:\n",
+        "    if max(weight, other_weight) < 0.0:\n",
+        f"{_EXTREMES} -k numba",
+    ),
+    "compiled_sums_in_two_parts": (
+        "_cython/allocation.h",
+        "lane_sum(total.second) + lane_sum(total.third)",
+        "lane_sum(total.second)",
+        f"{_EXTREMES} -k cython",
     ),
     "units_beyond_the_cap": (
         "_numba/apportion.py",
