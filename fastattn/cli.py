@@ -13,6 +13,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastattn.arguments import (
+    count,
+    finite,
+    integer_or_path,
+    numbers_or_path,
+    positive,
+    side,
+    size,
+)
+from fastattn.examples import EXAMPLES
+
 if TYPE_CHECKING:
     from fastattn.batch import Job
 
@@ -96,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(command=_info)
     warmup = commands.add_parser("warmup", help="compile the kernels and fill the cache on disk")
     warmup.set_defaults(command=_warmup)
-    example = commands.add_parser("example", help="run an example on real data")
-    _add_digits(example.add_subparsers(metavar="EXAMPLE", required=True))
+    example = commands.add_parser("example", help="run an example: a number and a picture")
+    _add_examples(example.add_subparsers(metavar="EXAMPLE", required=True))
     return parser
 
 
@@ -119,9 +130,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--lse-out", metavar="FILE", help="write the rows' log-sum-exp here")
     _add_options(parser.add_argument_group("attention"))
     job = parser.add_argument_group("job")
-    job.add_argument("--max-memory", type=_size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP)
+    job.add_argument("--max-memory", type=size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP)
     rows = "at most so many output rows per chunk (default: some seconds of work)"
-    job.add_argument("--chunk-rows", type=_count, metavar="N", help=rows)
+    job.add_argument("--chunk-rows", type=count, metavar="N", help=rows)
     job.add_argument("--resume", action="store_true", help="go on with a job that was killed")
     job.add_argument(
         "--overwrite",
@@ -138,7 +149,7 @@ _MEMORY_HELP = "what the job's arrays may take, like 512M or 2G (default 1G)"
 
 def _add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--similarity", choices=SIMILARITIES, default="scaled_dot")
-    group.add_argument("--scale", type=_finite, metavar="NUMBER")
+    group.add_argument("--scale", type=finite, metavar="NUMBER")
     group.add_argument(
         "--causal",
         nargs="?",
@@ -149,33 +160,33 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--query-offset",
-        type=_integer_or_path,
+        type=integer_or_path,
         metavar="INT|FILE",
         help="position of query row 0 on the key axis",
     )
     group.add_argument(
         "--window",
         nargs=2,
-        type=_side,
+        type=side,
         metavar=("LEFT", "RIGHT"),
         help="keys from i - LEFT to i + RIGHT are visible; 'none' is unbounded",
     )
     group.add_argument(
         "--key-lengths",
-        type=_integer_or_path,
+        type=integer_or_path,
         metavar="INT|FILE",
         help="only the first so many keys exist",
     )
-    group.add_argument("--softcap", type=_positive, metavar="NUMBER")
+    group.add_argument("--softcap", type=positive, metavar="NUMBER")
     group.add_argument(
         "--alibi-slopes",
-        type=_numbers_or_path,
+        type=numbers_or_path,
         metavar="NUMBERS|FILE",
         help="one slope per head, like 0.5,0.25: subtracts slope * |i + offset - j|",
     )
     group.add_argument(
         "--sinks",
-        type=_numbers_or_path,
+        type=numbers_or_path,
         metavar="NUMBERS|FILE",
         help="one more score per head, which takes weight and has no value",
     )
@@ -185,22 +196,23 @@ def _add_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_machine(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--threads", type=_count, metavar="N")
+    group.add_argument("--threads", type=count, metavar="N")
     group.add_argument("--backend", metavar="NAME", help="cython, numba or reference")
 
 
-def _add_digits(examples: Any) -> None:
-    digits = examples.add_parser(
-        "digits", help="classify the handwritten digits of scikit-learn by cosine attention"
-    )
-    digits.add_argument("--dir", metavar="FOLDER", help="keep the files here")
-    digits.add_argument("--overwrite", action="store_true", help="replace files in FOLDER")
-    digits.add_argument(
-        "--max-memory", type=_size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP
-    )
-    digits.add_argument("--json", action="store_true", help="print the figures as JSON")
-    _add_machine(digits)
-    digits.set_defaults(command=_digits)
+def _add_examples(examples: Any) -> None:
+    for name, about in EXAMPLES.items():
+        parser = examples.add_parser(name, help=about, description=about.capitalize() + ".")
+        parser.add_argument("--out", metavar="FOLDER", help="write the pictures here, as PNG")
+        parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+        parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+        _add_machine(parser)
+        parser.set_defaults(command=_example, name=name)
+        if name == "digits":
+            parser.add_argument("--dir", metavar="FOLDER", help="keep the files of the job here")
+            parser.add_argument(
+                "--max-memory", type=size, default=1 << 30, metavar="SIZE", help=_MEMORY_HELP
+            )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -281,20 +293,25 @@ def _warmup(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _digits(arguments: argparse.Namespace) -> int:
-    from fastattn.batch import progress_on
-    from fastattn.examples.digits import run_digits
+def _example(arguments: argparse.Namespace) -> int:
+    from importlib import import_module
+
+    name, options = arguments.name, {}
+    if name == "digits":
+        from fastattn.batch import progress_on
+
+        options = {option: getattr(arguments, option) for option in ("overwrite", "max_memory")}
+        options |= {"folder": arguments.dir, "progress": progress_on(sys.stderr)}
 
     def work() -> int:
-        report = run_digits(
-            arguments.dir,
-            overwrite=arguments.overwrite,
-            max_memory=arguments.max_memory,
-            threads=arguments.threads,
-            backend=arguments.backend,
-            progress=progress_on(sys.stderr),
-        )
-        failed = 0 if report.equal_bits else 1
+        run = getattr(import_module(f"fastattn.examples.{name}"), f"run_{name}")
+        report = run(threads=arguments.threads, backend=arguments.backend, **options)
+        if arguments.out:
+            for path in report.save(arguments.out, overwrite=arguments.overwrite):
+                _say(f"wrote {path}")
+        else:
+            _say("--out FOLDER draws the pictures of it")
+        failed = int(report.failed)
         return _print(json.dumps(report.as_dict()) if arguments.json else str(report)) or failed
 
     return _guarded(work)
@@ -336,64 +353,6 @@ def _version() -> str:
     import fastattn
 
     return f"fastattn {fastattn.__version__}"
-
-
-def _size(text: str) -> int:
-    from fastattn.batch.units import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = _finite(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not positive")
-    return number
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _side(text: str) -> int | None:
-    if text.lower() == "none":
-        return None
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a distance in keys nor 'none'")
-    return int(text)
-
-
-def _integer_or_path(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def _numbers_or_path(text: str) -> tuple[float, ...] | str:
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError as error:
-        if "," in text and not os.path.exists(text):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is neither numbers separated by commas nor a file: {error}"
-            ) from None
-    return text
 
 
 if __name__ == "__main__":

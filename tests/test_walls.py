@@ -37,8 +37,9 @@ MAY_IMPORT = {
     "_cython": {"_cython", "_engine", "_core"},
     "reference": {"reference"},
     "batch": {"batch", "public"},
-    "examples": {"examples", "batch", "public", "reference"},
-    "cli": {"cli", "batch", "examples", "public"},
+    "examples": {"examples", "batch", "plot", "public", "reference"},
+    "arguments": {"batch"},
+    "cli": {"cli", "arguments", "batch", "examples", "public"},
     "__main__": {"cli"},
     "public": {"face", "_core"},
 }

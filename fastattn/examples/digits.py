@@ -5,21 +5,27 @@ attention is then a probability for each class, a kernel regression on the unit 
 are the 1797 digits of 8 x 8 pixels from the UCI repository that scikit-learn ships.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import fastattn
 from fastattn import reference
-from fastattn.batch import Interrupted, Job, JobError, Progress, Summary, UsageError, run_job
+from fastattn.batch import Interrupted, Job, Progress, Summary, UsageError, run_job
 from fastattn.batch.errors import named
 from fastattn.batch.manifest import manifest_path
 from fastattn.batch.writers import partial_path
+from fastattn.examples.report import Report, name_axes, needed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SPLIT = "a quarter of the images held out, stratified by digit, seed 0"
 _SCALES = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
@@ -27,7 +33,7 @@ _CHUNK_ROWS = 100  # so that there are several: chunks must not show in the resu
 
 
 @dataclass(frozen=True)
-class DigitsReport:
+class DigitsReport(Report):
     """What the example found.
 
     Attributes
@@ -54,26 +60,47 @@ class DigitsReport:
     equal_bits: bool
     folder: str | None
     job: Summary
+    _classes: np.ndarray
+    _labels: np.ndarray
+
+    @property
+    def failed(self) -> bool:
+        """Whether the job's output has other bits than one call in memory."""
+        return not self.equal_bits
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON has it."""
-        return asdict(self)
+        return super().as_dict() | {"job": asdict(self.job)}
 
-    def __str__(self) -> str:
+    def lines(self) -> dict[str, str]:
+        """Return what was found, in words."""
         equal = "equals" if self.equal_bits else "DIFFERS FROM"
-        lines = [
-            f"accuracy    {self.accuracy:.4f} on {self.test_images} images ({self.split})",
-            f"keys        {self.training_images} training images, cosine, scale {self.scale:g} "
+        lines = {
+            "data": "real: 1797 handwritten digits that scikit-learn ships",
+            "keys": f"{self.training_images} training images, cosine, scale {self.scale:g} "
             "(least leave-one-out log loss on them)",
-            f"throughput  {self.test_images / self.job.compute_seconds:.4g} images/s computed, "
+            "throughput": f"{self.test_images / self.job.compute_seconds:.4g} images/s computed, "
             f"{self.rows_per_second:.4g} with {self.job.chunks} chunks synced to disk one by one "
             f"({self.job.seconds:.3g} s), backend {self.job.backend}",
-            f"max error   {self.max_error:.2e} against the float64 reference",
-            f"bits        the job's output {equal} one call in memory",
-        ]
-        if self.folder:
-            lines.append(f"files       {self.folder}")
-        return "\n".join(lines)
+            "max error": f"{self.max_error:.2e} against the float64 reference",
+            "bits": f"the job's output {equal} one call in memory",
+            "accuracy": f"{self.accuracy:.4f} on {self.test_images} images ({self.split})",
+        }
+        return lines | ({"files": self.folder} if self.folder else {})
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw which classes the images of each digit attend to, on average."""
+        from fastattn.plot import AttentionDisplay
+
+        attended = [self._classes[self._labels == digit].mean(axis=0) for digit in range(10)]
+        display = AttentionDisplay.from_weights(
+            np.array(attended),
+            query_labels=list(range(10)),
+            key_labels=list(range(10)),
+            title="Attention of held-out digits, mean of each class",
+        )
+        name_axes(display, "held-out images of a", "training images of a")
+        return {"digits": display.figure_}
 
 
 def run_digits(
@@ -141,18 +168,16 @@ def run_digits(
         equal_bits=output.dtype == at_once.dtype and output.tobytes() == at_once.tobytes(),
         folder=folder,
         job=summary,
+        _classes=output,
+        _labels=test_labels,
     )
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Load the digits, split: training images and labels, test images and labels."""
-    try:
-        from sklearn import datasets, model_selection
-    except ImportError as error:
-        raise JobError(
-            f"the digits come with scikit-learn, which cannot be imported ({error}); "
-            'install it with: pip install "fastattn[examples]"'
-        ) from error
+    needed("sklearn", "the digits come with scikit-learn")
+    from sklearn import datasets, model_selection
+
     images, labels = datasets.load_digits(return_X_y=True)
     train, test, train_labels, test_labels = model_selection.train_test_split(
         images.astype(np.float32), labels, test_size=0.25, stratify=labels, random_state=0
