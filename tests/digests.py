@@ -20,7 +20,7 @@ OPTIONS: tuple[dict, ...] = (
 
 
 def everything(seed: int = 0) -> str:
-    """Digest attention with every option, decode, ragged calls, halves and the stages."""
+    """Digest attention with every option, decode, ragged calls, halves, stages, allocation."""
     rng = np.random.default_rng(seed)
     digest = hashlib.sha256()
 
@@ -56,4 +56,8 @@ def everything(seed: int = 0) -> str:
         add(fastattn.logsumexp(draw(300, 700)), fastattn.fuse(draw(30, 700), draw(700, 20)))
         add(fastattn.similarity(draw(30, 70), draw(90, 70)))
         add(fastattn.similarity(draw(30, 70), draw(90, 70), metric="euclidean"))
+    weights, budgets, capacities = rng.random((300, 70)), rng.random(300), 3 * rng.random(70)
+    add(fastattn.allocate_shared(weights, budgets, capacities, max_iter=200).allocation)
+    add(*fastattn.allocate(weights, budgets, upper=capacities / 70, on_unspent="keep"))
+    add(fastattn.allocate(weights, 1000, unit=1), fastattn.allocate(weights.T, 9.0, axis=0))
     return digest.hexdigest()
