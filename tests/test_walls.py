@@ -37,9 +37,10 @@ MAY_IMPORT = {
     "_cython": {"_cython", "_engine", "_core"},
     "reference": {"reference"},
     "batch": {"batch", "public"},
+    "plot": {"plot", "public"},
     "examples": {"examples", "batch", "plot", "public", "reference"},
     "arguments": {"batch"},
-    "cli": {"cli", "arguments", "batch", "examples", "public"},
+    "cli": {"cli", "arguments", "batch", "examples", "plot", "public"},
     "__main__": {"cli"},
     "public": {"face", "_core"},
 }
@@ -170,7 +171,10 @@ def test_the_reader_of_imports_sees_them(tmp_path):
     ]
 
 
-HEAVY = "{'numba', 'llvmlite', 'scipy', 'sklearn', 'tqdm', 'fastattn.batch', 'fastattn.reference'}"
+HEAVY = (
+    "{'numba', 'llvmlite', 'scipy', 'sklearn', 'tqdm', 'matplotlib', 'fastattn.batch', "
+    "'fastattn.reference'}"
+)
 
 
 def fresh(code):
