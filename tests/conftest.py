@@ -30,11 +30,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def available(backend: str) -> bool:
-    """Tell whether a backend can be imported here."""
+    """Tell whether a backend is here. One that is here and broken, or stale, is an error."""
     room = backend if backend == "reference" else f"_{backend}"
     try:
         importlib.import_module(f"fastattn.{room}.backend")
-    except ImportError:
+    except ModuleNotFoundError:
         return False
     return True
 

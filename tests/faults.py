@@ -49,7 +49,10 @@ class Fault:
     @property
     def is_in_c(self) -> bool:
         """Whether the compiled kernels must be built anew to have it."""
-        return self.file.startswith("_cython/") or self.file == "_engine/layouts.py"
+        return self.file.startswith("_cython/") or self.file in (
+            "_core/plan.py",
+            "_engine/layouts.py",
+        )
 
     def source(self) -> str:
         return (ROOT / "fastattn" / self.file).read_text(encoding="utf-8")

@@ -58,6 +58,7 @@ def in_child(work):
     return "hangs"
 """
 
+needs_numba = pytest.mark.skipif(not available("numba"), reason="numba is not there")
 needs_two = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2 or not os.path.isdir("/proc/self/task"),
     reason="needs two cores, and /proc to count threads",
@@ -77,6 +78,21 @@ time.sleep(0.2)  # they sleep now
 for _ in range(200):
     assert compute()
 assert threads_here() == 2
+"""
+    run(code)
+
+
+@needs_two
+def test_threads_without_work_look_for_some_and_then_sleep():
+    """Python takes 0.2 ms between two steps of a decoder: whoever sleeps then comes too late."""
+    code = """
+def cost(pause):
+    compute()
+    before = time.process_time()
+    time.sleep(pause)
+    return time.process_time() - before
+assert max(cost(2e-4) for _ in range(20)) > 1e-4
+assert min(cost(0.1) for _ in range(3)) < 0.02
 """
     run(code)
 
@@ -186,6 +202,7 @@ compute()
     run(code)
 
 
+@needs_numba
 @pytest.mark.skipif(not IS_X86, reason="the control word is x86's")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_float_environment_of_others_changes_no_bit(threads):
@@ -268,7 +285,7 @@ print(fastattn.attention([1.0], [[1.0]], [[2.0]]))
     assert children.run(code, **COMPILED).strip() == "[2.]"
 
 
-@pytest.mark.skipif(not available("numba"), reason="numba is not there")
+@needs_numba
 def test_kernels_that_cannot_be_loaded_are_left_out_with_a_warning():
     """Kernels that were never built are left out without a word; these are there, and broken."""
     code = """
@@ -293,6 +310,7 @@ print(backends, [(warning.category.__name__, str(warning.message)) for warning i
     assert children.run(code.format(error=absent)).strip() == "['numba', 'numba'] []"
 
 
+@needs_numba
 def test_a_level_that_is_not_there_is_refused():
     code = """
 import fastattn
@@ -333,7 +351,7 @@ print(fastattn.attention([1.0], [[1.0]], [[2.0]], backend="reference"))
     assert said[2] == "[2.]"
 
 
-@pytest.mark.skipif(not available("numba"), reason="numba is not there")
+@needs_numba
 def test_both_compilers_give_the_same_bits(seed):
     """What the suite holds by relations, once directly: the digest of many calls."""
     import digests
@@ -344,6 +362,7 @@ def test_both_compilers_give_the_same_bits(seed):
         assert digests.everything(seed) == compiled
 
 
+@needs_numba
 def test_calls_of_both_backends_share_scratch_and_records(seed):
     """Repeated calls of changing sizes by turns: no backend trips over what another left."""
     rng = np.random.default_rng(seed)

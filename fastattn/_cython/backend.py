@@ -92,8 +92,8 @@ def _choose_level() -> str:
             f"FASTATTN_CYTHON_LEVEL is {wanted!r}: the compiled kernels are there for "
             f"{', '.join(_native.built_levels())}, and this CPU is {', '.join(supported) or 'none'}"
         )
-    if not supported:
-        raise ImportError(
+    if not supported:  # as good as not there: on this CPU they are nobody's mistake
+        raise ModuleNotFoundError(
             f"the compiled kernels are for {', '.join(_native.built_levels())}, which this CPU is "
             "not; backend='numba' compiles for it"
         )

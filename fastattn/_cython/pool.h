@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <time.h>
 
 #include "table.h"
 
@@ -19,8 +20,12 @@
 #include <immintrin.h>
 #endif
 
-/* How often to look before sleeping: 0.1 to 0.3 ms. */
-enum { LOOKS = 4000, MOST_THREADS = 1023 };
+enum { MOST_THREADS = 1023 };
+
+/* How long to look before sleeping, in ns. For a run: longer than Python takes between two steps of
+   a decoder, where waking up costs more than a second thread gives. For the end of one: somebody is
+   at work, on whatever core he gets. */
+enum { LOOK_FOR_RUN = 1000000, LOOK_FOR_END = 100000, LOOKS_AT_ONCE = 64 };
 
 static struct {
     pthread_mutex_t lock;
@@ -57,14 +62,31 @@ static void enter_kernel(kernel_entry *kernel, int64_t call, int64_t worker)
 #endif
 }
 
+static int64_t nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* Look for a while until a number is `other`, or until it is not; returns whether that came. */
+static bool look_out(_Atomic int64_t *number, int64_t other, bool equal, int64_t duration)
+{
+    const int64_t stop = nanoseconds() + duration;
+    do {
+        for (int look = 0; look < LOOKS_AT_ONCE; look++) {
+            if ((atomic_load_explicit(number, memory_order_acquire) == other) == equal) return true;
+            pause_a_moment();
+        }
+    } while (nanoseconds() < stop);
+    return false;
+}
+
 /* Wait for another run than the one seen: look for a while, then sleep. */
 static int64_t wait_for_run(int64_t seen)
 {
-    for (int look = 0; look < LOOKS; look++) {
-        const int64_t run = atomic_load_explicit(&pool.run, memory_order_acquire);
-        if (run != seen) return run;
-        pause_a_moment();
-    }
+    if (look_out(&pool.run, seen, false, LOOK_FOR_RUN))
+        return atomic_load_explicit(&pool.run, memory_order_acquire);
     pthread_mutex_lock(&pool.lock);
     int64_t run;
     while ((run = atomic_load_explicit(&pool.run, memory_order_acquire)) == seen)
@@ -76,10 +98,7 @@ static int64_t wait_for_run(int64_t seen)
 /* Wait for the last thread of a run. */
 static void wait_for_end(void)
 {
-    for (int look = 0; look < LOOKS; look++) {
-        if (atomic_load_explicit(&pool.busy, memory_order_acquire) == 0) return;
-        pause_a_moment();
-    }
+    if (look_out(&pool.busy, 0, true, LOOK_FOR_END)) return;
     pthread_mutex_lock(&pool.lock);
     while (atomic_load_explicit(&pool.busy, memory_order_acquire) != 0)
         pthread_cond_wait(&pool.end, &pool.lock);

@@ -23,8 +23,9 @@ from .addresses import address
 __all__ = ["Entry", "Launcher", "Layer", "Turns", "is_small"]
 
 # A parallel region costs 2 µs, and 40 to 120 where the other threads have gone to sleep, which they
-# do after some milliseconds. In a loop of calls two threads draw level with one at 13 to 18 µs of
-# kernel, which the cautious estimates take for anything from 20 (many rows) to 90 (one row).
+# do after a millisecond (the compiled kernels' own) or some (Numba's). In a loop of calls two
+# threads draw level with one at 13 to 18 µs of kernel, which the cautious estimates take for
+# anything from 20 (many rows) to 90 (one row).
 _PARALLEL_SECONDS = 40e-6
 # Ctrl-C must be answered within a quarter of a second, and estimates may be wrong by a factor of
 # two. A slice ends with idle threads, up to one task long: no more slices than that needs.
