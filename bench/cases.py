@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench import draw
+from bench.draw import visible_pairs
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,21 +54,6 @@ class Case:
             else:
                 arrays[name] = draw.normal(rng, shape, dtype)
         return arrays | self.fixed
-
-
-def visible_pairs(
-    queries: int, keys: int, causal: bool, window: tuple[int | None, int | None]
-) -> float:
-    """How many (query, key) pairs of one head take part; causal over equal lengths is half."""
-    left, right = window
-    if left is None and right is None:
-        return queries * keys / 2 if causal else float(queries * keys)
-    rows = np.arange(queries)
-    first = np.zeros_like(rows) if left is None else np.maximum(rows - left, 0)
-    stop = np.full_like(rows, keys) if right is None else np.minimum(rows + right + 1, keys)
-    if causal:
-        stop = np.minimum(stop, rows + 1)
-    return float(np.maximum(stop - first, 0).sum())
 
 
 def attention(
@@ -258,6 +244,13 @@ def fuse(name: str, *, batch: tuple[int, ...], queries: int, keys: int, features
     return Case(name, "fuse", shapes, flops=flops, bytes=4.0 * elements)
 
 
+def multihead(name: str, *, batch: int, length: int, features: int, heads: int) -> Case:
+    """Self-attention by the whole module: projections, heads, output projection."""
+    shapes = {"query": (batch, length, features), **draw.module_weights(features)}
+    flops = batch * length * features * (8.0 * features + 4.0 * length)
+    return Case(name, "multihead", shapes, options={"heads": heads}, flops=flops)
+
+
 def allocate(
     name: str, *, rows: int, receivers: int, capped: bool = False, units: bool = False
 ) -> Case:
@@ -300,6 +293,7 @@ CASES: tuple[Case, ...] = (
     attention("narrow-8", batch=(1, 8), queries=2048, features=8),
     attention("one-head", batch=(1, 1), queries=256, features=64),
     attention("weights", batch=(1, 8), queries=1024, features=64, return_weights=True),
+    multihead("module", batch=4, length=512, features=768, heads=12),
     attention(
         "decode-grouped",
         batch=(8, 32),

@@ -309,16 +309,16 @@ def _lazy(module: str, function: str) -> Callable[..., Any]:
 
 _STAGES = ("softmax", "logsumexp", "similarity", "fuse")
 _GRAPH_STAGES = ("attention", "varlen", "softmax", "logsumexp", "fuse")
+_MODULES = {"allocate": "allocation", "allocate_shared": "shared", "multihead": "multihead"}
 _OWN = {name: _lazy("bench.own", name) for name in ("attention", "varlen", "cache")}
 _OWN |= dict.fromkeys(_STAGES, _lazy("bench.own", "stage"))
-_OWN |= {"allocate": _lazy("bench.allocation", "own")}
-_OWN |= {"allocate_shared": _lazy("bench.shared", "own")}
+_OWN |= {name: _lazy(f"bench.{at}", "own") for name, at in _MODULES.items()}
 _FLOAT32 = dict.fromkeys(("attention", "cache"), _lazy("bench.own", "float32"))
 _NUMBA = dict.fromkeys(_OWN, _lazy("bench.own", "on_numba"))
-_NUMBA |= {"allocate": _lazy("bench.allocation", "on_numba")}
-_NUMBA |= {"allocate_shared": _lazy("bench.shared", "on_numba")}
+_NUMBA |= {name: _lazy(f"bench.{at}", "on_numba") for name, at in _MODULES.items()}
 _TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_STAGES)}
 _TORCH |= {name: _lazy("bench.peer_torch_bulk", name) for name in ("varlen", "cache")}
+_TORCH |= {"multihead": _lazy("bench.multihead", "in_torch")}
 _own_threads = _lazy("bench.own", "set_threads")
 _torch_threads = _lazy("bench.peer_torch", "set_threads")
 
@@ -351,6 +351,7 @@ CONTENDERS: dict[str, Contender] = {
             "fuse": _numpy_fuse,
             "allocate": _lazy("bench.allocation", "numpy_allocate"),
             "allocate_shared": _lazy("bench.shared", "numpy_allocate_shared"),
+            "multihead": _lazy("bench.multihead", "in_numpy"),
         },
         _blas_threads,
     ),

@@ -95,3 +95,28 @@ def receivers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np
     if name == "weights":
         return np.exp(rng.standard_normal(shape))
     return rng.integers(40, 400, shape).astype(np.float64)
+
+
+def visible_pairs(
+    queries: int, keys: int, causal: bool, window: tuple[int | None, int | None]
+) -> float:
+    """How many (query, key) pairs of one head take part; causal over equal lengths is half."""
+    left, right = window
+    if left is None and right is None:
+        return queries * keys / 2 if causal else float(queries * keys)
+    rows = np.arange(queries)
+    first = np.zeros_like(rows) if left is None else np.maximum(rows - left, 0)
+    stop = np.full_like(rows, keys) if right is None else np.minimum(rows + right + 1, keys)
+    if causal:
+        stop = np.minimum(stop, rows + 1)
+    return float(np.maximum(stop - first, 0).sum())
+
+
+def module_weights(features: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a multi-head module's weights, by PyTorch's names."""
+    return {
+        "in_proj_weight": (3 * features, features),
+        "in_proj_bias": (3 * features,),
+        "out_proj.weight": (features, features),
+        "out_proj.bias": (features,),
+    }

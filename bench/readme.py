@@ -69,7 +69,7 @@ def _group(case: Record) -> str:
         return "ragged"
     if case["operation"] == "cache" or case["dtype"] in ("float16", "bfloat16"):
         return "dtypes"
-    return "attention" if case["operation"] == "attention" else "stages"
+    return "attention" if case["operation"] in ("attention", "multihead") else "stages"
 
 
 def _groups(result: Record) -> dict[str, list[Record]]:

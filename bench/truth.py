@@ -162,6 +162,15 @@ def _allocate_shared(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]
     return (lambda output: output[rows]), [in_numpy(case, arrays)[rows]]
 
 
+def _multihead(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
+    from bench.multihead import state, written_out
+
+    rows = sampled(case.shapes["query"][0], 3)  # whole sequences: a row needs all the others
+    wide = {name: x.astype(np.float64) for name, x in state(arrays).items()}
+    x = arrays["query"][rows].astype(np.float64)
+    return (lambda output: output[rows]), [written_out(x, wide, case.options["heads"])]
+
+
 _EXPECTED: dict[str, Any] = {
     "attention": _attention,
     "cache": _attention,
@@ -172,6 +181,7 @@ _EXPECTED: dict[str, Any] = {
     "fuse": _fuse,
     "allocate": _allocate,
     "allocate_shared": _allocate_shared,
+    "multihead": _multihead,
 }
 
 

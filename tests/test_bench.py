@@ -68,6 +68,7 @@ SMALL = (
     cases.similarity("t-cosine", "cosine", queries=30, keys=40, features=16),
     cases.similarity("t-dot", "dot", queries=30, keys=40, features=16),
     cases.similarity("t-euclidean", "euclidean", queries=30, keys=40, features=16),
+    cases.multihead("t-module", batch=3, length=10, features=16, heads=2),
     cases.fuse("t-fuse", batch=(1, 2), queries=30, keys=40, features=16),
 )
 LIGHT = ("fastattn", "fastattn-float32", "numpy", "scipy", "scikit-learn")  # quick imports
