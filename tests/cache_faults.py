@@ -166,9 +166,15 @@ CACHE_FAULTS = {
     ),
     "few_rows_score_with_the_scales_of_the_first_sixteen": (
         "_numba/direct.py",
-        "I64(4 * LANES * group)) for group in range(2))\n        wide_scales",
-        "I64(0 * LANES * group)) for group in range(2))\n        wide_scales",
+        "I64(4 * LANES * group)) for group in range(2))\n    scales",
+        "I64(0 * LANES * group)) for group in range(2))\n    scales",
         FEW_CACHES.format("int8", 4),
+    ),
+    "few_rows_lose_bits_of_tiny_scales": (
+        "_numba/direct.py",
+        "[2.0**-102] * LANES",
+        "[0.0] * LANES",
+        _FEW + "tiny_scales[numba-4]",
     ),
     "few_rows_fuse_with_the_scale_of_the_neighbour": (
         "_numba/direct.py",

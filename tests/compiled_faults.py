@@ -50,6 +50,12 @@ COMPILED_FAULTS = {
         "        const int64_t j = start + column;",
         _GUARDS,
     ),
+    "compiled_few_rows_lose_bits_of_tiny_scales": (
+        "_cython/direct.h",
+        "scale < splat_part(0x1p-102f)",
+        "scale < splat_part(0)",
+        "tests/test_few_rows.py::test_tiny_scales -k cython",
+    ),
     "compiled_rows_with_other_ends_taken_for_alike": (
         "_cython/attention.h",
         "exact && range.begin == first.begin && range.end == first.end;",

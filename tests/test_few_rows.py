@@ -90,3 +90,22 @@ def test_caches(exact_backend, storage, rows, seed):
             query, *widened((key, value)), key_lengths=cache.lengths[:, None], **asked
         )
         oracle.assert_same_bits(cache.attend(query), wide, about=(features, value_features))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_tiny_scales(exact_backend, rows, seed):
+    """Scales of int8 near the smallest numbers lose no bit, alone or among ordinary ones."""
+    rng = np.random.default_rng(seed)
+    cache = fastattn.KVCache(1, 1, 64, dtype=np.int8)
+    key, value = rng.standard_normal((2, 1, 1, 128, 64), np.float32)
+    key *= np.float32(2.0**-110)
+    key[..., 64:, :] *= np.float32(2.0**15)
+    query = rng.standard_normal((1, 1, rows, 64), np.float32) * np.float32(2.0**110)
+    # Later keys and one of ordinary size say nothing that would drown the others.
+    query[..., 32:], key[..., 64:, :32] = 0, 0
+    key[..., 40, :], key[..., 40, 63], key[..., 50, :] = 0, 1, 0
+    cache.append(key, value)
+    dense, values = cache.dense()
+    wide = fastattn.attention(query, dense, values, causal=True, query_offset=128 - rows)
+    oracle.assert_same_bits(cache.attend(query), wide, about=rows)
+    assert len(np.unique(wide)) > 32

@@ -20,48 +20,79 @@
 /* Keys of a score tile, and vectors of a row of values that a fuse tile takes. */
 #define GROUP_KEYS (2 * LANES)
 #define STRIP_VECTORS 4
-/* Bytes of a key that one step of a score tile takes, and the cache lines of its keys for that. */
+/* Bytes of a key that one step of a score tile takes, and the cache lines of its keys for that;
+   and how many steps make a line. */
 #define STEP_BYTES 16
 #define STEP_LINES (GROUP_KEYS * STEP_BYTES / 64)
+#define LINE_STEPS (64 / STEP_BYTES)
 
 /* Rows of a small storage type: 32 keys, or the values that a weight each goes with. */
 typedef struct {
     int64_t source, stride, scales;
-    /* Which cache lines to ask for meanwhile; of keys runs of lines, `jump` bytes between them. */
-    int64_t fetch, run, jump;
+    /* What to ask for meanwhile: from where on, and of values how far apart row by row. */
+    int64_t fetch, fetch_stride;
 } small_rows;
 
+/* The elements number `place` of sixteen words as floats, int8 times its row's scale.
+
+   `scale` is that over 2^24 unless `tiny`: an int8 on top of its word is so much larger, and needs
+   no shift to spread its sign. */
+INLINE vector feature_of_words(const int kind, const bool tiny, words column, const int place,
+                               vector scale)
+{
+    if (kind != INT8_CODE) return vector_of_floats(elements(kind, column, place));
+    if (tiny) return times(vector_of_floats(elements(kind, column, place)), scale);
+    vector feature;
+    EACH_WORD_PART(p)
+    {
+        const word_part word = column.part[p];
+        /* By turns a shift, shuffles and a mask, which the machine has different units for. */
+        const signed_part top = (signed_part)(place == 0   ? word << 24
+                                              : place == 3 ? word & 0xFF000000
+                                                           : byte_on_top(word, place));
+        feature.part[p] = (part)__builtin_convertvector(top, float_part);
+    }
+    return times(feature, scale);
+}
+
 /* C = scores of `rows` queries at `a` and of two sixteens of keys, which have `size` bytes, a
-   multiple of sixteen, of the storage type `kind`, and int8 a scale each. `kind` and `rows` are
-   constants. For each sixteen bytes of a key eight cache lines are asked for. */
-INLINE void score_group(const int kind, const int rows, const small_rows *keys, int64_t size,
-                        int64_t a, int64_t a_stride, int64_t c, int64_t c_stride)
+   multiple of sixteen, of the storage type `kind`, and int8 a scale each. `kind`, `tiny` and `rows`
+   are constants. Meanwhile the keys at `fetch` are asked for. */
+INLINE void score_group(const int kind, const bool tiny, const int rows, const small_rows *keys,
+                        int64_t size, int64_t a, int64_t a_stride, int64_t c, int64_t c_stride)
 {
     const int in_a_word = kind == INT8_CODE ? 4 : 2;
-    const int64_t stride = keys->stride, jump = keys->jump, run = keys->run;
-    int64_t fetch = keys->fetch, left = run;
+    const int64_t stride = keys->stride;
+    row_addresses near = addresses_of(keys->source, stride);
+    row_addresses far = addresses_of(keys->source + LANES * stride, stride);
+    /* Keys without gaps are asked for line by line, in the order of memory: the machine then guesses
+       what is next. Else a line of every fourth key, the next keys in the next steps. */
+    const bool run = stride == size;
+    const int64_t gap = run ? 64 : LINE_STEPS * stride, move = run ? STEP_LINES * 64 : stride;
+    const int64_t back = run ? 0 : 64 - LINE_STEPS * stride;
+    int64_t fetch = keys->fetch, line = 0;
     vector sum[FEW_ROWS][2], scale[2] = {splat(1), splat(1)};
     UNROLL for (int row = 0; row < rows; row++) sum[row][0] = sum[row][1] = splat(0);
     if (kind == INT8_CODE)
         UNROLL for (int half = 0; half < 2; half++)
+        {
             scale[half] = load(keys->scales + half * LANES * ITEM);
+            if (!tiny) scale[half] = times(scale[half], splat(0x1p-24f));
+        }
     for (int64_t byte = 0; byte < size; byte += STEP_BYTES) {
         words column[2][4];
-        UNROLL for (int half = 0; half < 2; half++)
-            four_columns(keys->source + byte + half * LANES * stride, stride, LANES - 1,
-                         column[half]);
-        for (int line = 0; line < STEP_LINES; line++) {
-            prefetch(fetch);
-            fetch += 64;
-            if (--left == 0) fetch += jump, left = run;
-        }
+        columns_of_rows(near, near.quad[0], stride, LANES - 1, column[0]);
+        columns_of_rows(far, far.quad[0], stride, LANES - 1, column[1]);
+        UNROLL for (int i = 0; i < 4; i++) near.quad[i] += STEP_BYTES, far.quad[i] += STEP_BYTES;
+        UNROLL for (int i = 0; i < STEP_LINES; i++) prefetch(fetch + i * gap);
+        fetch += move;
+        if (++line == LINE_STEPS) fetch += back, line = 0;
         UNROLL for (int i = 0; i < 4 * in_a_word; i++)
         {
             UNROLL for (int half = 0; half < 2; half++)
             {
-                vector feature = vector_of_floats(
-                    elements(kind, column[half][i / in_a_word], i % in_a_word));
-                if (kind == INT8_CODE) feature = times(feature, scale[half]);
+                const vector feature = feature_of_words(kind, tiny, column[half][i / in_a_word],
+                                                        i % in_a_word, scale[half]);
                 UNROLL for (int row = 0; row < rows; row++)
                 {
                     const vector wide = splat(load_real(a + row * a_stride + i * ITEM));
@@ -74,6 +105,17 @@ INLINE void score_group(const int kind, const int rows, const small_rows *keys, 
     UNROLL for (int row = 0; row < rows; row++)
         UNROLL for (int half = 0; half < 2; half++)
             store(c + row * c_stride + half * LANES * ITEM, sum[row][half]);
+}
+
+/* Whether a scale of 32 keys is so small, yet not 0, that a 2^24th of it may lose bits. */
+INLINE bool tiny_scales(int64_t scales)
+{
+    integer_part found = {0};
+    for (int half = 0; half < 2; half++) {
+        const part scale = load(scales + half * LANES * ITEM).part[0];
+        found |= (scale < splat_part(0x1p-102f)) & (scale != splat_part(0));
+    }
+    return any_lane(found);
 }
 
 /* A strip of a row of values as vectors, in the order of `put_strip`. */
@@ -115,8 +157,7 @@ INLINE void put_strip(const int kind, int64_t place, const bool accumulate, vect
 }
 
 /* C (+)= weights times a strip of values over `depth` rows, int8 with a scale a row, as a product
-   has it. `kind` and `rows` are constants. Each step asks for the lines of a row of values at
-   `fetch`. */
+   has it. `kind` and `rows` are constants. Each step asks for the lines of a strip at `fetch`. */
 INLINE void fuse_group(const int kind, const int rows, const small_rows *values, int64_t depth,
                        bool accumulate, int64_t a, int64_t a_stride, int64_t c, int64_t c_stride)
 {
@@ -137,7 +178,7 @@ INLINE void fuse_group(const int kind, const int rows, const small_rows *values,
                 sum[row][i] = fused(wide, value[i], sum[row][i]);
         }
         source += values->stride;
-        fetch += values->stride;
+        fetch += values->fetch_stride;
     }
     UNROLL for (int row = 0; row < rows; row++)
         put_strip(kind, c + row * c_stride, accumulate, sum[row]);
@@ -147,7 +188,10 @@ INLINE void fuse_group(const int kind, const int rows, const small_rows *values,
     NOINLINE void score_##type##_##rows(const small_rows *keys, int64_t size, int64_t a,         \
                                         int64_t a_stride, int64_t c, int64_t c_stride)           \
     {                                                                                            \
-        score_group(kind, rows, keys, size, a, a_stride, c, c_stride);                           \
+        if (kind == INT8_CODE && tiny_scales(keys->scales))                                      \
+            score_group(kind, true, rows, keys, size, a, a_stride, c, c_stride);                 \
+        else                                                                                     \
+            score_group(kind, false, rows, keys, size, a, a_stride, c, c_stride);                \
     }                                                                                            \
     NOINLINE void fuse_##type##_##rows(const small_rows *values, int64_t depth, bool accumulate, \
                                        int64_t a, int64_t a_stride, int64_t c, int64_t c_stride) \

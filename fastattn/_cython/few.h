@@ -52,22 +52,18 @@ static void copy_last_keys(const attention_call *call, const side *of, int64_t f
     }
 }
 
-/* Where 32 keys lie, and the lines of later ones. */
+/* Where 32 keys lie, and later ones. */
 static small_rows find_keys(const attention_call *call, const side *of, int64_t j, int64_t size,
                             int64_t scratch)
 {
-    const int64_t lines = (size + 63) / 64;
     small_rows keys = {.source = row_place(call, of, j), .stride = of->row_stride,
-                       .scales = scale_place(of->scales, j),
-                       .run = lines, .jump = of->row_stride - 64 * lines};
+                       .scales = scale_place(of->scales, j)};
     keys.fetch = keys.source + AHEAD_FEW_KEYS * of->row_stride;
     if (of->pages) {
         /* Behind a page lies something else. */
         const int64_t later = smaller_of(j + AHEAD_FEW_KEYS, call->keys - 1);
         keys.fetch = row_place(call, of, later / GROUP_KEYS * GROUP_KEYS);
     }
-    /* Keys without gaps are one run of memory. */
-    if (of->row_stride == size) keys.jump = 0;
     if (j + GROUP_KEYS > call->keys) {
         keys.source = scratch + call->at_stage;
         keys.stride = size;
@@ -107,6 +103,7 @@ static void fuse_few(const attention_call *call, int64_t segment, int64_t rows, 
     const side of = values_of(call);
     const int64_t strip = STRIP_VECTORS * LANES, score_row = SCORE_STRIDE * ITEM;
     const int64_t c_stride = call->value_features * ITEM;
+    const bool run = of.row_stride == call->value_features * of.feature_stride;
     int64_t stop;
     for (int64_t first = low; first < high; first = stop) {
         const int64_t j = segment * SEGMENT_KEYS + first;
@@ -114,15 +111,19 @@ static void fuse_few(const attention_call *call, int64_t segment, int64_t rows, 
         const bool more = first > low;
         stop = smaller_of(high, (first / FUSE_KEYS + 1) * FUSE_KEYS);
         small_rows values = {.source = row_place(call, &of, j), .stride = of.row_stride,
-                             .scales = scale_place(of.scales, j)};
-        values.fetch = values.source + AHEAD_FEW_VALUES * of.row_stride;
+                             .scales = scale_place(of.scales, j),
+                             .fetch_stride = run ? strip * of.feature_stride : of.row_stride};
+        int64_t later = values.source + AHEAD_FEW_VALUES * of.row_stride;
         if (of.pages) {
             /* Behind a page lies something else. */
-            const int64_t later = smaller_of(j + FUSE_KEYS, call->keys - 1);
-            values.fetch = row_place(call, &of, later / FUSE_KEYS * FUSE_KEYS);
+            const int64_t key = smaller_of(j + FUSE_KEYS, call->keys - 1);
+            later = row_place(call, &of, key / FUSE_KEYS * FUSE_KEYS);
         }
         for (int64_t column = 0; column < call->value_features; column += strip) {
             const int64_t c = block + column * ITEM;
+            /* Rows without gaps are asked for in the order of memory, each strip's share of them:
+               the machine then guesses what is next. */
+            values.fetch = later + column * of.feature_stride * (run ? stop - first : 1);
             if (of.code == HALF)
                 (rows == 1 ? fuse_half_1 : fuse_half_4)(&values, stop - first, more, a, score_row,
                                                         c, c_stride);
@@ -133,7 +134,6 @@ static void fuse_few(const attention_call *call, int64_t segment, int64_t rows, 
                 (rows == 1 ? fuse_int8_1 : fuse_int8_4)(&values, stop - first, more, a, score_row,
                                                         c, c_stride);
             values.source += strip * of.feature_stride;
-            values.fetch += strip * of.feature_stride;
         }
     }
 }

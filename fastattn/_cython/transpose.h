@@ -76,10 +76,20 @@ INLINE row_addresses addresses_of(int64_t source, int64_t row_stride)
 #define MERGE(a, b, ...) __builtin_shuffle(a, b, (word_part){__VA_ARGS__})
 #endif
 
-/* Four columns of words of sixteen rows; rows above `last_row` are read as `last_row` again. */
-INLINE void four_columns(int64_t source, int64_t row_stride, const int64_t last_row, words *column)
+/* Words 0 and 1 of each quad of `a`, then of `b`; and words 2 and 3. */
+#if PART_BYTES == 64 /* GCC would take a shuffle that needs a register of places */
+#define LOW_PAIRS(a, b) (word_part) _mm512_unpacklo_epi64((__m512i)(a), (__m512i)(b))
+#define HIGH_PAIRS(a, b) (word_part) _mm512_unpackhi_epi64((__m512i)(a), (__m512i)(b))
+#else
+#define LOW_PAIRS(a, b) IN_QUADS(a, b, 0, 1, 4, 5)
+#define HIGH_PAIRS(a, b) IN_QUADS(a, b, 2, 3, 6, 7)
+#endif
+
+/* Four columns of words of sixteen rows, which begin at `source` and hang on `rows`; those above
+   `last_row` are read as `last_row` again. */
+INLINE void columns_of_rows(const row_addresses rows, int64_t source, int64_t row_stride,
+                            const int64_t last_row, words *column)
 {
-    const row_addresses rows = addresses_of(source, row_stride);
     EACH_WORD_PART(p)
     {
         /* Each quarter of a register holds one row: what is left is a 4 x 4 transpose inside each
@@ -89,11 +99,17 @@ INLINE void four_columns(int64_t source, int64_t row_stride, const int64_t last_
         const word_part c = QUARTERS(first + 2, 4), d = QUARTERS(first + 3, 4);
         const word_part ab0 = IN_QUADS(a, b, 0, 4, 1, 5), ab1 = IN_QUADS(a, b, 2, 6, 3, 7);
         const word_part cd0 = IN_QUADS(c, d, 0, 4, 1, 5), cd1 = IN_QUADS(c, d, 2, 6, 3, 7);
-        column[0].part[p] = IN_QUADS(ab0, cd0, 0, 1, 4, 5);
-        column[1].part[p] = IN_QUADS(ab0, cd0, 2, 3, 6, 7);
-        column[2].part[p] = IN_QUADS(ab1, cd1, 0, 1, 4, 5);
-        column[3].part[p] = IN_QUADS(ab1, cd1, 2, 3, 6, 7);
+        column[0].part[p] = LOW_PAIRS(ab0, cd0);
+        column[1].part[p] = HIGH_PAIRS(ab0, cd0);
+        column[2].part[p] = LOW_PAIRS(ab1, cd1);
+        column[3].part[p] = HIGH_PAIRS(ab1, cd1);
     }
+}
+
+/* Four columns of words of sixteen rows; rows above `last_row` are read as `last_row` again. */
+INLINE void four_columns(int64_t source, int64_t row_stride, const int64_t last_row, words *column)
+{
+    columns_of_rows(addresses_of(source, row_stride), source, row_stride, last_row, column);
 }
 
 /* Elements 0 to 3 of sixteen rows, as four vectors: vector i holds column i. Rows above `last_row`
@@ -169,6 +185,17 @@ INLINE sixteen_floats elements(const int kind, words column, const int place)
     }
     return result;
 }
+
+#if PART_BYTES == 64
+/* Byte `place` of each word as its highest, zeros below. */
+INLINE word_part byte_on_top(word_part word, const int place)
+{
+    const int first = place * 0x1000000 + 0x808080, step = 0x4000000;
+    return (word_part)_mm512_shuffle_epi8(
+        (__m512i)word,
+        _mm512_set4_epi32(first + 3 * step, first + 2 * step, first + step, first));
+}
+#endif
 
 INLINE vector vector_of_floats(sixteen_floats a)
 {

@@ -32,9 +32,10 @@ _WORDS = ir.VectorType(I32, LANES)
 _ZERO = ir.Constant(_FLOATS, [0.0] * LANES)
 
 # Bytes of a key that one step of a score tile takes, and the cache lines that two sixteens of keys
-# have for it.
+# have for it; and how many steps make a line.
 STEP_BYTES = 16
 _STEP_LINES = 2 * LANES * STEP_BYTES // 64
+_LINE_STEPS = 64 // STEP_BYTES
 
 # Rows of queries that the tiles take, if not one; and vectors of a row of values.
 FEW_ROWS = 4
@@ -95,42 +96,85 @@ class _Loop:
         builder.position_at_end(done)
 
 
-def _sixteen_keys(builder, code, source, row_stride, scale):
+def _scaled(builder, words, scale, tiny):
+    """The four int8 of each of sixteen words, times its row's scale.
+
+    `scale` is that over 2^24 unless `tiny`: an int8 on top of its word is so much larger, and needs
+    no shift to spread its sign.
+    """
+    if tiny:
+        return [builder.fmul(x, scale) for x in parts_of_words(builder, words, INT8)]
+    small = ir.VectorType(ir.IntType(8), 4 * LANES)
+    stored, zeros = builder.bitcast(words, small), ir.Constant(small, [0] * (4 * LANES))
+    features = []
+    for place in range(4):
+        order = [index for i in range(LANES) for index in (*[4 * LANES] * 3, 4 * i + place)]
+        top = builder.bitcast(shuffle_ir(builder, stored, zeros, order), _WORDS)
+        features.append(builder.fmul(builder.sitofp(top, _FLOATS), scale))
+    return features
+
+
+def _sixteen_keys(builder, code, starts, scale, tiny):
     """The features in sixteen bytes of sixteen keys, a vector of floats each."""
-    quad = ir.VectorType(I32, 4)
-    starts = [builder.add(source, builder.mul(row_stride, I64(r))) for r in range(LANES)]
-    rows = [load_ir(builder, start, quad) for start in starts]
+    rows = [load_ir(builder, start, ir.VectorType(I32, 4)) for start in starts]
     features = []
     for words in transposed(builder, rows):
-        features += parts_of_words(builder, words, code)
-    if code == INT8:
-        features = [builder.fmul(feature, scale) for feature in features]
+        if code == INT8:
+            features += _scaled(builder, words, scale, tiny)
+        else:
+            features += parts_of_words(builder, words, code)
     return features
 
 
 def _emit_scores(builder, code, rows, args):
     """Emit the scores of `rows` queries and two sixteens of keys."""
-    source, row_stride, scales, a, a_stride, c, c_stride, size, fetch, per_line, jump = args
-    step = STEP_BYTES // item_of(code)
-    wide_scales = [None, None]
-    if code == INT8:
-        places = (builder.add(scales, I64(4 * LANES * group)) for group in range(2))
-        wide_scales = [load_ir(builder, place, _FLOATS) for place in places]
-    cells = [(row, group) for row in range(rows) for group in range(2)]
-
-    loop = _Loop(builder, [I64(0), a, I64(0), *[_ZERO] * len(cells)])
-    byte, query, line, *sums = loop.values
-    near = builder.add(source, byte)
-    far = builder.add(near, builder.mul(row_stride, I64(LANES)))
-    groups = [
-        _sixteen_keys(builder, code, first, row_stride, scale)
-        for first, scale in zip((near, far), wide_scales, strict=True)
+    if code != INT8:
+        _emit_scores_of(builder, code, rows, args, [None, None], tiny=False)
+        return
+    places = (builder.add(args[2], I64(4 * LANES * group)) for group in range(2))
+    scales = [load_ir(builder, place, _FLOATS) for place in places]
+    # A 2^24th of a scale so small, yet not 0, may lose bits.
+    below = ir.Constant(_FLOATS, [2.0**-102] * LANES)
+    found = [
+        builder.and_(
+            builder.fcmp_ordered("<", scale, below), builder.fcmp_unordered("!=", scale, _ZERO)
+        )
+        for scale in scales
     ]
-    for k in range(_STEP_LINES):
-        t = builder.add(line, I64(k))
-        row = builder.lshr(builder.mul(t, per_line), I64(16))
-        place = builder.add(fetch, builder.shl(t, I64(6)))
-        prefetch_ir(builder, builder.add(place, builder.mul(row, jump)))
+    lanes = builder.bitcast(builder.or_(*found), ir.IntType(LANES))
+    is_tiny = builder.icmp_unsigned("!=", lanes, ir.Constant(ir.IntType(LANES), 0))
+    with builder.if_else(is_tiny, likely=False) as (then, otherwise):
+        with then:
+            _emit_scores_of(builder, code, rows, args, scales, tiny=True)
+        with otherwise:
+            part = ir.Constant(_FLOATS, [2.0**-24] * LANES)
+            parts = [builder.fmul(scale, part) for scale in scales]
+            _emit_scores_of(builder, code, rows, args, parts, tiny=False)
+
+
+def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
+    """Emit the loop over the bytes of keys, with their scales at hand."""
+    source, row_stride, _, a, a_stride, c, c_stride, size, fetch = args
+    step = STEP_BYTES // item_of(code)
+    cells = [(row, group) for row in range(rows) for group in range(2)]
+    offsets = [builder.mul(row_stride, I64(r)) for r in range(2 * LANES)]
+    # Keys without gaps are asked for line by line, in the order of memory: the machine then guesses
+    # what is next. Else a line of every fourth key, the next keys in the next steps.
+    run = builder.icmp_signed("==", row_stride, size)
+    gap = builder.select(run, I64(64), builder.mul(row_stride, I64(_LINE_STEPS)))
+    move = builder.select(run, I64(64 * _STEP_LINES), row_stride)
+    turned = builder.select(run, move, builder.sub(builder.add(move, I64(64)), gap))
+
+    loop = _Loop(builder, [I64(0), a, fetch, *[_ZERO] * len(cells)])
+    byte, query, fetched, *sums = loop.values
+    place = builder.add(source, byte)
+    starts = [builder.add(place, offset) for offset in offsets]
+    groups = [
+        _sixteen_keys(builder, code, starts[LANES * i : LANES * (i + 1)], scale, tiny)
+        for i, scale in enumerate(scales)
+    ]
+    for line in range(_STEP_LINES):
+        prefetch_ir(builder, builder.add(fetched, builder.mul(gap, I64(line))))
     for e in range(step):
         for row in range(rows):
             place = builder.add(query, builder.mul(a_stride, I64(row)))
@@ -140,8 +184,10 @@ def _emit_scores(builder, code, rows, args):
                 cell = row * 2 + group
                 sums[cell] = fma_ir(builder, wide, groups[group][e], sums[cell])
     following = builder.add(byte, I64(STEP_BYTES))
+    within = builder.and_(following, I64(STEP_BYTES * _LINE_STEPS - 1))
+    moved = builder.select(builder.icmp_signed("==", within, I64(0)), turned, move)
     loop.close(
-        [following, builder.add(query, I64(4 * step)), builder.add(line, I64(_STEP_LINES)), *sums],
+        [following, builder.add(query, I64(4 * step)), builder.add(fetched, moved), *sums],
         builder.icmp_signed("<", following, size),
     )
     for (row, group), total in zip(cells, sums, strict=True):
@@ -151,17 +197,15 @@ def _emit_scores(builder, code, rows, args):
 
 @intrinsic
 def direct_scores(
-    typing_context, code, rows, source, row_stride, scales, a, a_stride, c, c_stride, size, fetch,
-    per_line, jump,
-):  # fmt: skip
+    typing_context, code, rows, source, row_stride, scales, a, a_stride, c, c_stride, size, fetch
+):
     """C = scores in float32 of `rows` queries at `a` and of two sixteens of keys at `source`.
 
     `rows` is 1 or `FEW_ROWS`. Keys have `size` bytes, a multiple of `STEP_BYTES`, of the small
-    storage type `code`, and int8 a scale each; strides in bytes. For each sixteen bytes of a key
-    eight cache lines are asked for, from `fetch` on, `jump` bytes left out between runs of
-    65536 / `per_line` of them.
+    storage type `code`, and int8 a scale each; strides in bytes. Meanwhile the keys at `fetch` are
+    asked for.
     """
-    sig = types.void(*[types.int64] * 13)
+    sig = types.void(*[types.int64] * 11)
 
     def codegen(context, builder, sig, args):
         _call_chosen(context, builder, "direct_scores", _emit_scores, args)
@@ -199,7 +243,7 @@ def _in_order(builder, code, sums):
 
 def _emit_fused(builder, code, rows, args):
     """Emit C[rows, STRIP * 16] (+)= sum over depth of A[rows, depth] times value rows."""
-    a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate, fetch = args
+    a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate, fetch, fetch_stride = args
     loop = _Loop(builder, [I64(0), b, fetch, *[_ZERO] * (rows * STRIP)])
     index, b_row, fetched, *sums = loop.values
     offset = builder.shl(index, I64(2))
@@ -217,7 +261,7 @@ def _emit_fused(builder, code, rows, args):
             cell = row * STRIP + vector
             sums[cell] = fma_ir(builder, wide, values[vector], sums[cell])
     following = builder.add(index, I64(1))
-    moved = builder.add(b_row, b_stride), builder.add(fetched, b_stride)
+    moved = builder.add(b_row, b_stride), builder.add(fetched, fetch_stride)
     loop.close([following, *moved, *sums], builder.icmp_signed("<", following, depth))
     for row in range(rows):
         ordered = _in_order(builder, code, sums[row * STRIP : (row + 1) * STRIP])
@@ -231,14 +275,14 @@ def _emit_fused(builder, code, rows, args):
 @intrinsic
 def direct_fused(
     typing_context, code, rows, a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate,
-    fetch,
+    fetch, fetch_stride,
 ):  # fmt: skip
     """C (+)= A times B in float32; B has `STRIP` vectors of the small storage type `code` a row.
 
     As `product_tile`, with `rows` 1 or `FEW_ROWS`, a depth of at least one, and for int8 a scale a
-    row of B. Each step asks for the lines of a row of B at `fetch`, and moves on by `b_stride`.
+    row of B. Each step asks for the lines of a strip at `fetch`, and moves on by `fetch_stride`.
     """
-    sig = types.void(*[types.int64] * 10, types.boolean, types.int64)
+    sig = types.void(*[types.int64] * 10, types.boolean, *[types.int64] * 2)
 
     def codegen(context, builder, sig, args):
         _call_chosen(context, builder, "direct_fused", _emit_fused, args)

@@ -89,11 +89,6 @@ def score_few(call, segment, queries, rows, low, high, scratch):
             # Behind a page lies something else.
             later = min(j + AHEAD_KEYS, call.keys - 1) // GROUP_KEYS * GROUP_KEYS
             fetch = row_place(call, call.entry_key, pages, stride, later)
-        # The lines to ask for are those of one run of memory, or run by run those of each key.
-        lines = (size + 63) // 64
-        per_line, jump = (65535 + lines) // lines, stride - 64 * lines
-        if stride == size:
-            per_line = 0
         scales = scale_place(call.entry_key_scales, j)
         if j + GROUP_KEYS > call.keys:
             source, stride = scratch + call.at_stage, size
@@ -102,7 +97,7 @@ def score_few(call, segment, queries, rows, low, high, scratch):
         c = scratch + call.at_scores + column * 4
         direct_scores(
             call.key_code, FEW_ROWS if rows > 1 else 1, source, stride, scales, queries,
-            query_stride, c, SCORE_STRIDE * 4, size, fetch, per_line, jump,
+            query_stride, c, SCORE_STRIDE * 4, size, fetch,
         )  # fmt: skip
 
 
@@ -117,18 +112,23 @@ def fuse_few(call, segment, rows, low, high, block, scratch):
         keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
         j = segment * SEGMENT_KEYS + first
         b = row_place(call, call.entry_value, pages, stride, j)
-        ahead = AHEAD_VALUES * stride
+        later = b + AHEAD_VALUES * stride
         if pages != 0:
             # Behind a page lies something else.
-            later = min(j + FUSE_KEYS, call.keys - 1) // FUSE_KEYS * FUSE_KEYS
-            ahead = row_place(call, call.entry_value, pages, stride, later) - b
+            j_later = min(j + FUSE_KEYS, call.keys - 1) // FUSE_KEYS * FUSE_KEYS
+            later = row_place(call, call.entry_value, pages, stride, j_later)
         scales = scale_place(call.entry_value_scales, j)
         a = scratch + call.at_scores + first * 4
         for vector in range(0, vectors, STRIP):
-            place = b + vector * LANES * call.value_feature
+            offset = vector * LANES * call.value_feature
+            # Rows without gaps are asked for in the order of memory, each strip's share of them:
+            # the machine then guesses what is next.
+            fetch, fetch_stride = later + offset, stride
+            if stride == call.value_features * call.value_feature:
+                fetch, fetch_stride = later + offset * keys, STRIP * LANES * call.value_feature
             c = block + vector * LANES * 4
             direct_fused(
-                call.value_code, FEW_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, place, stride,
-                scales, c, c_stride, keys, first > low, place + ahead,
+                call.value_code, FEW_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset,
+                stride, scales, c, c_stride, keys, first > low, fetch, fetch_stride,
             )  # fmt: skip
         first += keys
