@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+from collections.abc import Sequence
 
 
 def size(text: str) -> int:
@@ -68,3 +69,36 @@ def numbers_or_path(text: str) -> tuple[float, ...] | str:
                 f"{text!r} is neither numbers separated by commas nor a file: {error}"
             ) from None
     return text
+
+
+def index(text: str) -> int:
+    """Read a place, counted from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def indices(text: str) -> tuple[int, ...]:
+    """Read places separated by commas."""
+    return tuple(index(part) for part in text.split(","))
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Join negative numbers to their option: argparse would take ``-1e3`` for one itself."""
+    words: list[str] = []
+    for argument in arguments:
+        if words and words[-1] in _NUMBERS and _is_negative(argument):
+            words[-1] += "=" + argument
+        else:
+            words.append(argument)
+    return words
+
+
+_NUMBERS = ("--scale", "--softcap", "--alibi-slopes", "--sinks")
+
+
+def _is_negative(text: str) -> bool:
+    try:
+        return text.startswith("-") and not any(math.isnan(float(n)) for n in text.split(","))
+    except ValueError:
+        return False

@@ -7,7 +7,6 @@ machine failed, 2 the request cannot work, 130 interrupted.
 # Nothing is imported up here that a usage error or --help would have to wait for.
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 from fastattn.arguments import (
     count,
     finite,
+    index,
+    indices,
     integer_or_path,
+    joined,
     numbers_or_path,
     positive,
     side,
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _open_standard_streams()
     parser = _parser()
-    arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    arguments = parser.parse_args(joined(sys.argv[1:] if argv is None else argv))
     if "command" not in arguments:
         parser.print_help(sys.stderr)
         return 2
@@ -71,27 +73,6 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """Join negative numbers to their option: argparse would take ``-1e3`` for one itself."""
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1] in _NUMBERS and _is_negative(argument):
-            joined[-1] += "=" + argument
-        else:
-            joined.append(argument)
-    return joined
-
-
-_NUMBERS = ("--scale", "--softcap", "--alibi-slopes", "--sinks")
-
-
-def _is_negative(text: str) -> bool:
-    try:
-        return text.startswith("-") and not any(math.isnan(float(n)) for n in text.split(","))
-    except ValueError:
-        return False
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastattn",
@@ -102,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_run(commands.add_parser("run", help="compute attention from .npy files to a .npy file"))
+    _add_plot(commands.add_parser("plot", help="draw the weights in a .npy file as a picture"))
     info = commands.add_parser("info", help="show versions, machine, threads and backends")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(command=_info)
@@ -200,6 +182,25 @@ def _add_machine(group: argparse._ActionsContainer) -> None:
     group.add_argument("--backend", metavar="NAME", help="cython, numba or reference")
 
 
+def _add_plot(parser: argparse.ArgumentParser) -> None:
+    words = "a,b,c or a text file with a label on each line"
+    parser.add_argument("weights", metavar="WEIGHTS", help=".npy, (..., H, L, S), (L, S) or (S,)")
+    parser.add_argument("out", metavar="PICTURE", help="this .png, .pdf or .svg is written")
+    parser.add_argument("--query-labels", metavar="WORDS|FILE", help=words)
+    parser.add_argument("--key-labels", metavar="WORDS|FILE", help=words)
+    parser.add_argument("--labels", metavar="WORDS|FILE", help="of both, in self-attention")
+    parser.add_argument("--batch", type=index, metavar="N", help="which of several batches")
+    parser.add_argument("--head", type=indices, metavar="N,...", help="these heads only, from 0")
+    parser.add_argument(
+        "--hidden", metavar="zeros|FILE", help="cells to mark as hidden: zeros, or bool as .npy"
+    )
+    parser.add_argument("--title", metavar="TEXT")
+    parser.add_argument("--dpi", type=count, default=150, metavar="N", help="pixels per inch (150)")
+    parser.add_argument("--bfloat16", action="store_true", help="dtype V2 in a file is bfloat16")
+    parser.add_argument("--overwrite", action="store_true", help="replace PICTURE")
+    parser.set_defaults(command=_plot)
+
+
 def _add_examples(examples: Any) -> None:
     for name, about in EXAMPLES.items():
         parser = examples.add_parser(name, help=about, description=about.capitalize() + ".")
@@ -263,6 +264,26 @@ def _job(arguments: argparse.Namespace) -> "Job":
         overwrite=arguments.overwrite,
         resume=arguments.resume,
     )
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from fastattn.plot.files import plot_file
+
+    options = ("batch", "hidden", "title", "dpi", "bfloat16", "overwrite")
+
+    def work() -> int:
+        plot_file(
+            arguments.weights,
+            arguments.out,
+            query_labels=arguments.query_labels or arguments.labels,
+            key_labels=arguments.key_labels or arguments.labels,
+            heads=arguments.head,
+            **{name: getattr(arguments, name) for name in options},
+        )
+        _say(f"wrote {arguments.out}")
+        return 0
+
+    return _guarded(work)
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "_cython": {"_cython", "_engine", "_core"},
     "reference": {"reference"},
     "batch": {"batch", "public"},
-    "plot": {"plot", "public"},
+    "plot": {"plot", "batch", "public"},
     "examples": {"examples", "batch", "plot", "public", "reference"},
     "arguments": {"batch"},
     "cli": {"cli", "arguments", "batch", "examples", "plot", "public"},
