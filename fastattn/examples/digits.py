@@ -94,7 +94,7 @@ class DigitsReport(Report):
 
         attended = [self._classes[self._labels == digit].mean(axis=0) for digit in range(10)]
         display = AttentionDisplay.from_weights(
-            np.array(attended),
+            np.round(attended, 3),
             query_labels=list(range(10)),
             key_labels=list(range(10)),
             title="Attention of held-out digits, mean of each class",

@@ -86,6 +86,7 @@ class TicketsReport(Report):
             labels=[f"ticket {number}" for number in range(1, len(hours) + 1)],
             title=f"One day: {HOURS} hours by share of expected harm, up to a full review",
         )
+        display.axes_.flat[0].set_xlabel("hours")
         return {"tickets": display.figure_}
 
 
