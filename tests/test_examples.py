@@ -19,7 +19,6 @@ from fastattn.examples.tickets import run_tickets
 
 def drawn(report, folder):
     """Save the pictures of a report; return their sizes in pixels by name."""
-    pytest.importorskip("fastattn.plot")
     image = pytest.importorskip("matplotlib.image")
     paths = report.save(str(folder))
     pictures = {os.path.basename(path): image.imread(path) for path in paths}
@@ -43,7 +42,7 @@ def test_article(tmp_path):
 
 
 def test_recommender(tmp_path):
-    report = run_recommender(worlds=2)
+    report = run_recommender(worlds=2, threads=1)
     assert report.test_users == 1800
     assert report.ndcg_gain[0] > 0.1
     assert report.auc_attention[0] > report.auc_mean[0] + 0.05
@@ -65,7 +64,7 @@ def test_the_recommender_is_not_told_the_answer():
 
 def test_language(tmp_path):
     pytest.importorskip("sklearn")
-    report = run_language()
+    report = run_language(threads=1)
     assert report.alignment["with ALiBi"] > 0.99
     assert report.alignment["diagonal"] < 0.6 < report.alignment["without ALiBi"] < 0.95
     assert report.texts > 500
@@ -103,7 +102,7 @@ def test_numbers_are_written_out_with_their_alignment():
 
 
 def test_speech(tmp_path):
-    report = run_speech()
+    report = run_speech(threads=1)
     frame, time = report.frame_error, report.time_error_ms
     assert frame["windowed attention"] < frame["moving average"] < frame["full attention"]
     assert frame["full attention"] < frame["as heard"] < 0.4
@@ -127,7 +126,6 @@ def test_tickets(tmp_path):
 
 
 def test_examples_of_the_command_line(tmp_path, capsys):
-    pytest.importorskip("fastattn.plot")
     pytest.importorskip("matplotlib")
     assert set(EXAMPLES) >= {
         "article",
