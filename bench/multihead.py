@@ -54,7 +54,8 @@ def in_torch(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
 
 def in_numpy(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     """Matrix products written out; what the judge computes too, in float64."""
-    return {"": Variant(lambda: written_out(arrays["query"], state(arrays), case.options["heads"]))}
+    weights = state(arrays)
+    return {"": Variant(lambda: written_out(arrays["query"], weights, case.options["heads"]))}
 
 
 def written_out(x: np.ndarray, weights: Arrays, heads: int) -> np.ndarray:
