@@ -52,6 +52,8 @@ def test_one_head_with_labels_and_numbers():
     assert [text.get_text() for text in display.text_[0]] == [f"{w:.2f}" for w in weights.flat]
     assert display.block_ == (1, 1)
     assert display.figure_.legends == []
+    small = AttentionDisplay.from_weights([[1e-9, 0.5]])
+    assert [text.get_text() for text in small.text_[0]] == ["0.00", "0.50"]
 
 
 def test_heads_share_one_scale_and_one_bar():

@@ -209,6 +209,9 @@ def _values(ax: Axes, block: Blocks, image: AxesImage, layout: Layout, style: St
     )
     if not (fits if style.include_values is None else style.include_values):
         return []
+    # One form for all, by the largest: what is tiny beside it reads 0.00.
+    low, high = image.get_clim()
+    form = ".2f" if 0.1 <= max(abs(low), abs(high)) < 100 else ".1e"
     texts = []
     for row, column in zip(*np.nonzero(~block.hidden & np.isfinite(block.means)), strict=True):
         mean = block.means[row, column]
@@ -218,7 +221,7 @@ def _values(ax: Axes, block: Blocks, image: AxesImage, layout: Layout, style: St
             ax.text(
                 (column + 0.5) * block.columns - 0.5,
                 (row + 0.5) * block.rows - 0.5,
-                f"{mean:.2f}" if 0.01 <= abs(mean) < 10 or mean == 0 else f"{mean:.1g}",
+                format(mean, form),
                 ha="center",
                 va="center",
                 fontsize=FONT,
