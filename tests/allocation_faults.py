@@ -53,6 +53,12 @@ ALLOCATION_FAULTS = {
         "EQUAL",
         f"{_EXTREMES} -k numba",
     ),
+    "remainders_parted_at_the_wrong_place": (
+        "_numba/apportion.py",
+        "        if above == units and nearest > NEAR:\n",
+        "        if above >= units and nearest > NEAR:\n",
+        f"{_UNITS} -k numba",
+    ),
     "squares_of_small_weights_vanish": (
         "_numba/apportion.py",
         "    if max(weight, other_weight) < TINY:\n",

@@ -21,6 +21,10 @@
    times LARGE none is. */
 #define TINY 0x1p-400
 #define LARGE 0x1p600
+/* Remainders this near another number may be equal to it. Halvings find the gap between those of a
+   hundred receivers; more than that are sorted no slower. */
+#define NEAR 0x1p-40
+#define MOST_HALVINGS 16
 
 typedef enum { GIVE, TAKE } way_of_change;
 
@@ -117,6 +121,41 @@ static void change(const unit_row *row, real units, way_of_change way)
             store_int64(row->heap, 0, load_int64(row->heap, --size));
         sift_down(row, 0, size, way);
     }
+}
+
+/* A number that so many remainders are above, and none near; 0 if a few halvings find none. */
+static real parting(const unit_row *row, real units)
+{
+    real low = 0, high = 1;
+    for (int halving = 0; halving < MOST_HALVINGS; halving++) {
+        const real between = (real)0.5 * (low + high);
+        real above = 0, nearest = 1;
+        for (int64_t i = 0; i < row->call->receivers; i++) {
+            const real apart = number_at(row->rests, 2 * i) - between;
+            const real distance = apart < 0 ? -apart : apart;
+            above += apart > 0;
+            nearest = distance < nearest ? distance : nearest;
+        }
+        if (above == units && nearest > NEAR) return between;
+        if (above > units)
+            low = between;
+        else
+            high = between;
+    }
+    return 0;
+}
+
+/* Give one unit each to the largest remainders; in order only where that matters. */
+static void give_largest(const unit_row *row, real units)
+{
+    const real between = parting(row, units);
+    if (between == 0) {
+        change(row, units, GIVE);
+        return;
+    }
+    for (int64_t i = 0; i < row->call->receivers; i++)
+        store_real(row->amounts + i * ITEM,
+                   number_at(row->amounts, i) + (number_at(row->rests, 2 * i) > between));
 }
 
 /* Whether i may change, and comes before the one found; -1: none was. */
@@ -217,7 +256,9 @@ static void apportion(const allocation_call *call, int64_t scratch, pair theta, 
     };
     const real total = first_amounts(&row, theta, left);
     if (!left) {
-        if (total < budget)
+        if (total < budget && call->method == LARGEST_REMAINDER)
+            give_largest(&row, budget - total);
+        else if (total < budget)
             change(&row, budget - total, GIVE);
         else if (total > budget)
             change(&row, total - budget, TAKE);

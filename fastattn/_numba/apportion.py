@@ -26,6 +26,10 @@ EQUAL_OF_BUDGET = 2.0**-98
 # The last places of squares and products of weights below this may be lost, of more than TINY times
 # LARGE none is.
 TINY = 2.0**-400
+# Remainders this near another number may be equal to it. Halvings find the gap between those of a
+# hundred receivers; more than that are sorted no slower.
+NEAR = 2.0**-40
+MOST_HALVINGS = 16
 LARGE = 2.0**600
 GIVE, TAKE = np.int64(0), np.int64(1)
 
@@ -133,6 +137,41 @@ def change(call, scratch, units, inverse, way):
 
 
 @device
+def parting(call, scratch, units):
+    """A number that so many remainders are above, and none near; 0 if a few halvings find none."""
+    rests = scratch + call.at_rests
+    low, high = 0.0, 1.0
+    for _ in range(MOST_HALVINGS):
+        between = 0.5 * (low + high)
+        above = 0.0
+        nearest = 1.0
+        for i in range(call.receivers):
+            apart = load_float64(rests, 2 * i) - between
+            above += 1.0 if apart > 0.0 else 0.0
+            nearest = min(nearest, abs(apart))
+        if above == units and nearest > NEAR:
+            return between
+        if above > units:
+            low = between
+        else:
+            high = between
+    return 0.0
+
+
+@device
+def give_largest(call, scratch, units, inverse):
+    """Give one unit each to the largest remainders; in order only where that matters."""
+    between = parting(call, scratch, units)
+    if between == 0.0:
+        change(call, scratch, units, inverse, GIVE)
+        return
+    rests, amounts = scratch + call.at_rests, scratch + call.at_amounts
+    for i in range(call.receivers):
+        more = 1.0 if load_float64(rests, 2 * i) > between else 0.0
+        store_float64(amounts, i, load_float64(amounts, i) + more)
+
+
+@device
 def is_next(call, scratch, i, found, inverse, way):
     """Whether i may change, and comes before the one found; -1: none was."""
     if not may_change(call, scratch, i, inverse, way):
@@ -223,7 +262,9 @@ def apportion(call, scratch, theta, rest, left, inverse, budget, output):
     amounts = scratch + call.at_amounts
     total = first_amounts(call, scratch, theta, rest, left, inverse)
     if not left:
-        if total < budget:
+        if total < budget and call.method == LARGEST_REMAINDER:
+            give_largest(call, scratch, budget - total, inverse)
+        elif total < budget:
             change(call, scratch, budget - total, inverse, GIVE)
         elif total > budget:
             change(call, scratch, total - budget, inverse, TAKE)
