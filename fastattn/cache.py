@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastattn._core import backends
+from fastattn._core import backends, steps
 from fastattn._core import problem as problems
 from fastattn._core.arrays import as_array
 from fastattn._core.pages import PageTable
+from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Extras
 from fastattn._core.recipe import recipe, signature
 from fastattn._core.threads import resolve
@@ -17,7 +18,6 @@ from fastattn._core.visibility import positions
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
-
 __all__ = ["KVCache"]
 
 _STORAGE = ("float32", "float64", "float16", "bfloat16", "int8")
@@ -100,6 +100,7 @@ class KVCache:
         self.dtype = _storage(dtype)
         entries = int(np.prod(self.batch_shape, dtype=np.int64))
         self._table = PageTable(entries, self.heads, (self.head_dim, self.value_dim), self.dtype)
+        self._stood_in: tuple[np.ndarray, np.ndarray] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -197,24 +198,45 @@ class KVCache:
         ValueError, TypeError
             As `attention`.
         """
-        wanted = backends.choose(backend)
-        lengths = self.lengths[..., None]
-        extras = Extras(lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks)
-        seen = np.dtype(np.float32) if self.dtype == np.int8 else self.dtype
-        shape = (*self.batch_shape, self.heads, self._table.longest)
-        key = _stand_in((*shape, self.head_dim), seen)
-        value = _stand_in((*shape, self.value_dim), seen)
-        operands = problems.arrays(query, key, value, mask)
-        self._check_query(operands[0])
-        made = recipe(
-            signature(
-                *operands, similarity, scale, causal, window, softcap, True, return_lse,
-                return_weights, *extras.given(),
-            )
-        )  # fmt: skip
-        problem = problems.bind(made, *operands, extras)
-        problem = problem._replace(pages=self._table.pages(self.batch_shape))
-        execution = backends.prepare(problem, wanted, resolve(threads))
+        wanted, workers = backends.choose(backend), resolve(threads)
+        pages = self._table.pages(self.batch_shape)
+        full = self._stand_ins(pages.key.shape[-1] * PAGE_KEYS)
+        query, _, _, mask = problems.arrays(query, *full, mask)
+        self._check_query(query)
+        extras = Extras(
+            self._table.lengths.reshape(*self.batch_shape, 1),
+            query_offset,
+            query_segments,
+            key_segments,
+            None if alibi_slopes is None else as_array("alibi_slopes", alibi_slopes),
+            None if sinks is None else as_array("sinks", sinks),
+        )
+        options: dict[str, Any] = {
+            "similarity": similarity,
+            "scale": scale,
+            "causal": causal,
+            "window": window,
+            "softcap": softcap,
+            "enable_gqa": True,
+            "return_lse": return_lse,
+            "return_weights": return_weights,
+            "lengths_given": True,
+            "offset_given": query_offset is not None,
+            "alibi_given": alibi_slopes is not None,
+        }
+        call = steps.describe((query, *full, mask), extras, options, self.dtype, wanted, workers)
+        if call is not None:
+            results = steps.repeat(call, query, self._table, pages, extras, out)
+            if results is not None:
+                return results
+        operands = query, *self._stand_ins(self._table.longest), mask
+        made = recipe(signature(*operands, **options))
+        problem = problems.bind(made, *operands, extras)._replace(pages=pages)
+        execution = backends.prepare(problem, wanted, workers)
+        if call is not None:
+            key, value = full
+            whole = backends.prepare(problem._replace(key=key, value=value), wanted, workers)
+            steps.keep(call, whole, made)
         results = made.allocate(out, operands)
         execution.run(*made.canonical(results))
         return made.deliver(*results, out)
@@ -274,6 +296,19 @@ class KVCache:
         return tuple(  # type: ignore[return-value]
             x.reshape(*self.batch_shape, *x.shape[1:]) for x in self._table.read()
         )
+
+    def _stand_ins(self, keys: int) -> tuple[np.ndarray, np.ndarray]:
+        """Stand in for so many keys and values; kept, since steps ask for the same again."""
+        kept = self._stood_in
+        if kept is None or kept[0].shape[-2] != keys:
+            seen = np.dtype(np.float32) if self.dtype == np.int8 else self.dtype
+            shape = (*self.batch_shape, self.heads, keys)
+            kept = (
+                _stand_in((*shape, self.head_dim), seen),
+                _stand_in((*shape, self.value_dim), seen),
+            )
+            self._stood_in = kept
+        return kept
 
     def _tokens(self, name: str, x: Any, features: int) -> np.ndarray:
         array = as_array(name, x)

@@ -12,6 +12,7 @@ REJECTED = _CACHE + "rejected_tokens_are_gone[numba-129-float32]"
 # Refused before any kernel is looked for: the reference, which compiles nothing, shows it.
 CACHE_REFUSED = _CACHE + "what_does_not_fit_is_refused_and_changes_nothing -k "
 
+_STEPS = "tests/test_steps.py::test_"
 _HALVES = "tests/test_halves.py::test_"
 TIES = _HALVES + "ties_go_to_even[numba-bfloat16]"
 EVERY_FLOAT16 = _HALVES + "every_number_comes_back[numba-float16]"
@@ -101,6 +102,31 @@ CACHE_FAULTS = {
         "kept = -(-lengths // PAGE_KEYS)",
         "kept = lengths // PAGE_KEYS + 1",
         _CACHE + "pages_of_rejected_tokens_are_used_again[reference]",
+    ),
+    # Steps of a decoder, planned once a page.
+    "step_with_the_offsets_of_its_plan": (
+        "_core/steps.py",
+        "lengths - made.rows if made.alignment",
+        "lengths * 0 if made.alignment",
+        _STEPS + "growing[numba-plain-float32]",
+    ),
+    "steps_of_all_kinds_of_storage_alike": (
+        "cache.py",
+        "options, self.dtype, wanted",
+        "options, wanted",
+        _STEPS + "any_history_of_several_caches[numba]",
+    ),
+    "step_keeps_the_sinks_of_its_plan": (
+        "_engine/repeat.py",
+        '            "sinks": sinks,\n',
+        "",
+        _STEPS + "slopes_and_sinks_are_those_of_the_step[numba]",
+    ),
+    "steps_that_may_be_ambiguous_kept": (
+        "_core/steps.py",
+        'not (options["causal"] is False or type(options["causal"]) is str)',
+        'options["causal"] is True',
+        _STEPS + "what_is_as_long_as_the_keys_is_planned_each_time[numba]",
     ),
     # Small dtypes.
     "bfloat16_cut_off": (

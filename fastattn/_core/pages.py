@@ -57,7 +57,9 @@ class PageTable:
     Attributes
     ----------
     lengths : ndarray, int64 (entries,)
-        Keys in each sequence.
+        Keys in each sequence; replaced whenever they change, never written in place.
+    longest : int
+        Keys of the longest sequence.
     """
 
     def __init__(
@@ -74,9 +76,12 @@ class PageTable:
         self._found: tuple[np.ndarray, Pages] | None = None  # what was looked up, in which pages
 
     @property
-    def longest(self) -> int:
-        """Keys of the longest sequence."""
-        return int(self.lengths.max(initial=0))
+    def lengths(self) -> np.ndarray:
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: np.ndarray) -> None:
+        self._lengths, self.longest = lengths, int(lengths.max(initial=0))
 
     def append(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray) -> None:
         """Write the first `counts` of the new keys behind each sequence's last.

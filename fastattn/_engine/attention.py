@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastattn._core.pages import Pages
 from fastattn._core.plan import (
     BLOCK_ROWS,
     AttentionPlan,
@@ -32,6 +33,7 @@ __all__ = [
     "plan_problem",
     "point_partials",
     "rows_of",
+    "sizes_alone",
 ]
 
 
@@ -68,6 +70,17 @@ class Execution:
         record = make_record(problem, plan, output)
         return repeat.repeating(self._kernels, problem.dtype, record, *_bundles(plan), plan.workers)
 
+    def step(self) -> Callable[..., None] | None:
+        """Return a cheap `run` for the same pages at any length that ends in the last, or None."""
+        problem, plan = self.problem, self.plan
+        rows = problem.query.shape[:-1]
+        if problem.pages is None or problem.return_weights or math.prod(rows) == 0:
+            return None
+        output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
+        record = make_record(problem, plan, output)
+        record.forget_arrays()
+        return repeat.stepping(Execution(self._kernels, sizes_alone(problem), plan)._launch, record)
+
     def _launch(self, record: Record) -> None:
         problem, plan = self.problem, self.plan
         if not plan.split_keys:
@@ -88,6 +101,24 @@ class Execution:
 def rows_of(problem: Problem) -> int:
     """Count the rows of a (batch, key head) entry: the queries of all heads that share its keys."""
     return int(problem.query.shape[-3] * problem.query.shape[-2])
+
+
+def sizes_alone(problem: Problem) -> Problem:
+    """Let go of the operands: what outlives its call only plans, launches, folds and finishes.
+
+    What stands in for them has their shapes and dtypes; that there was a float mask, say, tells in
+    which unit the maxima of a state are.
+    """
+    operands: dict[str, Any] = {
+        name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
+        for name in ("query", "key", "value", "mask")
+        if (array := getattr(problem, name)) is not None
+    }
+    pages = problem.pages
+    if pages is not None:
+        nowhere = np.empty(0, np.int64)
+        pages = Pages(pages.dtype, nowhere, nowhere, None, None, ())
+    return problem._replace(**operands, pages=pages, query_segments=None, key_segments=None)
 
 
 def _bundles(plan: AttentionPlan) -> tuple[int, float]:

@@ -50,6 +50,15 @@ class Record:
             self.kept.append(array)
             self.words[self.layout.word[field]] = address(array)
 
+    def copy(self) -> Record:
+        """Return another record of the same words, to change for one call; it keeps no array."""
+        other = Record.__new__(Record)
+        other.layout = self.layout
+        other.words = self.words.copy()
+        other._floats = other.words.view(np.float64)
+        other.kept = []
+        return other
+
     def forget_arrays(self) -> None:
         """Keep no more than the tables, which belong to the signature."""
         del self.kept[:-TABLES]

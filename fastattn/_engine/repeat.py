@@ -11,13 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastattn._core.pages import Pages
+
 from .addresses import ADDRESS_IN_OBJECT, address, give_scratch, take_scratch
 from .kernels import Kernels
 from .launcher import is_small
 from .layouts import ATTENTION, RECORD_STRIDE
 from .record import Record
 
-__all__ = ["repeating"]
+__all__ = ["repeating", "stepping"]
 
 
 def repeating(
@@ -70,3 +72,45 @@ def repeating(
         give_scratch(buffer)
 
     return repeat
+
+
+def stepping(launch: Callable[[Record], None], template: Record) -> Callable[..., None]:
+    """Return a function that attends to a cache as `template` describes it, at other lengths.
+
+    It holds no array but the record's tables, and may run in many threads at once.
+    """
+
+    def step(
+        query: np.ndarray,
+        pages: Pages,
+        keys: int,
+        lengths: np.ndarray,
+        offsets: np.ndarray | None,
+        alibi: np.ndarray | None,
+        sinks: np.ndarray | None,
+        output: np.ndarray,
+        lse: np.ndarray | None,
+    ) -> None:
+        record = template.copy()
+        record.set(keys=keys)
+        record.point(
+            query=query,
+            key_pages=pages.key,
+            value_pages=pages.value,
+            lengths=lengths,
+            output=output,
+        )
+        optional = {
+            "key_scales": pages.key_scale,
+            "value_scales": pages.value_scale,
+            "offsets": offsets,
+            "alibi": alibi,
+            "sinks": sinks,
+            "lse": lse,
+        }
+        for field, array in optional.items():
+            if array is not None:
+                record.point(**{field: array})
+        launch(record)
+
+    return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .attention import (
     plan_problem,
     point_partials,
     rows_of,
+    sizes_alone,
 )
 from .kernels import Kernels
 
@@ -42,27 +43,13 @@ def _any_output(problem: Problem) -> np.ndarray:
     return np.broadcast_to(np.empty(1, problem.output_dtype), shape)
 
 
-def _sizes_alone(problem: Problem) -> Problem:
-    """Let go of the operands: a state outlives its part, and only folds and finishes.
-
-    What stands in for them has their shapes and dtypes; that there was a float mask, say, tells in
-    which unit the state's maxima are.
-    """
-    operands: dict[str, Any] = {
-        name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
-        for name in ("query", "key", "value", "mask")
-        if (array := getattr(problem, name)) is not None
-    }
-    return problem._replace(**operands, query_segments=None, key_segments=None)
-
-
 def attention_state(kernels: Kernels, problem: Problem, key_start: int, threads: int) -> _State:
     """Attend over one part of the keys."""
     folded = key_start == 0
     plan = plan_problem(problem, threads, keep_partials=not folded, split_always=True)
     entries = math.prod(problem.query.shape[:-3])
     rows = entries * rows_of(problem)
-    sizes = _sizes_alone(problem)
+    sizes = sizes_alone(problem)
     state = Partials.empty(rows, 1 if folded else plan.segments, problem)
     if rows == 0:
         return _State(sizes, threads, folded, state)
