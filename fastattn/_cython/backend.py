@@ -138,6 +138,7 @@ def _kernels(level: str) -> Kernels:
         name=name,
         attend=attend,
         fold=fold,
+        attend_pairs=None,
         compare=compare,
         fuse=fuse,
         normalise=normalise,

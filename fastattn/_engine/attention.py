@@ -68,7 +68,7 @@ class Execution:
             return None
         output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
         record = make_record(problem, plan, output)
-        return repeat.repeating(self._kernels, problem.dtype, record, *_bundles(plan), plan.workers)
+        return repeat.repeating(self._kernels, problem, record, *_bundles(plan), plan.workers)
 
     def step(self) -> Callable[..., None] | None:
         """Return a cheap `run` for the same pages at any length that ends in the last, or None."""
@@ -84,7 +84,7 @@ class Execution:
     def _launch(self, record: Record) -> None:
         problem, plan = self.problem, self.plan
         if not plan.split_keys:
-            kernel = self._kernels.attend[problem.dtype]
+            kernel = self._kernels.attending(problem)
             self._kernels.run(kernel, record, *_bundles(plan), plan.workers)
             return
         entries = math.prod(problem.query.shape[:-3])
@@ -195,7 +195,7 @@ def attend_waves(
         record.set(first_segment=segment, stop_segment=stop, segment_tasks=stop - segment)
         tasks = entries * plan.row_tasks * (stop - segment)
         record.set(tasks=tasks)
-        kernel = kernels.attend[problem.dtype]
+        kernel = kernels.attending(problem)
         kernels.run(kernel, record, tasks, plan.seconds_per_task, plan.workers)
         fold(
             kernels,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,11 +11,14 @@ from fastattn._core.ragged import RaggedProblem
 
 from . import allocation, normalize, shared, stages, states
 from .attention import Execution, plan_problem
+from .bfloat16 import can_pair
 from .kernels import Kernels
 from .planned import Planned
 from .ragged import RaggedExecution
 
 __all__ = ["Engine"]
+
+_AnyProblem = TypeVar("_AnyProblem", Problem, RaggedProblem)
 
 
 class Engine:
@@ -24,16 +27,25 @@ class Engine:
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
 
+    def _choose_pairs(self, problem: _AnyProblem) -> _AnyProblem:
+        """Decide whether bfloat16 operands are multiplied as they are."""
+        if self.kernels.attend_pairs is None or not can_pair(problem):
+            return problem
+        return problem._replace(in_pairs=True)
+
     def prepare_attention(self, problem: Problem, threads: int) -> Execution:
         """Plan one attention call; runs nothing."""
+        problem = self._choose_pairs(problem)
         return Execution(self.kernels, problem, plan_problem(problem, threads))
 
     def prepare_varlen(self, problem: RaggedProblem, threads: int) -> RaggedExecution:
         """Plan one ragged call; runs nothing."""
+        problem = self._choose_pairs(problem)
         return RaggedExecution(self.kernels, problem, threads)
 
     def attention_state(self, problem: Problem, key_start: int, threads: int) -> Any:
         """Attend over one part of the keys."""
+        problem = self._choose_pairs(problem)
         return states.attention_state(self.kernels, problem, key_start, threads)
 
     def merge_states(self, state: Any, following: Any) -> Any:

@@ -7,6 +7,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from fastattn._core.problem import Problem
+from fastattn._core.ragged import RaggedProblem
+
 from .addresses import give_scratch, take_scratch
 from .launcher import Entry, Launcher
 from .record import Record
@@ -37,6 +40,9 @@ class Kernels(NamedTuple):
         That of the backend.
     attend, fold
         Fused attention, and folding its partial states.
+    attend_pairs
+        Fused attention of bfloat16 multiplied as it is, for problems that are `in_pairs`; None
+        where this CPU cannot, or is faster with float32.
     compare, fuse, normalise
         Similarity; weights times values; softmax and its relatives.
     hand_out
@@ -52,6 +58,7 @@ class Kernels(NamedTuple):
     name: str
     attend: Mapping[np.dtype, Entry]
     fold: Mapping[np.dtype, Entry]
+    attend_pairs: Entry | None
     compare: Mapping[np.dtype, Entry]
     fuse: Mapping[np.dtype, Entry]
     normalise: Mapping[np.dtype, Entry]
@@ -59,6 +66,12 @@ class Kernels(NamedTuple):
     share: Entry
     launcher: Launcher
     again: Again
+
+    def attending(self, problem: Problem | RaggedProblem) -> Entry:
+        """Return the kernel of fused attention that a problem takes."""
+        if problem.in_pairs and self.attend_pairs is not None:
+            return self.attend_pairs
+        return self.attend[problem.dtype]
 
     def run(self, entry: Entry, record: Record, tasks: int, seconds: float, workers: int) -> None:
         """Launch with scratch of the record's size; `seconds` are those of a task."""

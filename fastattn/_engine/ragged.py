@@ -53,7 +53,7 @@ class RaggedExecution:
             if len(plan.borders) > 1:
                 record = _point_wave(template, problem, wave, plan)
                 bundles, seconds = len(plan.borders) - 1, plan.seconds_per_bundle
-                entry = self._kernels.attend[problem.dtype]
+                entry = self._kernels.attending(problem)
                 self._kernels.run(entry, record, bundles, seconds, plan.workers)
             for sequence in plan.alone + wave.start:
                 rows = slice(*problem.query_splits[sequence : sequence + 2])
@@ -136,6 +136,7 @@ def _as_problem(problem: RaggedProblem, rows: slice, keys: slice, offset: int) -
         alibi_slopes=problem.alibi_slopes,
         sinks=problem.sinks,
         gathered=gathered,
+        in_pairs=problem.in_pairs,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastattn._core.pages import Pages
+from fastattn._core.problem import Problem
 
 from .addresses import ADDRESS_IN_OBJECT, address, give_scratch, take_scratch
 from .kernels import Kernels
@@ -24,7 +25,7 @@ __all__ = ["repeating", "stepping"]
 
 def repeating(
     kernels: Kernels,
-    dtype: np.dtype,
+    problem: Problem,
     record: Record,
     tasks: int,
     seconds_per_task: float,
@@ -41,7 +42,7 @@ def repeating(
     size = RECORD_STRIDE + workers * int(record.words[ATTENTION.word["scratch_stride"]])
     small = tasks if is_small(tasks, seconds_per_task, workers) else 0
     record.forget_arrays()
-    entry, launcher, again = kernels.attend[dtype], kernels.launcher, kernels.again
+    entry, launcher, again = kernels.attending(problem), kernels.launcher, kernels.again
 
     def repeat(
         query: np.ndarray,

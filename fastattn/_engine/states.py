@@ -59,7 +59,7 @@ def attention_state(kernels: Kernels, problem: Problem, key_start: int, threads:
         point_partials(record, state, state)
         tasks = entries * plan.row_tasks * plan.segments
         record.set(tasks=tasks)
-        kernel = kernels.attend[problem.dtype]
+        kernel = kernels.attending(problem)
         kernels.run(kernel, record, tasks, plan.seconds_per_task, plan.workers)
         return _State(sizes, threads, folded, state)
     partial = Partials.empty(plan.wave_entries * rows_of(problem), plan.wave_segments, problem)

@@ -45,6 +45,7 @@ engine = Engine(
         name=name,
         attend={_FLOAT32: attention.attend_float32, _FLOAT64: attention.attend_float64},
         fold={_FLOAT32: attention.fold_float32, _FLOAT64: attention.fold_float64},
+        attend_pairs=None,
         compare={_FLOAT32: comparing.compare_float32, _FLOAT64: comparing.compare_float64},
         fuse={_FLOAT32: fusing.fuse_float32, _FLOAT64: fusing.fuse_float64},
         normalise={

@@ -1,0 +1,56 @@
+"""bfloat16 multiplied as it is, pair by pair, or widened to float32: who decides, and how.
+
+CPUs with AVX512_BF16 multiply pairs of bfloat16 and add both products in one instruction. AMD's,
+from Zen 4 on, then do twice the work of float32's multiply-add. Intel's, from Cooper Lake to
+Emerald Rapids, do half of it: there the dots alone, in registers, take longer than all of attention
+widened to float32. So the feature alone decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastattn._core.problem import Problem
+from fastattn._core.ragged import RaggedProblem
+
+__all__ = ["can_pair", "takes_pairs"]
+
+VARIABLE = "FASTATTN_BFLOAT16_DOT"
+_CPUS = Path("/proc/cpuinfo")
+
+
+def takes_pairs(able: bool) -> bool:
+    """Tell whether kernels for pairs are used, where the CPU is `able` to run them.
+
+    ``FASTATTN_BFLOAT16_DOT=1`` takes them wherever there are any, ``0`` nowhere.
+    """
+    asked = os.environ.get(VARIABLE, "").strip()
+    if asked not in ("", "0", "1"):
+        raise ValueError(
+            f"{VARIABLE} must be 1 (multiply bfloat16 as it is where the CPU can), 0 (widen it to "
+            f"float32) or empty (whatever is faster on this CPU), not {asked!r}"
+        )
+    return able and asked != "0" and (asked == "1" or _is_faster())
+
+
+def _is_faster() -> bool:
+    """Tell whether a CPU with the dot of pairs does more of them than of float32's."""
+    try:
+        with _CPUS.open(encoding="ascii", errors="replace") as lines:
+            return "AuthenticAMD" in lines.read(256)
+    except OSError:
+        return False
+
+
+def can_pair(problem: Problem | RaggedProblem) -> bool:
+    """Tell whether a call may be computed in pairs: by its dtypes and options, never by a size.
+
+    Cosine and Euclidean similarity need float32's accuracy in the query and the keys, and a scale
+    of 0 must meet no product that overflowed.
+    """
+    if problem.similarity not in ("dot", "scaled_dot") or problem.scale == 0.0:
+        return False
+    pages = problem.pages if isinstance(problem, Problem) else None
+    stored = (problem.key.dtype, problem.value.dtype) if pages is None else (pages.dtype,)
+    return all(dtype.name == "bfloat16" for dtype in (problem.query.dtype, *stored))
