@@ -139,12 +139,11 @@ class KVCache:
                 f"key has {new[0].shape[-2]} new tokens and value {new[1].shape[-2]}: one value "
                 "row per key is needed (axis -2 of both)"
             )
-        count = new[0].shape[-2]
-        entries = len(self._table.lengths)
-        counts = np.full(entries, count, np.int64)
+        count, entries = new[0].shape[-2], len(self._table.lengths)
+        counts = None
         if lengths is not None:
             counts = self._per_entry("lengths", lengths, count, f"{count} new tokens")
-        flat = [x.reshape(entries, self.heads, count, x.shape[-1]) for x in new]
+        flat = [x.reshape(entries, *x.shape[-3:]) for x in new]
         self._table.append(flat[0], flat[1], counts)
 
     def attend(
@@ -312,10 +311,8 @@ class KVCache:
 
     def _tokens(self, name: str, x: Any, features: int) -> np.ndarray:
         array = as_array(name, x)
-        want = (*self.batch_shape, self.heads, "n", features)
-        if array.ndim != len(want) or any(
-            size != n for size, n in zip(array.shape, want, strict=True) if n != "n"
-        ):
+        if array.shape[:-2] != (*self.batch_shape, self.heads) or array.shape[-1] != features:
+            want = (*self.batch_shape, self.heads, "n", features)
             raise ValueError(
                 f"{name} of shape {array.shape} does not fit this cache, whose new tokens are "
                 f"({', '.join(map(str, want))}): (batch, heads, tokens, features)"

@@ -103,6 +103,18 @@ CACHE_FAULTS = {
         "kept = lengths // PAGE_KEYS + 1",
         _CACHE + "pages_of_rejected_tokens_are_used_again[reference]",
     ),
+    "spare_room_outlives_a_reorder": (
+        "_core/pages.py",
+        "self._spare, self._tails = 0, None\n        self.lengths = self.lengths[",
+        "self.lengths = self.lengths[",
+        _STEPS + "writing_nothing_does_not_end_sharing[numba-1]",
+    ),
+    "tokens_go_on_in_the_page_before": (
+        "_core/pages.py",
+        "            self._tails = None\n",
+        "",
+        _CACHE + "any_history[numba-float32]",
+    ),
     # Steps of a decoder, planned once a page.
     "step_with_the_offsets_of_its_plan": (
         "_core/steps.py",

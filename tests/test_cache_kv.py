@@ -217,6 +217,7 @@ def test_any_history(backend, storage, seed):
         if operation in ("append", "token"):
             count = 1 if operation == "token" else int(rng.integers(0, 260))
             new, lengths = tokens(rng, (3,), count), rng.integers(0, count + 1, 3)
+            lengths = None if rng.random() < 0.5 else lengths
             cache.append(*new, lengths=lengths)
             model.append(*new, lengths=lengths)
         elif operation == "truncate":

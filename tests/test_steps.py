@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import strategies
-from kv import OPTIONS, STORAGE, new_cache, tokens
+from kv import OPTIONS, STORAGE, Model, new_cache, tokens
 
 import fastattn
 from fastattn._core import backends, steps
@@ -276,3 +276,22 @@ def test_as_many_are_kept_as_said(exact_backend, seed, kept, monkeypatch):
     for rows in (*range(1, 8), *range(1, 8)):
         check(cache, draw_query(rng, cache, rows))
         assert len(kept) <= 3
+
+
+@pytest.mark.parametrize("nothing", [0, 1])
+def test_writing_nothing_does_not_end_sharing(exact_backend, nothing, seed):
+    """Neither no tokens, nor one of which none is taken."""
+    rng = np.random.default_rng(seed)
+    cache, model = new_cache((2,), "float32"), Model((2,), "float32")
+    for step in (5, 1, 1):
+        new = tokens(rng, (2,), step)
+        cache.append(*new)
+        model.append(*new)
+        cache.reorder([1, 1])
+        model.held = [list(model.held[1]) for _ in range(2)]
+        cache.append(*tokens(rng, (2,), nothing), lengths=0 if nothing else None)
+        for _ in range(2):
+            new = tokens(rng, (2,), 1)
+            cache.append(*new)
+            model.append(*new)
+            model.check(cache, rng)

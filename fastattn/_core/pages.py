@@ -19,6 +19,8 @@ __all__ = ["PageTable", "Pages", "quantise"]
 _CHUNK_BYTES = 256 << 20
 # New keys are written this many (key, head) rows at a time, which bounds the temporary copy.
 _ROWS_AT_ONCE = 1 << 15
+# What int8 reaches in either direction.
+_LEVELS = np.float32(127)
 
 
 class Pages(NamedTuple):
@@ -46,9 +48,11 @@ def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A row of zeros has scale 0. Requires finite input.
     """
-    scale = np.abs(x).max(axis=-1, initial=0.0).astype(np.float32) / np.float32(127)
-    safe = np.where(scale > 0, scale, 1)[..., None]
-    return np.clip(np.rint(x / safe), -127, 127).astype(np.int8), scale
+    # `np.where` and `np.clip` take as long as all the rest, where it is one token.
+    scale = np.maximum.reduce(np.abs(x), axis=-1, initial=0.0).astype(np.float32) / _LEVELS
+    safe = (scale + (scale == 0))[..., None]
+    levels = np.rint(x / safe)
+    return np.maximum(np.minimum(levels, _LEVELS), -_LEVELS).astype(np.int8), scale
 
 
 class PageTable:
@@ -74,6 +78,10 @@ class PageTable:
         # entry, page number -> page; replaced whenever it changes, never written in place.
         self._pages = np.full((entries, 0), -1, np.int64)
         self._found: tuple[np.ndarray, Pages] | None = None  # what was looked up, in which pages
+        # How many keys every entry can take without asking for room, all in the page that it ends
+        # in, and where those pages are: chunk, entries, places in the chunk. None: not looked up.
+        self._spare = 0
+        self._tails: list[tuple[_Chunk, Any, np.ndarray]] | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -83,15 +91,25 @@ class PageTable:
     def lengths(self, lengths: np.ndarray) -> None:
         self._lengths, self.longest = lengths, int(lengths.max(initial=0))
 
-    def append(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray) -> None:
-        """Write the first `counts` of the new keys behind each sequence's last.
+    def append(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray | None = None) -> None:
+        """Write the first `counts` of the new keys behind each sequence's last; None: all of them.
 
         `key` and `value` are (entries, heads, new, features). If memory runs out the sequences are
         as they were before.
         """
+        entries, _, new, _ = key.shape
+        if counts is None and 0 < new <= self._spare:
+            self._write_tails(key, value)
+            self.lengths = self.lengths + new
+            self._spare -= new
+            return
+        if counts is None:
+            counts = np.full(entries, new, np.int64)
         stop = self.lengths + counts
-        self._make_room(self.lengths, stop)
-        step = max(1, _ROWS_AT_ONCE // max(1, self.heads * len(counts)))
+        if not self._spare or counts.max() > self._spare:
+            self._make_room(self.lengths, stop)
+            self._tails = None
+        step = max(1, _ROWS_AT_ONCE // max(1, self.heads * entries))
         for first in range(0, key.shape[2], step):
             tokens = np.arange(first, min(first + step, key.shape[2]))
             entry, at = np.nonzero(tokens[None, :] < counts[:, None])
@@ -99,18 +117,21 @@ class PageTable:
                 token = tokens[at]
                 self._write(entry, self.lengths[entry] + token, key, value, token)
         self.lengths = stop
+        self._spare = int((-stop % PAGE_KEYS).min(initial=PAGE_KEYS))
 
     def truncate(self, lengths: np.ndarray) -> None:
         """Forget the keys from `lengths` on; whole pages go back to the pool."""
         kept = -(-lengths // PAGE_KEYS)
         forgotten = np.arange(self._pages.shape[1]) >= kept[:, None]
         self._pages = np.where(forgotten, -1, self._pages)
+        self._spare, self._tails = 0, None
         self.lengths = lengths.astype(np.int64)
         self._count()
 
     def reorder(self, sources: np.ndarray) -> None:
         """Let entry i go on from what entry ``sources[i]`` holds; pages are shared, not copied."""
         self._pages = self._pages[sources]
+        self._spare, self._tails = 0, None
         self.lengths = self.lengths[sources]
         self._count()
 
@@ -180,16 +201,39 @@ class PageTable:
             chosen = chunks == number
             source = entry[chosen], slice(None), token[chosen]
             target = places[chosen], slice(None), rows[chosen]
-            chunk = self._chunks[number]
-            for new, stored, scales in (
-                (key, chunk.key, chunk.key_scale),
-                (value, chunk.value, chunk.value_scale),
-            ):
-                if self.scaled:
-                    stored[target], scales[target] = quantise(new[source])
-                else:
-                    with np.errstate(over="ignore"):
-                        stored[target] = new[source]
+            self._store(self._chunks[number], target, key[source], value[source])
+
+    def _write_tails(self, key: np.ndarray, value: np.ndarray) -> None:
+        """Put new keys and values of every entry into the pages that were found for them."""
+        rows = (self.lengths % PAGE_KEYS)[:, None] + np.arange(key.shape[2])
+        if self._tails is None:
+            self._tails = self._find_tails()
+        for chunk, chosen, places in self._tails:
+            target = places, slice(None), rows[chosen]
+            self._store(chunk, target, key[chosen].swapaxes(1, 2), value[chosen].swapaxes(1, 2))
+
+    def _find_tails(self) -> list[tuple[_Chunk, Any, np.ndarray]]:
+        """Find the page that each sequence ends in; none ends where its page does."""
+        held = self._pages[np.arange(len(self.lengths)), self.lengths // PAGE_KEYS]
+        chunks, places = self._where[held].T
+        numbers = np.unique(chunks)
+        tails: list[tuple[_Chunk, Any, np.ndarray]] = []
+        for number in numbers:
+            chosen = slice(None) if len(numbers) == 1 else np.flatnonzero(chunks == number)
+            tails.append((self._chunks[number], chosen, places[chosen][:, None]))
+        return tails
+
+    def _store(self, chunk: _Chunk, target: Any, key: np.ndarray, value: np.ndarray) -> None:
+        """Put keys and values at their places in a chunk, rounded to its type."""
+        for new, stored, scales in (
+            (key, chunk.key, chunk.key_scale),
+            (value, chunk.value, chunk.value_scale),
+        ):
+            if self.scaled:
+                stored[target], scales[target] = quantise(new)
+            else:
+                with np.errstate(over="ignore"):
+                    stored[target] = new
 
     def _make_room(self, start: np.ndarray, stop: np.ndarray) -> None:
         """Give every entry pages of its own for positions start to stop."""
