@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn.batch import JobError, UsageError, run_job
+from fastattn.batch import JobError, UsageError, run_job, runner
+from fastattn.batch.attend import check_call
 from fastattn.batch.progress import Notes
 
 
@@ -63,6 +64,23 @@ def test_changed_inputs_are_not_resumed(what, tmp_path, monkeypatch):
     with pytest.raises(JobError, match=text[what]):
         run_job(dataclasses.replace(job, resume=True))
     assert run_job(dataclasses.replace(job, overwrite=True)).resumed_chunks == 0
+
+
+def test_halves_multiplied_otherwise_are_not_joined(tmp_path, monkeypatch):
+    """As on another CPU, or with another FASTATTN_BFLOAT16_DOT."""
+    job = jobs.save(tmp_path, jobs.arrays(), chunk_rows=37)
+    broken_off(job)
+
+    def elsewhere(*arguments):
+        execution = check_call(*arguments)
+        execution.problem = execution.problem._replace(in_pairs=True)
+        return execution
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "check_call", elsewhere)
+        with pytest.raises(JobError, match="bfloat16_dot is true now and was false"):
+            run_job(dataclasses.replace(job, resume=True))
+    assert run_job(dataclasses.replace(job, resume=True)).resumed_chunks == 1
 
 
 def test_an_unfinished_job_is_neither_resumed_nor_discarded_in_silence(tmp_path):

@@ -135,6 +135,8 @@ class _Run:
             "format": FORMAT,
             "numerics_version": fastattn.numerics_version,
             "backend": self.execution.backend,
+            # Another arithmetic: of this CPU, or asked for by the environment.
+            "bfloat16_dot": self.execution.problem.in_pairs,
             "inputs": {role: file.identity() for role, file in self.inputs.files.items()},
             "options": self.job.options(),
             "outputs": {
