@@ -68,6 +68,8 @@ static void stage_rows(const attention_call *call, const side *of, int64_t first
 {
     const int64_t base_feature = feature * of->feature_stride;
     const int64_t ahead = call->indices ? AHEAD_ROWS : PAGE_KEYS;
+    /* In a table of columns every feature has a line of its own: fetching is work like loading. */
+    const int64_t near = of->feature_stride <= 64 ? features * of->feature_stride : 0;
     int64_t source = 0, later = 0, scale = 0;
     for (int64_t r = 0; r < count; r++) {
         const int64_t j = first + r, place = target + r * target_stride;
@@ -77,8 +79,7 @@ static void stage_rows(const attention_call *call, const side *of, int64_t first
             later = source;
             if (j + ahead < call->keys) later = row_place(call, of, j + ahead) + base_feature;
         }
-        for (int64_t line = 0; line < features * of->feature_stride; line += 64)
-            prefetch(later + line);
+        for (int64_t line = 0; line < near; line += 64) prefetch(later + line);
         if (scale) {
             dequantise_row(source, features, (real)load_scale(scale), place);
             scale += 4;

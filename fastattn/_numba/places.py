@@ -64,6 +64,8 @@ def stage_rows(tag, call, side, first, count, feature, features, target, target_
         feature_stride = call.key_feature
         base, pages, scales = call.entry_key, call.entry_key_pages, call.entry_key_scales
     base_feature = feature * feature_stride
+    # In a table of columns every feature has a line of its own: fetching is work like loading.
+    near = features * feature_stride if feature_stride <= 64 else 0
     source = later = scale = 0
     for r in range(count):
         j = first + r
@@ -74,7 +76,7 @@ def stage_rows(tag, call, side, first, count, feature, features, target, target_
             later = source
             if j + ahead < call.keys:
                 later = row_place(call, base, pages, row_stride, j + ahead) + base_feature
-        for line in range(0, features * feature_stride, 64):
+        for line in range(0, near, 64):
             prefetch(later + line)
         place = target + r * target_stride
         if scale != 0:
