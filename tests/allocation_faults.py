@@ -95,11 +95,23 @@ ALLOCATION_FAULTS = {
         "    return size <= EQUAL * a.number ? i > j : more > 0;\n",
         f"{_UNITS} -k cython",
     ),
-    "compiled_bracket_is_not_kept": (
+    "compiled_theta_climbs_by_small_steps": (
         "_cython/allocation.h",
-        "    if (low == 0) return high / 16;\n",
-        "    if (low == 0) return high;\n",
-        f"{_REAL} -k cython",
+        "return 16 * low > 0x1p-1000 ? 16 * low : 0x1p-1000;\n",
+        "return 2 * low;\n",
+        f"{_EXTREMES} -k cython",
+    ),
+    "compiled_bracket_of_floats": (
+        "_cython/pairs.h",
+        "a.number < b.number || (a.number == b.number && a.rest < b.rest)",
+        "a.number < b.number",
+        f"{_EXTREMES} -k cython",
+    ),
+    "the_last_unit_counts_as_a_last_place": (
+        "_numba/allocation.py",
+        "        slack = min(SLACK, budget) if call.method == REAL_AMOUNTS else 0.0\n",
+        "        slack = min(SLACK, budget)\n",
+        f"{_EXTREMES} -k numba",
     ),
     "unspent_within_the_slack_is_left": (
         "_cython/allocation.h",

@@ -69,3 +69,59 @@ def test_budgets_of_more_units_than_floats_count(backend):
     for budget, unit in ((1e300, 1e-300), (2**53 + 1, 1), (2**60, 2)):
         with pytest.raises(ValueError, match="count in something larger"):
             fastattn.allocate([1.0, 2.0], budget, unit=unit)
+
+
+@pytest.mark.parametrize("tail", [1e-30, 1e-100, 1e-250])
+def test_one_receiver_of_nearly_all(exact_backend, tail, seed):
+    """Its amount is its cap, or the budget, but for less than a last place."""
+    rng = np.random.default_rng(seed)
+    for n in (2, 3, 17):
+        weights = tail * rng.random((100, n))
+        weights[:, n // 2] = rng.random(100)
+        budget = rng.random(100) * 10.0 ** rng.integers(-9, 9, 100)
+        for options in ({"lower": 1e-30 * budget[:, None]}, {"upper": budget[:, None]}):
+            for row, total in zip(
+                fastattn.allocate(weights, budget, **options), budget, strict=True
+            ):
+                assert abs(math.fsum([*row, -total])) <= math.ulp(total)
+
+
+def test_caps_and_least_amounts_next_to_shares(exact_backend, seed):
+    """Who is at a bound may differ between two floats with none between them."""
+    rng = np.random.default_rng(seed)
+    spent = 0
+    for n in (2, 3, 4, 6, 9, 17) * 4:
+        share = 10 * rng.random((64, 1)) * rng.random((64, n)) ** rng.choice([1, 4, 40])
+        lower, upper = (
+            share
+            * (rng.random(share.shape) < 0.6)
+            * (1 + rng.integers(-2, 3, share.shape) * 2.0**-53)
+            for _ in range(2)
+        )
+        upper[upper == 0] = math.inf
+        lower = np.minimum(lower, upper)
+        budget = share.sum(axis=1) * (1 + rng.integers(-2, 3, 64) * 2.0**-53)
+        some = lower.sum(axis=1) <= budget
+        bounds = {"lower": lower[some], "upper": upper[some]}
+        amounts, left = fastattn.allocate(share[some], budget[some], **bounds, on_unspent="keep")
+        assert ((bounds["lower"] <= amounts) & (amounts <= bounds["upper"])).all()
+        for row, total in zip(amounts[left == 0], budget[some][left == 0], strict=True):
+            assert abs(math.fsum([*row, -total])) <= math.ulp(total)
+        spent += (left == 0).sum()
+    assert spent > 1000
+
+
+def test_theta_is_far_where_all_are_at_bounds(exact_backend):
+    """The light one leaves its least amount many binary orders above the first guess."""
+    for tail in (1e-9, 1e-120, 1e-290):
+        amounts = fastattn.allocate([1, tail], 1.0, lower=[0, 0.25], upper=[0.5, 1])
+        assert amounts.tolist() == [0.5, 0.5]
+
+
+def test_the_last_unit_of_the_largest_budget_counts(backend):
+    """As a part of the budget it is a last place, which real amounts may miss."""
+    caps = [2**51, 2**51 - 1]
+    given, left = fastattn.allocate([1, 1], 2**52, upper=caps, unit=1, on_unspent="keep")
+    assert (given.tolist(), left) == (caps, 1)
+    with pytest.raises(ValueError, match="below the sum of the lower bounds"):
+        fastattn.allocate([1, 1], 2**52, lower=[2**51, 2**51 + 1], unit=1)

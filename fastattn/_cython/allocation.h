@@ -26,8 +26,11 @@ enum {
 #define VECTOR_STEP (LANES * ITEM)
 /* Scaled weights are at least this, lest the smallest become nothing. */
 #define LEAST_WEIGHT 0x1p-1000
-/* One last place of a scaled budget: what caps leave within it counts as spent. */
+/* One last place of a scaled budget: real amounts may miss it by that, and bounds too. */
 #define SLACK 0x1p-52
+/* What is missing of a budget by no more than this part is nothing: sums are no more exact, and
+   where one receiver takes nearly all, only halvings would come closer. */
+#define NOTHING 0x1p-102
 /* Newton's steps are a handful, and bisection has a few hundred binary orders to search. */
 #define MOST_STEPS 500
 
@@ -220,47 +223,39 @@ static real middle(real low, real high)
 /* Step share: the theta that spends the budget, from a first guess.
 
    The sum of the amounts is piecewise linear and does not fall. Newton's step solves it for who is
-   between the bounds now; where that leaves the bracket, bisect. */
+   between the bounds now; where that leaves the bracket, bisect. Who is at a bound may change
+   between two floats that are neighbours, hence the bracket of pairs. */
 static pair find_theta(const allocation_call *call, const handed_row *at, real budget, pair theta)
 {
-    real low = 0, high = -HIDDEN;
-    int settled = 0;
+    pair low = {0, 0}, high = {-HIDDEN, 0};
     for (int step = 0; step < MOST_STEPS; step++) {
         pair free, bound, following = {-1, 0};
         sums_at(call, at, theta, &free, &bound);
         const pair open = less_pair(budget, bound);
-        bool rises = open.number > 0;
+        real missing = open.number;
         if (free.number > 0) {
             following = quotient_of_pairs(open, free);
-            if (following.number == theta.number) {
-                /* Only the pair's second part moves. */
-                settled++;
-                if (following.rest == theta.rest || settled > 4) break;
-                theta = following;
-                continue;
-            }
-            rises = following.number > theta.number;
-        } else if (open.number == 0) {
-            break;
+            missing = (following.number - theta.number) + (following.rest - theta.rest);
+            missing *= free.number;
         }
-        if (rises)
-            low = theta.number;
+        if ((missing < 0 ? -missing : missing) <= NOTHING * budget) break;
+        if (missing > 0)
+            low = theta;
         else
-            high = theta.number;
+            high = theta;
         theta = following;
-        if (!(low < theta.number && theta.number < high)) {
-            theta = (pair){middle(low, high), 0};
-            if (!(low < theta.number && theta.number < high)) {
-                theta.number = low;
-                break;
-            }
-        }
+        if (is_below(low, theta) && is_below(theta, high)) continue;
+        theta = (pair){middle(low.number, high.number), 0};
+        if (low.number < theta.number && theta.number < high.number) continue;
+        const real gap = (high.number - low.number) + (high.rest - low.rest);
+        theta = paired(low.number, low.rest + (real)0.5 * gap);
+        if (!(is_below(low, theta) && is_below(theta, high))) break;
     }
     return theta;
 }
 
-/* Steps spend and store: real amounts, rounded once; all that caps allow where some is left. */
-static void spend(const allocation_call *call, const handed_row *at, pair theta, bool left,
+/* Steps spend and store: real amounts, rounded once, or all that caps allow. */
+static void spend(const allocation_call *call, const handed_row *at, pair theta, bool at_caps,
                   real factor, int64_t output)
 {
     const vector zero = splat(0);
@@ -272,7 +267,7 @@ static void spend(const allocation_call *call, const handed_row *at, pair theta,
             const shared_amount a = amount_at(theta, weight, low, cap);
             amount = select_above(a.over, zero, cap, plus(a.amount, a.error));
             amount = select_above(a.under, zero, low, amount);
-            if (left) amount = select_above(weight, zero, cap, low);
+            if (at_caps) amount = select_above(weight, zero, cap, low);
         } else {
             amount = plus(amount, plus(fused(splat(theta.number), weight, minus(zero, amount)),
                                        times(splat(theta.rest), weight)));
@@ -303,30 +298,34 @@ static real hand_out_row(const allocation_call *call, int64_t row, int64_t scrat
     const real given = load_real(call->budget + operand_offset(call, HANDED_BUDGET, row));
     const real factor = factor_near_one(given), budget = given * factor;
     real left = 0;
+    bool at_caps = false, at_least = false;
     if (call->bounded) {
         pack_bound(call, call->lower, HANDED_LOWER, row, call->lower_step, allowed, 0, at.lower);
         pack_bound(call, call->upper, HANDED_UPPER, row, call->upper_step, allowed, -HIDDEN,
                    at.upper);
         pair least, most;
         scale_bounds(call, &at, factor, budget, &least, &most);
-        const real slack = SLACK < budget ? SLACK : budget;
-        if (!((least.number - budget) + least.rest <= slack)) return NOT_A_NUMBER;
+        const real slack =
+            call->method != REAL_AMOUNTS ? 0 : SLACK < budget ? SLACK : budget;
+        const real short_by = (least.number - budget) + least.rest;
+        if (!(short_by <= slack)) return NOT_A_NUMBER;
         left = less_pair(budget, most).number;
+        at_caps = left >= 0, at_least = short_by >= 0;
         if (left <= slack) left = 0;
     } else if (total.number == 0) {
         left = budget;
     }
     if (!(total.number >= 0)) return NOT_A_NUMBER;
     pair theta = {0, 0};
-    if (left == 0 && total.number > 0) {
+    if (total.number > 0 && !at_caps && !at_least) {
         theta = quotient_of_pairs((pair){budget, 0}, total);
         if (call->bounded) theta = find_theta(call, &at, budget, theta);
     }
     const int64_t output = call->output + operand_offset(call, HANDED_OUTPUT, row);
     if (call->method == REAL_AMOUNTS)
-        spend(call, &at, theta, left > 0, factor, output);
+        spend(call, &at, theta, at_caps, factor, output);
     else
-        apportion(call, scratch, theta, left > 0, 1 / factor, given, output);
+        apportion(call, scratch, theta, at_caps, 1 / factor, given, output);
     return left / factor;
 }
 

@@ -187,8 +187,6 @@ static void settle_units(const unit_row *row)
     }
 }
 
-
-
 /* Round an amount, a pair, between its bounds by the method. */
 static real round_amount(const unit_row *row, int64_t i, pair amount)
 {
@@ -210,7 +208,7 @@ static real round_amount(const unit_row *row, int64_t i, pair amount)
 }
 
 /* Round every amount by itself; returns how many units that takes. */
-static real first_amounts(const unit_row *row, pair theta, bool left)
+static real first_amounts(const unit_row *row, pair theta, bool at_caps)
 {
     real total = 0;
     for (int64_t i = 0; i < row->call->receivers; i++) {
@@ -222,7 +220,7 @@ static real first_amounts(const unit_row *row, pair theta, bool left)
         const real least = low * row->inverse, most = cap * row->inverse;
         real amount;
         store_real(row->rests + 2 * i * ITEM, 0);
-        if (left) {
+        if (at_caps) {
             amount = weight > 0 ? most : least;
         } else if ((low - whole) - error >= 0) {
             amount = least;
@@ -239,8 +237,8 @@ static real first_amounts(const unit_row *row, pair theta, bool left)
     return total;
 }
 
-/* Steps spend and store in whole units; `left`: all that caps allow. */
-static void apportion(const allocation_call *call, int64_t scratch, pair theta, bool left,
+/* Steps spend and store in whole units; `at_caps`: all that caps allow. */
+static void apportion(const allocation_call *call, int64_t scratch, pair theta, bool at_caps,
                       real inverse, real budget, int64_t output)
 {
     const unit_row row = {
@@ -254,8 +252,8 @@ static void apportion(const allocation_call *call, int64_t scratch, pair theta, 
         .heap = scratch + call->at_heap,
         .inverse = inverse,
     };
-    const real total = first_amounts(&row, theta, left);
-    if (!left) {
+    const real total = first_amounts(&row, theta, at_caps);
+    if (!at_caps) {
         if (total < budget && call->method == LARGEST_REMAINDER)
             give_largest(&row, budget - total);
         else if (total < budget)

@@ -16,6 +16,11 @@ INLINE pair paired(real a, real b)
     return (pair){total, (a - (total - other)) + (b - other)};
 }
 
+INLINE bool is_below(pair a, pair b)
+{
+    return a.number < b.number || (a.number == b.number && a.rest < b.rest);
+}
+
 /* `a * b` of two floats, exactly. */
 INLINE pair exact_product(real a, real b)
 {

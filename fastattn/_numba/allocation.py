@@ -24,7 +24,7 @@ from .native import (
     store_float64,
     store_int64,
 )
-from .pairs import divide, minus, paired
+from .pairs import below, divide, minus, paired
 from .record import operand_offset, reader
 from .simd import any_nan, fma, lane_max, lane_sum, larger, select_above, splat
 
@@ -41,8 +41,11 @@ FLOAT64 = STORAGE_CODES["float64"]
 LEAST_WEIGHT = 2.0**-1000
 # More than any scaled amount can be.
 BEYOND = 4.0
-# One last place of a scaled budget: what caps leave within it counts as spent.
+# One last place of a scaled budget: real amounts may miss it by that, and bounds too.
 SLACK = 2.0**-52
+# What is missing of a budget by no more than this part is nothing: sums are no more exact, and
+# where one receiver takes nearly all, only halvings would come closer.
+NOTHING = 2.0**-102
 # Newton's steps are a handful, and bisection has a few hundred binary orders to search.
 MOST_STEPS = 500
 
@@ -209,46 +212,42 @@ def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
     """Step share: the theta that spends the budget, a pair, from a first guess.
 
     The sum of the amounts is piecewise linear and does not fall. Newton's step solves it for who
-    is between the bounds now; where that leaves the bracket, bisect.
+    is between the bounds now; where that leaves the bracket, bisect. Who is at a bound may change
+    between two floats that are neighbours, hence the bracket of pairs.
     """
     between, spare = scratch + call.at_amounts, scratch + call.at_spare
-    low, high = 0.0, np.inf
-    settled = 0
+    low, low_rest, high, high_rest = 0.0, 0.0, np.inf, 0.0
     for _ in range(MOST_STEPS):
         free, free_rest, bound, bound_rest = sums_at(
             call, weights, lower, upper, between, spare, theta, rest
         )
         open_, open_rest = minus(budget, bound, bound_rest)
+        missing = open_
         following, following_rest = -1.0, 0.0
-        rises = open_ > 0.0
         if free > 0.0:
             following, following_rest = divide(open_, open_rest, free, free_rest)
-            if following == theta:
-                # Only the pair's second part moves.
-                settled += 1
-                if following_rest == rest or settled > 4:
-                    break
-                rest = following_rest
-                continue
-            rises = following > theta
-        elif open_ == 0.0:
+            missing = ((following - theta) + (following_rest - rest)) * free
+        if abs(missing) <= NOTHING * budget:
             break
-        if rises:
-            low = theta
+        if missing > 0.0:
+            low, low_rest = theta, rest
         else:
-            high = theta
+            high, high_rest = theta, rest
         theta, rest = following, following_rest
-        if not low < theta < high:
-            theta, rest = middle(low, high), 0.0
-            if not low < theta < high:
-                theta = low
-                break
+        if below(low, low_rest, theta, rest) and below(theta, rest, high, high_rest):
+            continue
+        theta, rest = middle(low, high), 0.0
+        if low < theta < high:
+            continue
+        theta, rest = paired(low, low_rest + 0.5 * ((high - low) + (high_rest - low_rest)))
+        if not (below(low, low_rest, theta, rest) and below(theta, rest, high, high_rest)):
+            break
     return theta, rest
 
 
 @device
-def spend(call, weights, lower, upper, theta, rest, left, factor, output):
-    """Steps spend and store: real amounts, rounded once; all that caps allow where some is left."""
+def spend(call, weights, lower, upper, theta, rest, at_caps, factor, output):
+    """Steps spend and store: real amounts, rounded once, or all that caps allow."""
     zero, beyond, factor = splat(0.0), splat(BEYOND), splat(factor)
     theta, rest = splat(theta), splat(rest)
     contiguous = call.output_step == ITEM
@@ -262,7 +261,7 @@ def spend(call, weights, lower, upper, theta, rest, left, factor, output):
             over, under = (amount - cap) + error, (low - amount) - error
             amount = amount + error
             amount = select_above(under, zero, low, select_above(over, zero, cap, amount))
-            if left:
+            if at_caps:
                 amount = select_above(weight, zero, cap, low)
         else:
             amount = amount + (fma(theta, weight, zero - amount) + rest * weight)
@@ -290,7 +289,7 @@ def hand_out_row(call, row, scratch):
     given = load_float64(call.budget + operand_offset(call, BUDGET, row), 0)
     factor = factor_near_one(given, spare)
     budget = given * factor
-    left = 0.0
+    left, at_caps, at_least = 0.0, False, False
     if call.bounded:
         bounds = (
             (call.lower, LOWER, call.lower_step, lower),
@@ -308,10 +307,12 @@ def hand_out_row(call, row, scratch):
         least, least_rest, most, most_rest = scale_bounds(
             call, weights, lower, upper, factor, budget
         )
-        slack = min(SLACK, budget)
-        if not (least - budget) + least_rest <= slack:
+        slack = min(SLACK, budget) if call.method == REAL_AMOUNTS else 0.0
+        short_by = (least - budget) + least_rest
+        if not short_by <= slack:
             return np.nan
         left, _ = minus(budget, most, most_rest)
+        at_caps, at_least = left >= 0.0, short_by >= 0.0
         if left <= slack:
             left = 0.0
     elif total == 0.0:
@@ -319,15 +320,15 @@ def hand_out_row(call, row, scratch):
     if not total >= 0.0:
         return np.nan
     theta, rest = 0.0, 0.0
-    if left == 0.0 and total > 0.0:
+    if total > 0.0 and not (at_caps or at_least):
         theta, rest = divide(budget, 0.0, total, total_rest)
         if call.bounded:
             theta, rest = find_theta(call, weights, lower, upper, scratch, budget, theta, rest)
     output = call.output + operand_offset(call, OUTPUT, row)
     if call.method == REAL_AMOUNTS:
-        spend(call, weights, lower, upper, theta, rest, left > 0.0, factor, output)
+        spend(call, weights, lower, upper, theta, rest, at_caps, factor, output)
     else:
-        apportion(call, scratch, theta, rest, left > 0.0, 1.0 / factor, given, output)
+        apportion(call, scratch, theta, rest, at_caps, 1.0 / factor, given, output)
     return left / factor
 
 

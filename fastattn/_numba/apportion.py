@@ -231,7 +231,7 @@ def round_amount(call, scratch, i, whole, rest):
 
 
 @device
-def first_amounts(call, scratch, theta, rest, left, inverse):
+def first_amounts(call, scratch, theta, rest, at_caps, inverse):
     """Round every amount by itself; returns how many units that takes."""
     weights, amounts = scratch + call.at_weights, scratch + call.at_amounts
     lower, upper = scratch + call.at_lower, scratch + call.at_upper
@@ -241,7 +241,7 @@ def first_amounts(call, scratch, theta, rest, left, inverse):
         whole = min(theta * weight, BEYOND)
         error = fma(theta, weight, -whole) + rest * weight
         store_float64(scratch + call.at_rests, 2 * i, 0.0)
-        if left:
+        if at_caps:
             amount = (cap if weight > 0.0 else low) * inverse
         elif (low - whole) - error >= 0.0:
             amount = low * inverse
@@ -256,12 +256,12 @@ def first_amounts(call, scratch, theta, rest, left, inverse):
 
 
 @device
-def apportion(call, scratch, theta, rest, left, inverse, budget, output):
-    """Steps spend and store in whole units; `left`: all that caps allow."""
+def apportion(call, scratch, theta, rest, at_caps, inverse, budget, output):
+    """Steps spend and store in whole units; `at_caps`: all that caps allow."""
     store_float64(scratch + call.at_spare, 0, max(EQUAL, EQUAL_OF_BUDGET * budget))
     amounts = scratch + call.at_amounts
-    total = first_amounts(call, scratch, theta, rest, left, inverse)
-    if not left:
+    total = first_amounts(call, scratch, theta, rest, at_caps, inverse)
+    if not at_caps:
         if total < budget and call.method == LARGEST_REMAINDER:
             give_largest(call, scratch, budget - total, inverse)
         elif total < budget:

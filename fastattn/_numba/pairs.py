@@ -3,7 +3,7 @@
 from .compile import device
 from .simd import fma
 
-__all__ = ["divide", "minus", "paired", "times", "times_pair"]
+__all__ = ["below", "divide", "minus", "paired", "times", "times_pair"]
 
 
 @device(inlined=True)
@@ -12,6 +12,12 @@ def paired(a, b):
     total = a + b
     other = total - a
     return total, (a - (total - other)) + (b - other)
+
+
+@device(inlined=True)
+def below(a, a_rest, b, b_rest):
+    """Whether a pair is less than another."""
+    return a < b or (a == b and a_rest < b_rest)
 
 
 @device(inlined=True)

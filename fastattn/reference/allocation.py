@@ -108,8 +108,8 @@ def allocate_row(
 ) -> tuple[list[float], float]:
     """Give one row's amounts and what is left of its budget; NaN where the row makes no sense.
 
-    Within one unit in the last place of the budget counts as nothing left, and as no overrun of
-    the lower bounds.
+    For real amounts one unit in the last place of the budget counts as nothing left, and as no
+    overrun of the lower bounds.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def allocate_row(
     bounds = zip(weights, lower, upper, strict=True)
     if not all(0 <= w < inf and 0 <= low < inf and low <= cap for w, low, cap in bounds):
         return [0.0] * len(weights), nan
-    slack = Fraction(ulp(budget))
+    slack = Fraction(ulp(budget) if method is None else 0)
     if sum(map(Fraction, lower), Fraction(0)) > Fraction(budget) + slack:
         return [0.0] * len(weights), nan
     most = spendable(weights, lower, upper)
