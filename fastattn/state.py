@@ -26,8 +26,18 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "attention_state", "merge_states"]
 
-# What the parts of one attention have in common; masks and lengths may differ from part to part.
-_SHARED = ("output_shape", "dtype", "similarity", "scale", "softcap", "causal", "window")
+# What the parts of one attention have in common, beside slopes and positions; masks, lengths and
+# ids of documents may differ from part to part.
+_SHARED = (
+    "output_shape",
+    "dtype",
+    "output_dtype",
+    "similarity",
+    "scale",
+    "softcap",
+    "causal",
+    "window",
+)
 
 
 class State:
@@ -52,20 +62,20 @@ class State:
     True
     """
 
-    __slots__ = ("_backend", "_recipe", "_slopes", "_state", "key_start", "key_stop")
+    __slots__ = ("_backend", "_numbers", "_recipe", "_state", "key_start", "key_stop")
 
     def __init__(
         self,
         backend: Backend,
         made: Recipe,
-        slopes: np.ndarray | None,
+        numbers: dict[str, np.ndarray | None],
         state: Any,
         key_start: int,
         key_stop: int,
     ) -> None:
         self._backend = backend
         self._recipe = made
-        self._slopes = slopes
+        self._numbers = numbers  # what parts have in common as numbers over the batch
         self._state = state
         self.key_start = key_start
         self.key_stop = key_stop
@@ -111,11 +121,13 @@ class State:
                     f"states of one attention must agree, but {name} is {ours} on the left and "
                     f"{theirs} on the right"
                 )
-        if not _same_slopes(self._slopes, next_state._slopes):
-            raise ValueError(
-                f"states of one attention must agree, but alibi_slopes are {_shown(self._slopes)} "
-                f"on the left and {_shown(next_state._slopes)} on the right"
-            )
+        for name, numbers in self._numbers.items():
+            following = next_state._numbers[name]
+            if not _same(numbers, following):
+                raise ValueError(
+                    f"states of one attention must agree, but {name} {_shown(numbers)} on the left "
+                    f"and {_shown(following)} on the right"
+                )
         if next_state._backend is not self._backend:
             raise ValueError(
                 f"states of the backends {self._backend.name!r} and {next_state._backend.name!r} "
@@ -123,7 +135,7 @@ class State:
             )
         merged = self._backend.merge_states(self._state, next_state._state)
         return State(
-            self._backend, self._recipe, self._slopes, merged, self.key_start, next_state.key_stop
+            self._backend, self._recipe, self._numbers, merged, self.key_start, next_state.key_stop
         )
 
     def finish(self, sinks: ArrayLike | None = None, return_lse: bool = False) -> Any:
@@ -256,20 +268,33 @@ def attention_state(
     problem = problems.bind(made, *operands, extras, key_start)
     chosen = backends.pick(backend)
     state = chosen.attention_state(problem, key_start, resolve(threads))
-    slopes = problem.alibi_slopes
-    # A copy: the caller may write other slopes there before the next part.
-    slopes = None if slopes is None else slopes.copy()
-    return State(chosen, made, slopes, state, key_start, key_start + made.keys)
+    numbers = {
+        "alibi_slopes are": _over_batch(problem.alibi_slopes, made),
+        # Also where "bottom_right" puts it; 0 where nobody asks.
+        "query_offset, the position of query row 0, is": _over_batch(
+            problem.query_offset + key_start * made.positioned, made
+        ),
+    }
+    return State(chosen, made, numbers, state, key_start, key_start + made.keys)
 
 
-def _same_slopes(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
+def _over_batch(numbers: np.ndarray | int | None, made: Recipe) -> np.ndarray | None:
+    """Copy numbers (*batch, Hkv, G) as the caller sees the batch, whichever heads share keys."""
+    if numbers is None or isinstance(numbers, int):
+        return None if numbers is None else np.array(numbers)
+    return np.array(numbers).reshape(made.batch)
+
+
+def _same(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
     if ours is None or theirs is None:
         return ours is theirs
-    return np.array_equal(ours, theirs)
+    return bool((ours == theirs).all())
 
 
-def _shown(slopes: np.ndarray | None) -> str:
-    return "None" if slopes is None else np.array2string(slopes.ravel(), threshold=8, precision=4)
+def _shown(numbers: np.ndarray | None) -> str:
+    if numbers is None or numbers.ndim == 0:
+        return str(numbers)
+    return np.array2string(numbers.ravel(), threshold=8, precision=4)
 
 
 def merge_states(

@@ -271,6 +271,12 @@ _FAULTS = {
         "return True",
         "tests/test_face_stage_errors.py",
     ),
+    "merge_of_queries_that_stand_elsewhere": (
+        "state.py",
+        "problem.query_offset + key_start * made.positioned",
+        "0 * (problem.query_offset + key_start * made.positioned)",
+        "tests/test_face_stage_errors.py",
+    ),
     "reference_merge_forgets_empty_parts": (
         "reference/fusion.py",
         "parts = np.where((lses == -np.inf)[..., None], 0.0, outputs * shares[..., None])",

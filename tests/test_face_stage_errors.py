@@ -186,6 +186,46 @@ def test_states_of_other_slopes_do_not_merge():
         left.merge(state(512, slopes))
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"causal": True, "query_offset": 3}, {"causal": True, "query_offset": 4}),
+        ({"causal": True, "query_offset": [[3], [4]]}, {"causal": True, "query_offset": 3}),
+        (
+            {"causal": "bottom_right", "key_lengths": 600},
+            {"causal": "bottom_right", "key_lengths": [[600], [604]]},
+        ),
+        ({"causal": "top_left"}, {"causal": True, "query_offset": 1}),
+        ({"window": (3, 3)}, {"window": (3, 3), "query_offset": -1}),
+    ],
+)
+def test_states_of_queries_that_stand_elsewhere_do_not_merge(ours, theirs):
+    def state(start, options):
+        part = zeros(2, 2, 512, 8), zeros(2, 2, 512, 4)
+        return attention_state(
+            zeros(2, 4, 5, 8), *part, key_start=start, enable_gqa=True, **options
+        )
+
+    left, right = state(0, ours), state(512, theirs)
+    with pytest.raises(ValueError, match=r"query_offset.*left and.*right"):
+        left.merge(right)
+    left.merge(state(512, ours)).merge(state(1024, ours))
+    # Spelled otherwise they are the same; without causal or a window nobody asks.
+    same = {"causal": True, "query_offset": np.full((2, 1), 3)}
+    state(0, {"causal": True, "query_offset": 3}).merge(state(512, same))
+    state(0, {"query_offset": 3}).merge(state(512, {"query_offset": 4}))
+
+
+def test_states_of_other_dtypes_do_not_merge():
+    half = zeros(5, 8, dtype=np.float16)
+    left, right = (
+        attention_state(half, *[zeros(512, 8, dtype=dtype)] * 2, key_start=start)
+        for start, dtype in ((0, np.float16), (512, np.float32))
+    )
+    with pytest.raises(ValueError, match=r"output_dtype is float16 on the left and float32"):
+        left.merge(right)
+
+
 def test_a_named_backend_that_cannot_is_an_error(monkeypatch):
     backend = types.SimpleNamespace(name="numba", refusal=lambda problem: "the moon is full")
     backends = sys.modules["fastattn._core.backends"]
