@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastattn._core import backends
-from fastattn._core.arrays import as_array, dtypes
+from fastattn._core.arrays import as_array, check_dtype, deliver, result_array
 from fastattn._core.threads import resolve
+from fastattn._core.units import MOST_UNITS, Unit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["allocate"]
 
 METHODS = ("largest_remainder", "sainte_lague", "dhondt", "huntington_hill")
-# A quotient this close to a whole number, relatively, is that number: 0.3 / 0.1 is three units.
-_WHOLE = 4 * 2.0**-52
-_MOST_UNITS = 2**52  # sums of amounts rounded up must be exact too
 
 
 def allocate(
@@ -33,6 +32,7 @@ def allocate(
     where: ArrayLike | None = None,
     method: str = "largest_remainder",
     on_unspent: str = "raise",
+    out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
 ) -> Any:
@@ -45,15 +45,16 @@ def allocate(
     Parameters
     ----------
     weights : array_like
-        Finite and not negative; any shape, rows along `axis`.
+        Finite and not negative; any shape, rows along `axis`. Read as float64, as are all numbers;
+        labels of pandas objects are not looked at (`attention_allocation` does).
     budget : array_like, broadcasts to the shape of `weights` without `axis`
         What each row hands out; finite, not negative.
     lower, upper : array_like, broadcast to the shape of `weights`
         Least and most for each receiver, ``0 <= lower <= upper``; `upper` None or inf: no cap.
         A receiver of weight 0 gets its lower bound.
     unit : int or float, optional
-        Hand out whole multiples of this: whole hours, cents, seats. `lower` is rounded up to units
-        and `upper` down. None: real amounts.
+        Hand out whole multiples of this: whole hours, cents, seats; at most 2**52 of them. `lower`
+        is rounded up to units and `upper` down. None: real amounts.
     axis : int
         The axis that a budget is handed out over.
     where : array_like of bool, broadcasts to the shape of `weights`, optional
@@ -65,6 +66,8 @@ def allocate(
         is :math:`2s + 1`, :math:`s + 1` or :math:`\sqrt{s (s + 1)}`.
     on_unspent : {"raise", "keep"}
         What to do where the caps forbid spending all: an error, or return also what is left.
+    out : ndarray, the shape of `weights`, optional
+        Where to store the amounts, of their dtype; may overlap an operand. None: a new array.
     backend : {"cython", "numba", "reference"}, optional
         None: the automatic choice, as for `attention`.
     threads : int, optional
@@ -74,7 +77,7 @@ def allocate(
     -------
     amounts : ndarray, the shape of `weights`
         In the unit of the budget: float64, whatever the dtype of the weights; int64 where `unit`
-        is an int.
+        is an int. `out` itself where given.
     unspent : ndarray, the shape of `weights` without `axis`
         With ``on_unspent="keep"`` only: what the caps left of each budget. float64; int64 where
         `unit` is an int and the budgets are integers.
@@ -84,24 +87,26 @@ def allocate(
     ValueError
         If a weight, budget or bound is NaN, negative, or a lower bound above its upper; if a budget
         is below the sum of its lower bounds, is no whole number of units, or cannot be spent; the
-        text names the row. Nothing is returned then.
+        text names the row. Nothing is returned then, and what `out` holds is no result.
     TypeError
         If an operand is complex, extended precision, object, masked, sparse or lazy, or `where`
         not bool.
 
     Notes
     -----
-    Whole units add up to the budget exactly. Real amounts, each rounded once, add up to it within
-    one unit in the last place of the budget (add them with `math.fsum`: a plain sum rounds). What
+    Whole units add up to the budget exactly: as integers with an int `unit`, else in number, each
+    amount being the float nearest to so many units (57 cents of 0.01 are 0.57). Real amounts, each
+    rounded once, add up to it within one unit in the last place of the budget (add them with
+    `math.fsum`: a plain sum rounds), unless the budget is so small that they are subnormal. What
     caps leave within that counts as spent. The amounts do not depend on the order of the
     receivers, on other rows, on threads or on memory layout, bit for bit.
 
     Claims that differ by less than one part in 2**80 count as equal, and remainders that differ by
     less than that part of a unit or a 2**98th of the budget; among equals the lower index comes
-    first. The divisor methods are monotone: a larger budget takes
-    nothing from anybody, and neither do they with a larger weight of one's own. Largest remainders
-    stay within one unit of the real amounts instead. Weights below 1e-300 of their row's largest
-    count as that much.
+    first. The divisor methods are monotone: a larger budget takes nothing from anybody, and neither
+    do they with a larger weight of one's own. Largest remainders stay within one unit of the real
+    amounts instead. Weights below 1e-300 of their row's largest count as that much, and bounds
+    below 1e-300 of the budget may count as 0.
 
     References
     ----------
@@ -121,6 +126,8 @@ def allocate(
            [0, 1, 1]])
     >>> fastattn.allocate([1.0, 1.0], 10.0, upper=3.0, on_unspent="keep")
     (array([3., 3.]), np.float64(4.0))
+    >>> fastattn.allocate([53, 24, 23], 7, unit=1, method="dhondt", where=[True, True, False])
+    array([5, 2, 0])
     """
     keep = _choice("on_unspent", on_unspent, ("raise", "keep")) == "keep"
     method = _choice("method", method, METHODS)
@@ -132,9 +139,10 @@ def allocate(
     engine = backends.pick(backend, "allocate")
     rows = _Rows(weights, budget, lower, upper, where, axis)
     if unit is not None:
-        rows.count_in(unit, keep)
-    whole = type(rows.unit) is int
-    amounts = np.empty(rows.shape, np.int64 if whole else np.float64)
+        rows.count_in(Unit(unit), keep)
+    whole = rows.unit is not None and rows.unit.is_int
+    operands = (rows.given, rows.budget, rows.lower, rows.upper, rows.where)
+    amounts = result_array(out, rows.given.shape, np.dtype(np.int64 if whole else float), operands)
     unspent = np.empty(rows.shape[:-1], np.float64)
     engine.allocate(
         rows.weights,
@@ -142,17 +150,17 @@ def allocate(
         rows.lower,
         rows.upper,
         rows.where,
-        amounts,
+        np.moveaxis(amounts, rows.axis, -1),
         unspent,
         None if unit is None else method,
-        1 if rows.unit is None else rows.unit,
+        1 if rows.unit is None or rows.unit.parts else rows.unit.size,
         workers,
     )
     rows.check(unspent, keep)
-    amounts = np.moveaxis(amounts, -1, rows.axis)
-    if not keep:
-        return amounts
-    return amounts, rows.left(unspent)
+    if rows.unit is not None and rows.unit.parts:
+        amounts /= rows.unit.parts
+    amounts = deliver(amounts, out)
+    return (amounts, rows.left(unspent)) if keep else amounts
 
 
 def _choice(name: str, x: Any, words: tuple[str, ...]) -> str:
@@ -167,52 +175,44 @@ class _Rows:
     def __init__(
         self, weights: Any, budget: Any, lower: Any, upper: Any, where: Any, axis: Any
     ) -> None:
-        given = _numbers("weights", weights)
+        self.given = given = _numbers("weights", weights)
         if given.ndim == 0:
             raise ValueError(f"weights are one number, {weights!r}: receivers need an axis")
-        if type(axis) is not int or not -given.ndim <= axis < given.ndim:
-            raise ValueError(
-                f"axis {axis!r} does not exist in weights of shape {given.shape}: an int from "
-                f"{-given.ndim} to {given.ndim - 1}"
-            )
-        self.axis = axis % given.ndim
-        self.given = given.shape
-        self.unit: float | None = None
+        self.axis = _axis(axis, given.shape)
+        self.unit: Unit | None = None
         self.weights = np.moveaxis(given, self.axis, -1)
         self.shape = self.weights.shape
-        self.budget = self._budgets(budget)
-        self.kept_back = np.zeros(())  # what is no whole number of units
+        self.own_budget = _numbers("budget", budget)
+        self.budget = self._budgets(np.asarray(self.own_budget, np.float64))
         self.where = None if where is None else self._spread("where", _bools(where))
-        # Bounds that are one number stay one number, and no bound is none.
-        self.low = np.asarray(_numbers("lower", lower), np.float64)
-        self.cap = None if upper is None else np.asarray(_numbers("upper", upper), np.float64)
+        self.low = _numbers("lower", lower)
+        self.cap = None if upper is None else _numbers("upper", upper)
         self._place_bounds()
 
     def _place_bounds(self) -> None:
-        none = self.low.ndim == 0 and self.low == 0
-        self.lower = None if none else self._spread("lower", self.low)
-        self.upper = None if self.cap is None else self._spread("upper", self.cap)
+        """Bounds that are one number stay one number, and no bound is none."""
+        low, cap = (None if x is None else np.asarray(x, np.float64) for x in (self.low, self.cap))
+        none = low is None or (low.ndim == 0 and low == 0)
+        self.lower = None if none else self._spread("lower", low)
+        self.upper = None if cap is None else self._spread("upper", cap)
 
-    def _spread(self, name: str, x: np.ndarray) -> np.ndarray:
+    def _spread(self, name: str, x: Any) -> np.ndarray:
         try:
-            return np.moveaxis(np.broadcast_to(x, self.given), self.axis, -1)
+            return np.moveaxis(np.broadcast_to(x, self.given.shape), self.axis, -1)
         except ValueError:
             raise ValueError(
                 f"{name} of shape {x.shape} does not broadcast to the shape of weights, "
-                f"{self.given}: every dim must be equal, 1 or missing"
+                f"{self.given.shape}: every dim must be equal, 1 or missing"
             ) from None
 
-    def _budgets(self, budget: Any) -> np.ndarray:
-        given = _numbers("budget", budget)
-        self.whole_budgets = given.dtype.kind in "biu"
-        given = np.asarray(given, np.float64)
+    def _budgets(self, given: np.ndarray) -> np.ndarray:
         try:
             budgets = np.broadcast_to(given, self.shape[:-1])
         except ValueError:
             raise ValueError(
                 f"budget of shape {given.shape} does not broadcast to the rows of weights, "
-                f"{self.shape[:-1]} (shape {self.given} without axis {self.axis}): one budget for "
-                "each row, or one for all"
+                f"{self.shape[:-1]} (shape {self.given.shape} without axis {self.axis}): one "
+                "budget for each row, or one for all"
             ) from None
         wrong = ~((given >= 0) & (given < math.inf))
         if wrong.any():
@@ -220,40 +220,41 @@ class _Rows:
             raise ValueError(f"budget{_at(at)} is {given[at]}: budgets are finite and not negative")
         return budgets
 
-    def count_in(self, unit: Any, keep: bool) -> None:
+    def _complain_of_budget(self, wrong: np.ndarray, text: str) -> None:
+        """Raise for the first budget that cannot be counted in units."""
+        if wrong.any():
+            rows = self.shape[:-1]
+            at = _first(np.broadcast_to(wrong, rows)) if math.prod(rows) else ()
+            given = np.broadcast_to(self.own_budget, rows)[at] if at else self.own_budget
+            raise ValueError(f"the budget{_of(at)} is {given}, {text}")
+
+    def count_in(self, unit: Unit, keep: bool) -> None:
         """Turn budgets and bounds into numbers of units."""
-        self.unit = _unit(unit)
-        size = float(self.unit)
-        with np.errstate(over="ignore"):
-            units = _round(self.budget / size, np.floor)
-        large = (units > _MOST_UNITS) | (self.budget >= 2.0**63)
-        if large.any():
-            at = _first(large)
-            raise ValueError(
-                f"the budget{_of(at)} is {self.budget[at]}, more than 2**52 units of {unit} or "
-                "more than an int64 holds: count in something larger"
+        self.unit = unit
+        units, self.beside = unit.split(self.own_budget)
+        self._complain_of_budget(
+            (units > MOST_UNITS) | (unit.is_int & (np.asarray(self.own_budget, float) >= 2.0**63)),
+            f"more than 2**52 units of {unit.size} or more than an int64 holds: count in something "
+            "larger",
+        )
+        if not keep:
+            self._complain_of_budget(
+                self.beside != 0,
+                f"which is no whole number of units of {unit.size}: round it, or let "
+                'on_unspent="keep" leave the rest over',
             )
-        odd = ~(np.abs(self.budget / size - units) <= _WHOLE * np.maximum(units, 1))
-        if odd.any() and not keep:
-            at = _first(odd)
-            raise ValueError(
-                f"the budget{_of(at)} is {self.budget[at]}, which is no whole number of units of "
-                f'{unit}: round it, or let on_unspent="keep" leave the rest over'
-            )
-        self.kept_back = np.where(odd, self.budget - units * size, 0.0)
-        self.budget = units
-        with np.errstate(invalid="ignore", over="ignore"):
-            self.low = _round(self.low / size, np.ceil)
-            self.cap = None if self.cap is None else _round(self.cap / size, np.floor)
+        self.budget = np.broadcast_to(units, self.shape[:-1])
+        self.low = unit.counts(self.low, np.ceil)
+        self.cap = None if self.cap is None else unit.counts(self.cap, np.floor)
         self._place_bounds()
 
     def left(self, unspent: np.ndarray) -> Any:
         """Return what was not spent, in the unit of the budget."""
         if self.unit is None:
             return unspent[()]
-        left = unspent * self.unit + self.kept_back
-        whole = type(self.unit) is int and self.whole_budgets
-        return (left.astype(np.int64) if whole else left)[()]
+        left = self.unit.amounts(unspent) + self.beside
+        whole = self.unit.is_int and self.own_budget.dtype.kind in "biu"
+        return left.astype(np.int64 if whole else np.float64)[()]
 
     def check(self, unspent: np.ndarray, keep: bool) -> None:
         """Raise for the first row that could not be done; NaN marks those that make no sense."""
@@ -269,9 +270,7 @@ class _Rows:
         upper = np.full(n, math.inf) if self.upper is None else self.upper[at]
         part = np.ones(n, bool) if self.where is None else self.where[at]
         row = _of(at)
-        size, name = (
-            (1.0, "") if self.unit is None else (float(self.unit), f" units of {self.unit}")
-        )
+        shown = float if self.unit is None else self.unit.shown
         for i in np.flatnonzero(part):
             if not 0 <= weights[i] < math.inf:
                 return (
@@ -279,26 +278,46 @@ class _Rows:
                     "where= leaves receivers out"
                 )
             if not 0 <= lower[i] < math.inf or not lower[i] <= upper[i]:
+                rounded = "" if self.unit is None else f", in whole units of {self.unit.size}"
                 return (
-                    f"receiver {i}{row} has lower {lower[i]} and upper {upper[i]}{name}: bounds "
-                    "must be 0 <= lower <= upper, and lower finite"
+                    f"receiver {i}{row} has lower {shown(lower[i])} and upper {shown(upper[i])}"
+                    f"{rounded}: bounds must be 0 <= lower <= upper, and lower finite"
                 )
-        least = math.fsum(lower[part])
-        budget = f"the budget{row} is {self.budget[at] * size}"
+        budget = f"the budget{row} is {shown(self.budget[at])}"
         if math.isnan(unspent):
+            with np.errstate(over="ignore"):
+                least = shown(lower[part].sum())
             return (
-                f"{budget}, below the sum of the lower bounds, {least * size}: raise the budget or "
-                "lower the bounds"
+                f"{budget}, below the sum of the lower bounds, {least}: raise the budget or lower "
+                "the bounds"
             )
+        ways = ["raise upper"] if (weights[part] > 0).any() else []
+        if (weights[part] == 0).any():
+            ways.append("give weight to those of weight 0, who get their lower bounds alone")
+        if not part.any():
+            ways.append("name receivers, of which this row has none")
         return (
-            f"{budget}, and its receivers can take {(self.budget[at] - unspent) * size} at most: "
-            f'raise upper, or let on_unspent="keep" return the {unspent * size} that are left'
+            f"{budget}, and its receivers can take {shown(self.budget[at] - unspent)} at most: "
+            f'{", ".join(ways)}, or let on_unspent="keep" return the {shown(unspent)} that are left'
         )
+
+
+def _axis(axis: Any, shape: tuple[int, ...]) -> int:
+    try:
+        place = operator.index(axis)
+    except TypeError:
+        place = len(shape)
+    if isinstance(axis, (bool, np.bool_)) or not -len(shape) <= place < len(shape):
+        raise ValueError(
+            f"axis {axis!r} does not exist in weights of shape {shape}: an int from "
+            f"{-len(shape)} to {len(shape) - 1}"
+        )
+    return place % len(shape)
 
 
 def _numbers(name: str, x: Any) -> np.ndarray:
     array = as_array(name, x)
-    dtypes((name, array.dtype, array.shape))
+    check_dtype(name, array.dtype, array.shape)
     return array
 
 
@@ -310,31 +329,6 @@ def _bools(where: Any) -> np.ndarray:
             "receivers: where.astype(bool)"
         )
     return array
-
-
-def _unit(unit: Any) -> float:
-    """Return the unit: an int where it is one, else a float."""
-    if isinstance(unit, (bool, np.bool_, str, bytes)) or np.ndim(unit) != 0:
-        raise TypeError(f"unit must be one positive number, not {unit!r}")
-    if isinstance(unit, (int, np.integer)):
-        size: float = int(unit)
-    else:
-        try:
-            size = float(unit)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"unit must be one positive number, not {unit!r}") from error
-    if not 0 < size < 2**63:
-        raise ValueError(f"unit must be positive and finite, not {unit!r}")
-    return size
-
-
-def _round(x: np.ndarray, towards: Any) -> np.ndarray:
-    """Round to whole numbers, up or down; what is next to one is that one."""
-    with np.errstate(invalid="ignore"):
-        nearest = np.rint(x)
-        close = np.abs(x - nearest) <= _WHOLE * np.maximum(nearest, 1)
-    result: np.ndarray = np.where(close, nearest, towards(x))
-    return result
 
 
 def _first(wrong: np.ndarray) -> tuple[int, ...]:

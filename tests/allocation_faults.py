@@ -119,6 +119,18 @@ ALLOCATION_FAULTS = {
         "        if (left <= 0) left = 0;\n",
         f"{_REAL} -k cython",
     ),
+    "integers_are_counted_in_floats": (
+        "_core/units.py",
+        '        return self.is_int and x.dtype.kind in "biu"\n',
+        "        return False\n",
+        f"{_UNITS} -k reference",
+    ),
+    "cents_are_multiples_of_a_float": (
+        "_core/units.py",
+        "parts if parts > 1 and 1 / parts == self.size else None",
+        "None",
+        f"{_UNITS} -k reference",
+    ),
     "budget_of_the_first_row_for_all": (
         "_engine/allocation.py",
         "if array is None else array.strides[: len(outer)])",

@@ -177,6 +177,33 @@ def test_simple_cases(backend):
     assert allocate(weights, [1, 2], lower=lower, upper=1).shape == (2, 3)
 
 
+@pytest.mark.parametrize("options", [{}, {"unit": 1}, {"unit": 0.25}])
+def test_out_has_the_amounts_and_may_be_an_operand(backend, options):
+    dtype = np.int64 if options.get("unit") == 1 else np.float64
+    weights = np.random.default_rng(0).integers(1, 9, (4, 5, 6)).astype(dtype)
+    for axis in (-1, 0, np.int64(1)):
+        shape = np.delete(weights.shape, axis)
+        budget = np.arange(np.prod(shape)).reshape(shape)
+        amounts = fastattn.allocate(weights, budget, axis=axis, **options)
+        assert amounts.dtype == dtype
+        assert amounts.flags.c_contiguous
+        np.testing.assert_allclose(amounts.sum(axis=axis), budget)
+        aside = np.full((4, 5, 13), 7, dtype)
+        kept, left = fastattn.allocate(
+            weights, budget, axis=axis, on_unspent="keep", out=aside[..., ::-2][..., :6], **options
+        )
+        assert kept.base is aside
+        assert np.array_equal(kept, amounts)
+        assert (aside[..., 1::2] == 7).all()
+        assert left.shape == budget.shape
+        own = weights.copy()
+        assert fastattn.allocate(own, budget, axis=axis, out=own, **options) is own
+        assert np.array_equal(own, amounts)
+        swapped = np.empty(weights.shape, np.dtype(dtype).newbyteorder())
+        fastattn.allocate(weights, budget, axis=axis, out=swapped, **options)
+        assert np.array_equal(swapped, amounts)
+
+
 # Weights below 1e-300 of the largest count as that much, which is all they share.
 numbers = st.just(0.0) | st.floats(1e-100, 1e6)
 

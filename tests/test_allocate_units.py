@@ -96,8 +96,9 @@ def test_units_of_any_size(backend):
     quarters = fastattn.allocate([3, 1, 1], 2.0, unit=0.25)
     assert quarters.dtype == np.float64
     assert quarters.tolist() == [1.25, 0.5, 0.25]
-    # Divided in floats, 0.3 / 0.1 is below three.
-    assert fastattn.allocate([1, 1], 0.6, unit=0.1, upper=0.3).tolist() == [3 * 0.1, 3 * 0.1]
+    # Divided in floats, 0.3 / 0.1 is below three, and 3 * 0.1 is above 0.3.
+    assert fastattn.allocate([1, 1], 0.6, unit=0.1, upper=0.3).tolist() == [0.3, 0.3]
+    assert fastattn.allocate([1, 2], 2.1, unit=0.7).tolist() == [0.7, 1.4]
     tens = fastattn.allocate([1, 2], 60, unit=10)
     assert tens.dtype == np.int64
     assert tens.tolist() == [20, 40]
@@ -106,6 +107,42 @@ def test_units_of_any_size(backend):
     given, left = fastattn.allocate([[1, 1], [1, 1]], [5, 9.5], unit=2, upper=4, on_unspent="keep")
     assert given.tolist() == [[2, 2], [4, 4]]
     assert left.tolist() == [1, 1.5]
+
+
+def test_amounts_are_the_floats_nearest_to_so_many_units(backend):
+    """Cents are hundredths: 57 of them are 0.57, and not 57 * 0.01."""
+    weights = np.arange(1, 400)
+    cents = fastattn.allocate(weights, weights.sum(), unit=1)
+    shares = fastattn.allocate(weights, weights.sum() / 100, unit=0.01)
+    assert shares.tolist() == [cent / 100 for cent in cents.tolist()]
+    assert (shares != cents * 0.01).any()
+    _, left = fastattn.allocate([1, 1], 1.0, unit=0.01, upper=0.07, on_unspent="keep")
+    assert left == 0.86
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_integers_are_counted_exactly(backend, dtype):
+    """Where a float would have room for a few units between its neighbours, or for none."""
+    for units, unit, more in ((6 * 10**14, 7, 4), (10**15, 1000, 3), (2, 2**53 + 1, 1)):
+        budget = np.array([units * unit, units * unit + more], dtype)
+        options = {"unit": unit, "upper": dtype(units * unit // 2), "on_unspent": "keep"}
+        given, left = fastattn.allocate([[1, 1], [1, 1]], budget, **options)
+        assert given.tolist() == [[units // 2 * unit] * 2] * 2
+        assert left.tolist() == [0, more]
+        assert left.dtype == np.int64
+        with pytest.raises(ValueError, match=f"row 1 is {budget[1]}, which is no whole number"):
+            fastattn.allocate([[1, 1], [1, 1]], budget, unit=unit)
+        with pytest.raises(ValueError, match=f"take {units // 2 * unit} at most"):
+            fastattn.allocate(
+                [1, 0], budget[0], unit=unit, upper=dtype(units * unit - units // 2 * unit)
+            )
+    least = np.array([7 * 10**14 + 1, 0], dtype)
+    assert fastattn.allocate([0, 1], 14 * 10**14, unit=7, lower=least).tolist() == [
+        7 * 10**14 + 7,
+        7 * 10**14 - 7,
+    ]
+    with pytest.raises(ValueError, match=r"is 600000000000000\.5, which is no whole number"):
+        fastattn.allocate([1, 1], 6e14 + 0.5, unit=1)
 
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23)

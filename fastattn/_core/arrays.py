@@ -45,7 +45,8 @@ def as_array(name: str, x: Any) -> np.ndarray:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array of shape {x.shape}, whose mask would not be seen: "
-            f"pass {name}.filled(...) or {name}.data, and hide keys with mask= or key_lengths="
+            f"pass {name}.filled(...) or {name}.data, and hide what is masked with an option such "
+            "as mask=, key_lengths= or where="
         )
     if hasattr(x, "__dask_graph__") or hasattr(x, "dask"):
         raise TypeError(

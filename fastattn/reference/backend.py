@@ -271,5 +271,6 @@ def allocate(
         own, least, most = (x[row][taking].astype(np.float64).tolist() for x in (weights, low, cap))
         given, left = allocation.allocate_row(own, least, most, float(budget[row]), method)
         out[row] = 0
-        out[row][taking] = [amount * unit for amount in given]
+        number = int if out.dtype == np.int64 else float
+        out[row][taking] = [number(amount) * unit for amount in given]
         unspent[row] = left
