@@ -10,7 +10,7 @@ import numpy as np
 from fastattn import projections
 from fastattn._core import parameters as stored
 from fastattn._core.arrays import check_out, deliver, dtypes, flag
-from fastattn._core.parameters import ADDED, JOINT, OUTPUT, Sizes
+from fastattn._core.parameters import ADDED, JOINT, Sizes
 from fastattn.attention import attention
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class MultiHeadAttention:
         self.embed_dim, self.kdim, self.vdim = sizes[:3]
         self.add_zero_attn = flag("add_zero_attn", add_zero_attn)
         self._parameters = parameters
+        self._dtype = dtypes(*((name, x.dtype, x.shape) for name, x in parameters.items()))[1]
         self._ready: dict[np.dtype, projections.Matrices] = {}
 
     @classmethod
@@ -171,6 +172,8 @@ class MultiHeadAttention:
         ValueError
             If an entry is missing, one too many, or of another shape than `embed_dim` asks for
             (``out_proj.weight`` tells it), or `num_heads` does not divide it.
+        TypeError
+            If `state` is no mapping of names to arrays of real numbers.
         """
         module = cls.__new__(cls)
         module._set(*stored.checked(state, prefix), num_heads, add_zero_attn)
@@ -203,8 +206,10 @@ class MultiHeadAttention:
         ------
         ImportError
             If safetensors is not installed, or ml_dtypes where the file holds bfloat16.
+        OSError
+            If the file cannot be opened.
         ValueError
-            As for `from_state_dict`.
+            If it is no whole safetensors file, and as for `from_state_dict`.
         """
         state = stored.from_file(path, prefix)
         return cls.from_state_dict(state, num_heads, prefix=prefix, add_zero_attn=add_zero_attn)
@@ -252,13 +257,21 @@ class MultiHeadAttention:
         Raises
         ------
         ValueError
-            If a shape does not fit ``output_weight``.
+            If a shape does not fit ``output_weight``, or one of `added_key` and `added_value` is
+            missing.
+        TypeError
+            If an array is complex, extended precision, object, masked, sparse or lazy.
         """
         state = stored.from_arrays(
-            (query_weight, key_weight, value_weight),
+            {"query_weight": query_weight, "key_weight": key_weight, "value_weight": value_weight},
             output_weight,
-            (query_bias, key_bias, value_bias, output_bias),
-            (added_key, added_value),
+            {
+                "query_bias": query_bias,
+                "key_bias": key_bias,
+                "value_bias": value_bias,
+                "output_bias": output_bias,
+            },
+            {"added_key": added_key, "added_value": added_value},
         )
         return cls.from_state_dict(state, num_heads, add_zero_attn=add_zero_attn)
 
@@ -270,7 +283,7 @@ class MultiHeadAttention:
         widths = f", kdim={self.kdim}, vdim={self.vdim}" * (JOINT not in self._parameters)
         return (
             f"<MultiHeadAttention {self.embed_dim}, {self.num_heads} heads of {self.head_dim}"
-            f"{widths}, {self._parameters[OUTPUT].dtype}>"
+            f"{widths}, {self._dtype}>"
         )
 
     def __call__(
@@ -310,7 +323,7 @@ class MultiHeadAttention:
         return_weights : bool
             Return the weights too.
         average_weights : bool
-            Their mean over the heads.
+            Their mean over the heads; only with `return_weights`.
         out : ndarray, (..., L, embed_dim), optional
             Where to store the output; may overlap an input. None: a new array.
         backend, threads
@@ -331,11 +344,12 @@ class MultiHeadAttention:
         """
         return_weights = flag("return_weights", return_weights)
         average_weights = flag("average_weights", average_weights)
+        if average_weights and not return_weights:
+            raise ValueError("average_weights=True is about weights: give return_weights=True too")
         widths = (self.embed_dim, self.kdim, self.vdim)
         operands, batch = projections.operands(query, key, value, widths)
-        known = self._parameters[OUTPUT]
         named = [(name, x.dtype, x.shape) for name, x in operands.items()]
-        dtype, result_dtype = dtypes(*named, (OUTPUT, known.dtype, known.shape))
+        dtype, result_dtype = dtypes(*named, ("weights", self._dtype, ()))
         shape = (*batch, operands["query"].shape[-2], self.embed_dim)
         if out is not None:
             check_out(out, shape, result_dtype)
@@ -355,12 +369,12 @@ class MultiHeadAttention:
         rows = projections.joined(attended, dtype, matrices.biased)
         direct = out is not None and out.dtype == dtype and out.flags.c_contiguous
         result = projections.linear(rows, matrices.output, out if direct else None, **run)
-        result = deliver(_rounded(result, result_dtype), out)
+        result = deliver(projections.rounded(result, result_dtype), out)
         if weights is None:
             return result
         if average_weights:
             weights = projections.mean_of_heads(weights)
-        return result, _rounded(weights, result_dtype)
+        return result, projections.rounded(weights, result_dtype)
 
     def _attend(
         self, heads: list[np.ndarray], return_weights: bool, **options: Any
@@ -383,9 +397,3 @@ class MultiHeadAttention:
         if made is None:
             made = self._ready[dtype] = projections.ready(self._parameters, dtype)
         return made
-
-
-def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Round to a half what was computed in float32; what float16 cannot hold becomes inf."""
-    with np.errstate(over="ignore"):
-        return array.astype(dtype, copy=False)

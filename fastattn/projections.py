@@ -8,6 +8,7 @@ the end of each row: no pass of its own over the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,11 +30,13 @@ __all__ = [
     "per_sequence",
     "project",
     "ready",
+    "rounded",
 ]
 
 # Room behind each row of a buffer, in numbers: for the 1 that meets the bias, and so that rows of
 # 1024 floats, say, do not all fall into the same sets of the cache.
 _ROOM = 16
+_SIZES = ("embed_dim", "kdim", "vdim")
 
 
 class Matrices(NamedTuple):
@@ -83,24 +86,29 @@ def operands(
     arrays = {"query": as_array("query", query)}
     arrays["key"] = arrays["query"] if key is query else as_array("key", key)
     arrays["value"] = arrays["key"] if value is key else as_array("value", value)
-    shown = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
-    sizes = ("embed_dim", "kdim", "vdim")
-    for (name, x), size, width in zip(arrays.items(), sizes, widths, strict=True):
+    for (name, x), size, width in zip(arrays.items(), _SIZES, widths, strict=True):
         if x.ndim < 2 or x.shape[-1] != width:
             raise ValueError(
-                f"{name} must be (..., length, {size}) with {size} = {width}: {shown}"
+                f"{name} must be (..., length, {size}) with {size} = {width}: {_shown(arrays)}"
                 + (f"; one row is {name}[None]" * (x.shape == (width,)))
             )
     if arrays["key"].shape[-2] != arrays["value"].shape[-2]:
-        raise ValueError(f"one value row per key is needed (axis -2 of both): {shown}")
+        raise ValueError(f"one value row per key is needed (axis -2 of both): {_shown(arrays)}")
+    batch = arrays["query"].shape[:-2]
+    if arrays["key"].shape[:-2] == arrays["value"].shape[:-2] == batch:
+        return arrays, batch
     try:
         batch = np.broadcast_shapes(*(x.shape[:-2] for x in arrays.values()))
     except ValueError:
         raise ValueError(
-            f"batch dims do not broadcast: {shown}; all dims before the last two must be equal, 1 "
-            "or missing, and sequences come first (PyTorch: batch_first=True)"
+            f"batch dims do not broadcast: {_shown(arrays)}; all dims before the last two must be "
+            "equal, 1 or missing, and sequences come first (PyTorch: batch_first=True)"
         ) from None
     return arrays, batch
+
+
+def _shown(arrays: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
 
 
 def per_sequence(name: str, x: Any, batch: tuple[int, ...]) -> np.ndarray | None:
@@ -136,7 +144,7 @@ def linear(
     result = np.empty((*lead, n + _ROOM), matrix.dtype)[..., :n] if out is None else out
     # One table for the whole batch, so that the matrix is read once. Neither reshape copies: both
     # arrays are contiguous but for what is behind their rows.
-    flat = (int(np.prod(lead, dtype=np.int64)), n)
+    flat = (math.prod(lead), n)
     similarity(
         rows.reshape(flat[0], rows.shape[-1]),
         matrix,
@@ -232,3 +240,11 @@ def mean_of_heads(weights: np.ndarray) -> np.ndarray:
         total += weights[..., head, :, :]
     total /= heads
     return total
+
+
+def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round to a half what was computed in float32; what float16 cannot hold becomes inf."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)

@@ -235,103 +235,6 @@ def test_safe_from_many_threads():
     assert all(np.array_equal(result, module(x, causal=True)) for result in results)
 
 
-def test_arrays_one_by_one_are_the_same_module():
-    state = golden.state()
-    rows = np.split(state["in_proj_weight"], 3)
-    biases = np.split(state["in_proj_bias"], 3)
-    named = dict(zip(("query", "key", "value"), zip(rows, biases, strict=True), strict=True))
-    named["output"] = state["out_proj.weight"], state["out_proj.bias"]
-    arrays = {f"{name}_weight": pair[0] for name, pair in named.items()}
-    biased = arrays | {f"{name}_bias": pair[1] for name, pair in named.items()}
-    query, key, value, _ = inputs_of("plain")
-    made = MultiHeadAttention.from_arrays(2, **biased)
-    assert np.array_equal(made(query, key, value), module_of("plain")(query, key, value))
-    made = MultiHeadAttention.from_arrays(2, **arrays)
-    assert "in_proj_bias" not in made.state_dict()
-    some = MultiHeadAttention.from_arrays(2, **arrays, query_bias=biases[0])
-    assert np.array_equal(some.state_dict()["in_proj_bias"], [*biases[0], *np.zeros(16)])
-    state = golden.state(kdim=6, vdim=5, bias_kv=True)
-    made = MultiHeadAttention.from_arrays(
-        2,
-        query_weight=state["q_proj_weight"],
-        key_weight=state["k_proj_weight"],
-        value_weight=state["v_proj_weight"],
-        output_weight=state["out_proj.weight"],
-        added_key=state["bias_k"].ravel(),
-        added_value=state["bias_v"].ravel(),
-    )
-    assert (made.kdim, made.vdim, made.head_dim) == (6, 5, 4)
-    assert np.array_equal(made.state_dict()["bias_v"], state["bias_v"])
-
-
-def test_weights_are_copies():
-    state = golden.state()
-    module = MultiHeadAttention.from_state_dict(state, 2)
-    x = inputs_of("plain")[0]
-    before = module(x)
-    for array in state.values():
-        array[:] = 0
-    assert np.array_equal(module(x), before)
-    assert not any(array.flags.writeable for array in module.state_dict().values())
-
-
-def test_random_weights_have_pytorchs_shapes_and_ranges():
-    module = MultiHeadAttention(64, 4, add_bias_kv=True, seed=3)
-    state = module.state_dict()
-    assert np.array_equal(
-        state["in_proj_weight"],
-        MultiHeadAttention(64, 4, add_bias_kv=True, seed=3).state_dict()["in_proj_weight"],
-    )
-    bound = (6 / (4 * 64)) ** 0.5
-    assert 0.95 * bound < state["in_proj_weight"].max() <= bound
-    assert 0.9 / 8 < state["out_proj.weight"].max() <= 1 / 8
-    assert not state["in_proj_bias"].any()
-    assert repr(module) == "<MultiHeadAttention 64, 4 heads of 16, float32>"
-    wide = MultiHeadAttention(8, 2, kdim=6, dtype="float64")
-    assert repr(wide) == "<MultiHeadAttention 8, 2 heads of 4, kdim=6, vdim=8, float64>"
-
-
-def test_safetensors_reads_one_module_of_a_file(tmp_path):
-    numpy = pytest.importorskip("safetensors.numpy")
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    state = {key: x.astype(ml_dtypes.bfloat16) for key, x in golden.state().items()}
-    path = tmp_path / "model.safetensors"
-    file = {f"layer.0.{name}": x for name, x in state.items()} | {"layer.1.x": np.ones(3)}
-    numpy.save_file(file, path)
-    module = MultiHeadAttention.from_safetensors(path, 2, prefix="layer.0.")
-    assert all(np.array_equal(module.state_dict()[name], x) for name, x in state.items())
-    with pytest.raises(ValueError, match=r"prefix 'encoder'; there are 'layer\.0"):
-        MultiHeadAttention.from_safetensors(path, 2, prefix="encoder")
-
-
-def changed(**entries):
-    state = golden.state() | entries
-    return {name: x for name, x in state.items() if x is not None}
-
-
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        (changed(in_proj_bias=None), "'in_proj_bias' of shape (24,) is missing"),
-        (changed(in_proj_weight=None), "'in_proj_weight' of shape (24, 8) is missing"),
-        (changed(in_proj_weight=np.ones((24, 7))), "has shape (24, 7), expected (24, 8)"),
-        (changed(bias_k=np.ones((1, 1, 8))), "'bias_v' of shape (1, 1, 8) is missing"),
-        (changed(bias_x=np.ones(8)), "'bias_x' of shape (8,) is no parameter"),
-        (changed(q_proj_weight=np.ones((8, 8))), "'q_proj_weight' of shape (8, 8) is one too many"),
-        (
-            changed(**{"out_proj.weight": None}),
-            "'out_proj.weight' of shape (embed_dim, embed_dim) is needed, found none",
-        ),
-        (changed(**{"out_proj.weight": np.ones((8, 6))}), "has shape (8, 6), expected (8, 8)"),
-        ({}, "there are nothing"),
-    ],
-)
-def test_a_state_that_does_not_fit_is_named(state, words):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words are compared below
-        MultiHeadAttention.from_state_dict(state, 2)
-    assert words in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -349,11 +252,11 @@ def test_a_state_that_does_not_fit_is_named(state, words):
         (lambda m: m(np.ones((3, 8)), out=np.ones((2, 8))), ValueError, "out has shape (2, 8)"),
         (lambda m: m(np.ones((3, 8)), np.ones((4, 8)), causal=True), ValueError, "bottom_right"),
         (lambda m: m(np.ones((3, 8)) * 1j), TypeError, "complex"),
+        (lambda m: m(np.ones((3, 8)), average_weights=True), ValueError, "return_weights=True too"),
         (lambda m: MultiHeadAttention(8, 3), ValueError, "num_heads = 3"),
         (lambda m: MultiHeadAttention(8, 2.0), TypeError, "num_heads must be an integer"),
         (lambda m: MultiHeadAttention(0, 1), ValueError, "embed_dim must be a positive integer"),
         (lambda m: MultiHeadAttention(8, 2, dtype=int), ValueError, "not int64"),
-        (lambda m: MultiHeadAttention.from_state_dict([], 2), TypeError, "module.state_dict()"),
     ],
 )
 def test_calls_that_cannot_work_say_why(call, error, words):

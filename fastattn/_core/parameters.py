@@ -1,12 +1,12 @@
 """The weights of a multi-head attention: PyTorch's names, their shapes, and where they come from.
 
-No file of weights is ever needed in whole, and PyTorch is never imported: its tensors are known by
-the methods they have.
+Names are judged before anything is read, so that a whole model's file or state costs nothing, and
+PyTorch is never imported: its tensors are known by the methods they have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,20 +99,11 @@ def checked(state: Mapping[str, Any], prefix: str = "") -> tuple[Sizes, Paramete
             f"a state dict maps names to arrays, not {type(state).__qualname__}: pass "
             "module.state_dict()"
         )
-    found = {
-        name.removeprefix(prefix): _array(repr(name), x)
-        for name, x in state.items()
-        if name.startswith(prefix)
-    }
-    if not found:
-        raise ValueError(f"no name begins with prefix {prefix!r}: there are {_listed(state)}")
-    for name in found:
-        if name not in NAMES:
-            raise ValueError(
-                f"{prefix + name!r} of shape {found[name].shape} is no parameter of multi-head "
-                f"attention, which has {', '.join(NAMES)}: leave it out, or set prefix= to what "
-                "the names of one module begin with"
-            )
+    for key in state:
+        if not isinstance(key, str):
+            raise TypeError(f"a state dict maps names to arrays, and {key!r} is no name")
+    names = _wanted(state, prefix, lambda name: tuple(getattr(state[name], "shape", ())))
+    found = {name: _array(repr(prefix + name), state[prefix + name]) for name in names}
     sizes = Sizes.of(found)
     shapes = sizes.shapes()
     told = f"embed_dim = {sizes.embed_dim}, by {prefix + OUTPUT!r} of shape {found[OUTPUT].shape}"
@@ -133,6 +124,31 @@ def checked(state: Mapping[str, Any], prefix: str = "") -> tuple[Sizes, Paramete
                 f"{prefix + JOINT!r} of shape {found[JOINT].shape}: leave one of them out"
             )
     return sizes, {name: found[name] for name in shapes}
+
+
+def _wanted(
+    names: Collection[str], prefix: str, shape_of: Callable[[str], tuple[int, ...]]
+) -> list[str]:
+    """Return the names of one module without their prefix, or say which does not belong there."""
+    wanted = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    modules = [repr(name.removesuffix(OUTPUT)) for name in names if name.endswith(OUTPUT)]
+    if not wanted:
+        raise ValueError(
+            f"no name begins with prefix {prefix!r}; there are {_listed(names)}{_told(modules)}"
+        )
+    for name in wanted:
+        if name not in NAMES:
+            raise ValueError(
+                f"{prefix + name!r} of shape {shape_of(prefix + name)} is no parameter of "
+                f"multi-head attention, which has {', '.join(NAMES)}: leave it out, or set prefix= "
+                f"to what the names of one module begin with{_told(modules)}"
+            )
+    return wanted
+
+
+def _told(modules: list[str]) -> str:
+    more = f" and {len(modules) - 6} more" if len(modules) > 6 else ""
+    return f"; prefixes of modules here: {', '.join(modules[:6])}{more}" if modules else ""
 
 
 def _array(name: str, x: Any) -> np.ndarray:
@@ -160,45 +176,70 @@ def _bfloat16() -> Any:
 
 
 def from_arrays(
-    projections: Sequence[Any], output: Any, biases: Sequence[Any], added: Sequence[Any]
+    projections: Mapping[str, Any], output: Any, biases: Mapping[str, Any], added: Mapping[str, Any]
 ) -> Parameters:
-    """Give arrays the names and arrangement of PyTorch; `checked` will tell if they fit."""
+    """Check arrays, which come by their names, and give them the arrangement of PyTorch."""
     last = as_array("output_weight", output)
-    names = ("query_weight", "key_weight", "value_weight")
-    weights = [as_array(name, x) for name, x in zip(names, projections, strict=True)]
-    size = len(last) if last.ndim else 0
+    if last.ndim != 2 or last.shape[0] != last.shape[1]:
+        raise ValueError(f"output_weight must be (embed_dim, embed_dim), found {last.shape}")
+    size = len(last)
+
+    def fitting(name: str, x: Any, shape: tuple[int | str, ...]) -> np.ndarray:
+        array = as_array(name, x)  # a size with a name is free
+        if array.ndim != len(shape) or any(
+            n not in (found, "kdim", "vdim") for n, found in zip(shape, array.shape, strict=True)
+        ):
+            raise ValueError(
+                f"{name} has shape {array.shape}, expected {shape} (embed_dim = {size}, by "
+                f"output_weight of shape {last.shape})"
+            )
+        return array
+
+    widths: tuple[int | str, ...] = (size, "kdim", "vdim")
+    weights = [
+        fitting(name, x, (size, width))
+        for (name, x), width in zip(projections.items(), widths, strict=True)
+    ]
     state = {OUTPUT: last}
     if all(weight.shape == (size, size) for weight in weights):
         state[JOINT] = np.concatenate(weights)
     else:
         state |= zip(SEPARATE, weights, strict=True)
-    if any(bias is not None for bias in biases):
+    if any(bias is not None for bias in biases.values()):
         given = [
-            np.zeros(size, last.dtype) if bias is None else as_array("bias", bias).reshape(-1)
-            for bias in biases
+            np.zeros(size, last.dtype) if bias is None else fitting(name, bias, (size,))
+            for name, bias in biases.items()
         ]
         state |= zip(BIASES, (np.concatenate(given[:3]), given[3]), strict=True)
-    for name, x in zip(ADDED, added, strict=True):
+    for place, (name, x) in zip(ADDED, added.items(), strict=True):
         if x is not None:
-            state[name] = as_array(name, x).reshape(1, 1, -1)
+            state[place] = fitting(name, x, (size,)).reshape(1, 1, size)
+        elif any(other is not None for other in added.values()):
+            raise ValueError(f"{name} of shape ({size},) is missing: added keys have values")
     return state
 
 
 def from_file(path: Any, prefix: str) -> Parameters:
     """Read what begins with `prefix` from a safetensors file, and nothing else of it."""
     try:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError(
             "safetensors, the package, is not installed: pip install 'fastattn[safetensors]'"
         ) from error
-    with safe_open(path, framework="numpy") as file:
-        names = list(file.keys())
-        wanted = [name for name in names if name.startswith(prefix)]
-        if not wanted:
-            raise ValueError(
-                f"{path}: no name begins with prefix {prefix!r}; there are {_listed(names)}"
-            )
+    try:
+        opened = safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or not whole: {error}") from error
+    with opened as file:
+
+        def shape_of(name: str) -> tuple[int, ...]:
+            return tuple(file.get_slice(name).get_shape())
+
+        try:
+            wanted = [prefix + name for name in _wanted(file.keys(), prefix, shape_of)]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         halves = any(file.get_slice(name).get_dtype() == "BF16" for name in wanted)
         # Once imported, NumPy knows the type by its name, which is how the reader asks for it.
         if halves and _bfloat16() is None:
