@@ -1,5 +1,12 @@
 """``fastattn plot``: a picture that is whole or not there; errors that name file and finding."""
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import children
 import numpy as np
 import pytest
 
@@ -113,13 +120,50 @@ def test_a_disk_that_is_full_leaves_the_old_picture(folder, monkeypatch, capsys)
     assert (folder / "there.png").read_text() == "mine"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_file_is_whole_or_not_there(overwrite, nameless, folder, monkeypatch):
+    """Also where the file system knows no files without a name."""
+    if not nameless:
+        monkeypatch.delattr(writers.os, "O_TMPFILE")
+    before = sorted(folder.iterdir())
+    path = folder / ("there.png" if overwrite else "new.png")
+    writers.write_whole(str(path), b"whole" * 1000, overwrite)
+    assert path.read_bytes() == b"whole" * 1000
+    assert sorted(folder.iterdir()) == sorted({*before, path})
+    assert path.stat().st_mode == (folder / "words.txt").stat().st_mode
+
+
+def test_a_killed_program_leaves_no_half_picture(folder):
+    code = """
+        import os, signal, sys
+        from fastattn.batch import writers
+        writers.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        writers.write_whole(sys.argv[1], b"half", overwrite=True)
+    """
+    descriptor, nameless = writers._open_for_whole(f"{folder}/probe")
+    os.close(descriptor)
+    if not nameless:
+        pytest.skip("this file system knows no files without a name")
+    before = sorted(folder.iterdir())
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(folder / "there.png")],
+        env=children.environment(),
+        timeout=60,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(folder.iterdir()) == before
+    assert (folder / "there.png").read_text() == "mine"
+
+
 def test_a_picture_that_appears_meanwhile_is_kept(folder, monkeypatch, capsys):
     picture = folder / "o.png"
     link = writers.os.link
 
-    def late(*paths):
+    def late(*paths, **options):
         picture.write_text("theirs")
-        link(*paths)
+        link(*paths, **options)
 
     monkeypatch.setattr(writers.os, "link", late)
     assert main(["plot", f"{folder}/flat.npy", str(picture)]) == 2

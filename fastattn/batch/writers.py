@@ -1,5 +1,6 @@
 """The output of a job: a preallocated file under a temporary name, which gets its own name last."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -57,6 +58,54 @@ def write_all(descriptor: int, data: Any, offset: int) -> None:
     while len(view):
         done = os.pwrite(descriptor, view, offset)
         view, offset = view[done:], offset + done
+
+
+def write_whole(path: str, data: Any, overwrite: bool) -> None:
+    """Write a file that has a name only when it is on the disk: a killed program leaves no part.
+
+    Where the file system knows no files without a name, it has another one until then.
+    """
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        with named(temporary, "be written"):
+            descriptor, nameless = _open_for_whole(temporary)
+            try:
+                write_all(descriptor, data, 0)
+                os.fsync(descriptor)
+                if nameless:
+                    _give_name(descriptor, temporary)
+            finally:
+                os.close(descriptor)
+        with named(path, "take the finished file"):
+            if not overwrite:
+                # Fails where a file of that name has appeared in the meantime, and on a file system
+                # without hard links, where a moment's race is left.
+                with contextlib.suppress(OSError):
+                    os.link(temporary, path)
+                    return
+                refuse_existing(path, overwrite)
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _open_for_whole(temporary: str) -> tuple[int, bool]:
+    """Open a file without a name in the folder of `temporary`, or one of that name."""
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    if os.path.isdir("/proc/self/fd"):  # through which it gets its name
+        with contextlib.suppress(OSError, AttributeError):
+            return os.open(os.path.dirname(temporary), flags | os.O_TMPFILE, 0o666), True
+    return os.open(temporary, flags | os.O_CREAT | os.O_TRUNC, 0o666), False
+
+
+def _give_name(descriptor: int, path: str) -> None:
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # With a folder's descriptor Python calls linkat, which alone follows the link in /proc.
+        os.link(f"/proc/self/fd/{descriptor}", os.path.basename(path), dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 class PartialFile:

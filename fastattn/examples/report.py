@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastattn.batch import JobError, UsageError
+from fastattn.batch import JobError
 from fastattn.batch.errors import named
+from fastattn.batch.writers import final_path, refuse_existing, sync_folder, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +47,7 @@ class Report:
         return "\n".join(f"{label:<11} {text}" for label, text in self.lines().items())
 
     def save(self, folder: str, *, overwrite: bool = False) -> list[str]:
-        """Write the pictures into a folder as PNG.
+        """Write the pictures into a folder as PNG; each appears when it is whole.
 
         Parameters
         ----------
@@ -68,14 +70,16 @@ class Report:
         with named(folder, "be created"):
             os.makedirs(folder, exist_ok=True)
         figures = self.figures()
-        paths = {os.path.join(folder, f"{name}.png"): figure for name, figure in figures.items()}
-        for path in paths:
-            if os.path.lexists(path) and not overwrite:
-                raise UsageError(f"{path}: is there already; give --overwrite to replace it")
-        for path, figure in paths.items():
-            with named(path, "be written"):
-                figure.savefig(path, dpi=110)
-        return list(paths)
+        paths = [os.path.join(folder, f"{name}.png") for name in figures]
+        targets = [final_path(path) for path in paths]
+        for target in targets:
+            refuse_existing(target, overwrite)
+        for target, figure in zip(targets, figures.values(), strict=True):
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=110)
+            write_whole(target, picture.getbuffer(), overwrite)
+            sync_folder(target)
+        return paths
 
 
 def needed(module: str, why: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastattn.batch.errors import JobError, UsageError, named
 from fastattn.batch.readers import NpyFile
-from fastattn.batch.writers import final_path, refuse_existing, sync_folder, write_all
+from fastattn.batch.writers import final_path, refuse_existing, sync_folder, write_whole
 from fastattn.plot.attention import AttentionDisplay
 from fastattn.plot.figures import MOST_PANELS, require_matplotlib
 
@@ -97,7 +97,7 @@ def plot_file(
         raise UsageError(f"{name}: {error}") from error
     buffer = io.BytesIO()
     display.figure_.savefig(buffer, format=suffix[1:], dpi=dpi)
-    _write_whole(path, buffer.getbuffer(), overwrite)
+    write_whole(path, buffer.getbuffer(), overwrite)
     sync_folder(path)
     return display
 
@@ -188,30 +188,3 @@ def _read_labels(labels: str | None) -> list[str] | None:
             raise JobError(
                 f"labels file {labels}: expected lines of text in UTF-8, found {error}"
             ) from error
-
-
-def _write_whole(path: str, data: memoryview, overwrite: bool) -> None:
-    """Write a file under another name, which it leaves when it is on the disk."""
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        with named(temporary, "be written"):
-            descriptor = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
-            )
-            try:
-                write_all(descriptor, data, 0)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        with named(path, "take the finished picture"):
-            if not overwrite:
-                # Fails where a file of that name has appeared in the meantime, and on a file system
-                # without hard links, where a moment's race is left.
-                with contextlib.suppress(OSError):
-                    os.link(temporary, path)
-                    return
-                refuse_existing(path, overwrite)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
