@@ -126,6 +126,28 @@ def test_what_is_not_finite_is_marked_and_spoils_no_scale():
     assert len(display.text_[0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("limits", "extend"),
+    [
+        ({}, "neither"),
+        ({"vmax": 0.5}, "max"),
+        ({"vmin": 0.2}, "min"),
+        ({"vmin": 0.2, "vmax": 0.5}, "both"),
+    ],
+)
+def test_the_colour_bar_shows_that_cells_lie_beyond_it(limits, extend):
+    display = AttentionDisplay.from_weights([[0.1, 0.3, 0.6]], **limits)
+    assert display.colorbar_.extend == extend
+
+
+def test_numbers_of_a_flat_colour_bar_stand_apart():
+    display = AttentionDisplay.from_weights(soft(3, 1500, 2500))
+    display.figure_.canvas.draw()
+    boxes = [tick.get_window_extent() for tick in display.colorbar_.ax.get_xticklabels()]
+    assert len(boxes) >= 3
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
 def test_labels_are_thinned_where_they_do_not_fit():
     names = [f"item number {n}" for n in range(200)]
     display = AttentionDisplay.from_weights(soft(100, 200), key_labels=names)
@@ -173,8 +195,10 @@ def test_given_axes_are_drawn_on_and_pyplot_is_left_alone():
     assert list(display.axes_) == list(axes)
     assert display.figure_ is figure
     assert display._repr_png_() is None
-    assert axes[1].get_legend() is not None
     figure.canvas.draw()
+    title, legend = axes[1]._left_title, axes[1].get_legend()
+    assert title.get_text() == "head 1"
+    assert not title.get_window_extent().overlaps(legend.get_window_extent())
     with pytest.raises(ValueError, match=r"3 heads are to be drawn, and ax holds 2"):
         AttentionDisplay.from_weights(soft(3, 3, 3), ax=axes)
 
@@ -261,6 +285,8 @@ def test_many_receivers_are_drawn_in_blocks():
     assert widths == allocation.reshape(100, 10).mean(axis=1).tolist()
     assert "1000 receivers, each bar the mean of 10" in display.axes_[0].get_title()
     assert len(display.axes_[0].get_yticklabels()) < 100
+    assert display.axes_[0].get_ylabel() == "every 2nd bar labelled"
+    assert display.axes_[0].get_title().endswith("499500 spent")
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 2), (1,), (3, 1)])

@@ -231,7 +231,9 @@ def number(amount: float, whole: bool = False) -> str:
     """Return an amount in few characters."""
     if (whole and amount == int(amount)) or amount == 0:
         return f"{int(amount)}" if amount < 1e7 else f"{amount:.4g}"
-    return f"{amount:.4g}" if amount < 1e5 else f"{amount:.3g}"
+    if 1e4 <= amount < 1e7:
+        return f"{amount:.0f}"
+    return f"{amount:.4g}"
 
 
 def _name_axes(
@@ -262,7 +264,7 @@ def _name_axes(
         if last:
             ax.set_xlabel(style.xlabel, fontsize=FONT + 1)
         if step > 1 and first:
-            ax.set_ylabel(f"every {labels.ordinal(step)} receiver labelled", fontsize=FONT)
+            ax.set_ylabel(f"every {labels.ordinal(step)} bar labelled", fontsize=FONT)
         ax.grid(axis="x", color="#e5e5e5", linewidth=0.5, zorder=0)
         ax.set_axisbelow(True)
         ax.spines[["top", "right", "left"]].set_visible(False)

@@ -31,6 +31,7 @@ _WIDTHS = {1: 4.6, 2: 2.9, 3: 2.0, 4: 1.55, 6: 1.05, 8: 0.8}  # inches of a head
 _TALLEST = 8.0  # inches of all heads
 _SLIMMEST = 6.0  # beyond this ratio of the sides, cells are no longer square
 _CELL = 0.7  # inches at most
+_NARROW = 2.5  # inches that hold no title beside a legend
 
 
 class Style(NamedTuple):
@@ -83,7 +84,8 @@ def draw(display: AttentionDisplay, ax: Any, style: Style) -> None:
     _name_axes(display, axes, layout, own=ax is None)
     _name_heads(display, axes, style, own=ax is None)
     if style.colorbar:
-        display.colorbar_ = _colour_bar(figure, images[0], axes, layout)
+        extend = _beyond(blocks, limits)
+        display.colorbar_ = _colour_bar(figure, images[0], axes, layout, extend)
     _explain(figure, axes, blocks, own=ax is None)
 
 
@@ -270,11 +272,27 @@ def _name_heads(display: AttentionDisplay, axes: np.ndarray, style: Style, own: 
                 index = index[1:]
             name = f"head {index[0] if len(index) == 1 else index}"
         title = "\n".join(line for line in (above, name) if line)
-        ax.set_title(title, fontsize=FONT + 1, pad=3, parse_math=False)
+        # In narrow axes of the caller's the legend would run into it.
+        aside = not own and figures.inches(ax)[0] < _NARROW and bool(display.hidden.any())
+        ax.set_title(
+            title, loc="left" if aside else "center", fontsize=FONT + 1, pad=3, parse_math=False
+        )
 
 
-def _colour_bar(figure: Figure, image: AxesImage, axes: np.ndarray, layout: Layout) -> Colorbar:
+def _beyond(blocks: list[Blocks], limits: tuple[float, float]) -> str:
+    """Say at which ends of the colour scale cells lie beyond it, in Matplotlib's words."""
+    shown = np.concatenate([block.means[~block.hidden] for block in blocks])
+    shown = shown[np.isfinite(shown)]
+    below, above = (shown < limits[0]).any(), (shown > limits[1]).any()
+    return ("both" if above else "min") if below else "max" if above else "neither"
+
+
+def _colour_bar(
+    figure: Figure, image: AxesImage, axes: np.ndarray, layout: Layout, extend: str
+) -> Colorbar:
     """Draw the one bar for all heads: beside them, or below where they are flat."""
+    from matplotlib.ticker import MaxNLocator
+
     flat = layout.rows * layout.height < 1.3
     bar = figure.colorbar(
         image,
@@ -284,6 +302,9 @@ def _colour_bar(figure: Figure, image: AxesImage, axes: np.ndarray, layout: Layo
         aspect=40 if flat else 25,
         shrink=0.6 if flat else 1.0,
         pad=0.02,
+        extend=extend,
+        # Numbers lie along a flat bar, and small weights are long ones.
+        ticks=MaxNLocator(4, steps=[1, 2, 5, 10]) if flat else None,
     )
     bar.set_label("weight", fontsize=FONT + 1)
     bar.ax.tick_params(labelsize=FONT, length=2)
