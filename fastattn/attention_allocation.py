@@ -25,11 +25,11 @@ class AllocationResult:
 
     Attributes
     ----------
-    weights : ndarray or DataFrame, (..., L, S)
+    weights : ndarray, DataFrame or Series, (..., L, S)
         Attention weights: each row adds up to 1.
-    allocation : ndarray or DataFrame, (..., L, S)
+    allocation : ndarray, DataFrame or Series, (..., L, S)
         What each key receives of each query's budget.
-    output : ndarray, DataFrame or None, (..., L, Ev)
+    output : ndarray, DataFrame, Series or None, (..., L, Ev)
         Values weighed with the allocation and added up; None where there were no values.
     unspent : ndarray, Series or None, (..., L)
         What caps left of each budget, with ``on_unspent="keep"``; otherwise None.
@@ -82,7 +82,7 @@ def attention_allocation(
 
     Parameters
     ----------
-    query : array_like or DataFrame, (..., L, E) or (E,)
+    query : array_like, DataFrame or Series, (..., L, E) or (E,)
         The present needs; a 1-D array is one query, and the result loses its L axis.
     key : array_like or DataFrame, (..., S, E)
         What may receive a share. Batch dims broadcast.
@@ -110,7 +110,7 @@ def attention_allocation(
     ------
     ValueError
         Where `attention` or `allocate` would; also if labels of pandas objects that must be the
-        same are not.
+        same are not, or a query has NaN for weights.
     TypeError
         Where `attention` or `allocate` would.
 
@@ -119,6 +119,11 @@ def attention_allocation(
     The weights are an L × S array in memory, and so is the allocation. What a hidden key or value
     holds, NaN included, reaches no result. Labels are compared, never sorted. Bits depend on each
     row alone, as those of `attention` do.
+
+    Softmax makes a visible key's weight 0 where its score is some 100 below the largest in float32,
+    some 740 in float64. It then gets its lower bound alone, even if the caps of the others leave
+    something: take a smaller `scale`, or float64. Weights in proportion to the similarity itself
+    need no softmax: ``allocate(numpy.maximum(similarity(query, key), 0), budget)``.
 
     References
     ----------
@@ -155,6 +160,7 @@ def attention_allocation(
     array([3, 3, 4])
     """
     labels = _Labels(query, key, value, budget, lower, upper, mask)
+    value = None if value is None else _values(value)
     engine: dict[str, Any] = {"backend": backend, "threads": threads}
     query, key = as_array("query", query), as_array("key", key)
     if query.ndim and key.ndim > 1 and query.shape[-1] != key.shape[-1]:
@@ -178,11 +184,12 @@ def attention_allocation(
     scoring: dict[str, Any] = {"similarity": similarity, "scale": scale}
     _, weights = attention(query, key, nothing, return_weights=True, **scoring, **hiding, **engine)
     where = _visible(query, key, hiding, engine) if hiding else None
+    _check_weights(weights, key)
     handed = allocate(
         weights,
-        np.asarray(budget),
-        lower=np.asarray(lower),
-        upper=None if upper is None else np.asarray(upper),
+        budget,
+        lower=lower,
+        upper=upper,
         unit=unit,
         where=where,
         method=method,
@@ -190,9 +197,7 @@ def attention_allocation(
         **engine,
     )
     allocation, unspent = handed if on_unspent == "keep" else (handed, None)
-    output = None
-    if value is not None:
-        output = _fused(allocation, as_array("value", value), where, engine)
+    output = None if value is None else _fused(allocation, value, where, engine)
     return labels.put_on(AllocationResult(weights, allocation, output, unspent))
 
 
@@ -209,21 +214,50 @@ def _visible(
     return seen
 
 
+def _values(value: Any) -> np.ndarray:
+    array = as_array("value", value)
+    if array.ndim < 2:
+        raise ValueError(
+            f"value has shape {array.shape}; (..., S, Ev) is needed: one number per key is "
+            "value[:, None], or value.to_frame() of a pandas Series"
+        )
+    return array
+
+
+def _check_weights(weights: np.ndarray, key: np.ndarray) -> None:
+    """Raise where a score was NaN or +inf, which makes all weights of its query NaN."""
+    wrong = np.isnan(weights)
+    if not wrong.any():
+        return
+    *row, _ = map(int, np.argwhere(wrong)[0])
+    strange = np.argwhere(~np.isfinite(np.asarray(key, np.float64)).all(axis=-1))
+    whose = f"key {', '.join(map(str, strange[0].tolist()))}" if len(strange) else "the query"
+    raise ValueError(
+        f"the weights of query {', '.join(map(str, row)) or '0'} are nan, since a score is nan or "
+        f"inf: look at {whose}; mask= hides keys, and budget 0 goes with a query that sees none"
+    )
+
+
 def _fused(
     amounts: np.ndarray, value: np.ndarray, seen: np.ndarray | None, engine: dict[str, Any]
 ) -> np.ndarray:
     """Add values up by amount; what a hidden value holds, NaN included, has no part in it."""
-    if seen is None or value.dtype.kind in "biu" or np.isfinite(value).all():
+    strange = ~np.isfinite(value)
+    if seen is None or not strange.any():
         return fuse(amounts, value, **engine)
-    rows, seen = np.atleast_2d(amounts), np.atleast_2d(seen)
-    with np.errstate(invalid="ignore"):  # 0 * inf, which is then not chosen
-        sums = [
-            np.where(seen[..., i, :, None], rows[..., i, :, None] * value, 0.0).sum(axis=-2)
-            for i in range(rows.shape[-2])
-        ]
-    # No query at all: no sum to tell the shape.
-    stacked = np.stack(sums, axis=-2) if sums else fuse(amounts, value, **engine)
-    return stacked[..., 0, :] if amounts.ndim == 1 else stacked
+    plain = value.copy()
+    plain[strange] = 0
+    total = fuse(amounts, plain, **engine)
+    # NaN and inf go to the sums of those who see them; to the others 0 is added.
+    keys = np.flatnonzero(strange.any(axis=(*range(value.ndim - 2), -1)))
+    value, strange = value[..., keys, :], strange[..., keys, :]
+    rows, seen = (np.atleast_2d(x)[..., keys] for x in (amounts, seen))
+    sums = total if amounts.ndim > 1 else total[None]
+    with np.errstate(invalid="ignore"):  # 0 * inf
+        for i in range(rows.shape[-2]):
+            mine = seen[..., i, :, None] & strange
+            sums[..., i, :] += np.where(mine, rows[..., i, :, None] * value, 0).sum(axis=-2)
+    return total
 
 
 def _is_pandas(x: Any) -> bool:
@@ -287,6 +321,6 @@ def _same(name: str, labels: Any, other: str, expected: Any) -> None:
     if labels is None or expected is None or labels.equals(expected):
         return
     raise ValueError(
-        f"{name}, {list(labels)[:8]}, are not {other}, {list(expected)[:8]}: bring them into one "
-        "order with .reindex, or pass .to_numpy() if they mean the same"
+        f"{name} and {other} differ: {list(labels)[:8]} and {list(expected)[:8]}; bring them into "
+        "one order with .reindex, or pass .to_numpy() if they mean the same"
     )

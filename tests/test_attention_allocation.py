@@ -90,14 +90,47 @@ def test_hidden_keys_and_values_leak_nothing(seed):
     key[4:], value[4:] = np.nan, np.inf
     result = fastattn.attention_allocation(query, key, value, **options)
     assert np.array_equal(result.allocation, expected.allocation)
-    np.testing.assert_allclose(result.output, expected.output, rtol=1e-13)
+    assert np.array_equal(result.output, expected.output)
     one = fastattn.attention_allocation(query[0], key, value, key_lengths=4, similarity="dot")
     assert np.isfinite(one.output).all()
     value[3, 1] = np.nan  # seen by the second query alone
     seen = fastattn.attention_allocation(query, key, value, **options)
     assert np.isnan(seen.output).tolist() == [[False] * 3, [False, True, False]]
+    value[4] = np.inf  # and this by nobody
+    batch = fastattn.attention_allocation(
+        *(np.stack([x, x]) for x in (query, key, value)), **options
+    )
+    for output in (seen.output, *batch.output):
+        assert np.array_equal(np.delete(output, 1, axis=1), np.delete(expected.output, 1, axis=1))
+        assert np.array_equal(output[:, 1], [expected.output[0, 1], np.nan], equal_nan=True)
     none = fastattn.attention_allocation(query[:0], key, value, key_lengths=4, similarity="dot")
     assert none.output.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        (ValueError, {"key": [[1, 2], [np.nan, 1]]}, "query 0 are nan.*look at key 1"),
+        (ValueError, {"query": [[1, 1], [np.inf, 1]]}, "query 1 are nan.*look at the query"),
+        (ValueError, {"value": [1.0, 2.0]}, r"shape \(2,\).*value\[:, None\].*to_frame"),
+        (ValueError, {"budget": [1, 2, 3]}, r"budget of shape \(3,\)"),
+        (TypeError, {"budget": np.ma.masked_array([1.0, 2.0])}, "budget is a masked array"),
+        (TypeError, {"upper": np.ma.masked_array([1.0, 2.0])}, "upper is a masked array"),
+        (ValueError, {"scale": 1e4, "budget": 4, "upper": 3}, "give weight to those of weight 0"),
+    ],
+)
+def test_what_cannot_work_is_said_in_words(backend, kind, change, words):
+    given = {"query": [[1, 0.1], [0.1, 1]], "key": [[1, 0.2], [0.2, 1]], **change}
+    with pytest.raises(kind, match=words):
+        fastattn.attention_allocation(**given)
+
+
+def test_proportional_weights_without_softmax(backend):
+    """The line that the docstring offers."""
+    shares = fastattn.allocate(
+        np.maximum(fastattn.similarity([[1, 0]], [[3, 4], [-1, 0], [1, 0]]), 0), 8
+    )
+    np.testing.assert_allclose(shares, [[3, 0, 5]])
 
 
 def test_rows_depend_on_themselves_alone(exact_backend, seed):
@@ -146,6 +179,9 @@ def test_labels_are_carried_to_the_result():
         given = {"query": query, "key": key, "value": value, "upper": upper, "budget": budget}
         with pytest.raises(ValueError, match=words):
             fastattn.attention_allocation(**{**given, **wrong})
+    nullable = {"budget": budget.astype("Int64"), "upper": upper.astype("Float64")}
+    again = fastattn.attention_allocation(query, key, value, **nullable)
+    assert again.allocation.equals(result.allocation)
 
 
 def test_pandas_is_not_imported():
