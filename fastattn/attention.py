@@ -148,7 +148,8 @@ def attention(
 
     Accuracy: at most 1.5 times the error of plain NumPy in the same dtype. float16 and bfloat16
     are computed in float32 and rounded once; what float16 cannot hold becomes inf. Values larger
-    than the largest float divided by S may overflow.
+    than the largest float divided by S may overflow, since sums of them are divided last: scale
+    them by a power of two, and the output back.
 
     The bits of a row depend on that row's query, the keys and values it sees, their positions and
     the options; not on the other rows, batch, threads, memory layout, the CPU (x86-64 with AVX2 and
