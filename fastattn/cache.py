@@ -102,6 +102,10 @@ class KVCache:
         self._table = PageTable(entries, self.heads, (self.head_dim, self.value_dim), self.dtype)
         self._stood_in: tuple[np.ndarray, np.ndarray] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out stand-ins, which a copy would write out in full."""
+        return {**self.__dict__, "_stood_in": None}
+
     def __repr__(self) -> str:
         return (
             f"<KVCache {self.batch_shape}, {self.heads} heads of {self.head_dim}, {self.dtype}, "

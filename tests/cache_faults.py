@@ -115,6 +115,12 @@ CACHE_FAULTS = {
         "",
         _CACHE + "any_history[numba-float32]",
     ),
+    "copies_attend_to_the_pages_of_the_first": (
+        "_core/pages.py",
+        '"_found": None, "_tails"',
+        '"_tails"',
+        "tests/test_cache_copies.py::test_copies_go_their_own_way -k 'numba and float32'",
+    ),
     # Steps of a decoder, planned once a page.
     "step_with_the_offsets_of_its_plan": (
         "_core/steps.py",

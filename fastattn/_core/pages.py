@@ -83,6 +83,10 @@ class PageTable:
         self._spare = 0
         self._tails: list[tuple[_Chunk, Any, np.ndarray]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out where pages are: those of a copy lie elsewhere."""
+        return {**self.__dict__, "_found": None, "_tails": None}
+
     @property
     def lengths(self) -> np.ndarray:
         return self._lengths
