@@ -151,6 +151,11 @@ def attention(
     than the largest float divided by S may overflow, since sums of them are divided last: scale
     them by a power of two, and the output back.
 
+    Where the CPU multiplies pairs of bfloat16 faster than float32 (AMD from Zen 4 on), queries,
+    keys and values of bfloat16 are multiplied as they are, weights are rounded to bfloat16 and
+    subnormal numbers count as 0; error and lse stay as good, bits are others.
+    ``FASTATTN_BFLOAT16_DOT=0`` in the environment widens everywhere.
+
     The bits of a row depend on that row's query, the keys and values it sees, their positions and
     the options; not on the other rows, batch, threads, memory layout, the CPU (x86-64 with AVX2 and
     FMA) or what else is returned.

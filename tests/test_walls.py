@@ -53,6 +53,7 @@ VECTORS = {
     "direct",
     "native",
     "storage",
+    "bfloat16",
 }  # write machine instructions
 
 

@@ -56,7 +56,7 @@ ATTENTION = Layout(
     entry_key entry_value entry_key_pages entry_value_pages entry_key_scales entry_value_scales
     entry_mask entry_query_ids entry_key_ids entry_alibi entry_offsets entry_lengths
     ragged sequences borders first_task query_splits key_splits offsets_step
-    metric shaped rescaled tiny
+    metric shaped rescaled
     state_output state_max state_sum state_exact resume suspend
     partial_output partial_max partial_sum
     scratch scratch_stride

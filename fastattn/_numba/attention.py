@@ -37,8 +37,17 @@ from .entries import enter_entry, enter_sequence, find_sequence, own_record
 from .finish import finish_row, finish_weights, write_output
 from .memory import load, load_scalar, native_code, store, store_scalar
 from .native import atomic_next, load_int64, store_int64
-from .pack import clear_row, normalise_query, scale_row
-from .places import place_values, stage_values, values_wait
+from .pack import clear_row, normalise_query
+from .paired import (
+    fuse_block,
+    narrow_query,
+    place_values,
+    scale_row,
+    score_block,
+    settle_sums,
+    stage_values,
+)
+from .places import values_wait
 from .record import (
     COSINE,
     EUCLIDEAN,
@@ -46,9 +55,9 @@ from .record import (
     QUERY,
     operand_offset,
     read_record,
+    read_record_of,
 )
-from .rows import any_nan_in_row, fold_row, fuse_block
-from .scores import score_block
+from .rows import any_nan_in_row, fold_row
 from .simd import cast, item_size, largest_finite, same_lanes, splat
 from .storage import widen_row
 
@@ -101,6 +110,7 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
                 store(target + place, scaled)
         if not exact:
             exact = prepare_query(tag, call, source, target)
+            narrow_query(tag, call, target, width)
         position = i + load_int64(call.entry_offsets + head * call.offsets_head, 0)
         length = load_int64(call.entry_lengths + head * call.lengths_head, 0)
         begin = min(max(0, position - call.left), call.keys)
@@ -173,6 +183,7 @@ def attend_block(
         if not any_nan_in_row(tag, result, rows * padded(call.value_features) * item):
             break
         repairing = True
+    settle_sums(tag, call, rows, result, scratch)
     settle_block(tag, call, entry_index, segment, first_row, block, rows, result, fresh, scratch)
 
 
@@ -267,13 +278,13 @@ def attend_task(tag, call, task, scratch):
 
 
 @device(inlined=True)
-def attend(tag, call_address, worker):
-    """Take bundles of consecutive tasks until none is left.
+def attend(tag, kind, call_address, worker):
+    """Take bundles of consecutive tasks until none is left; `kind` tells the kind of record.
 
     Neighbours on one worker read memory in order, which is what prefetching relies on.
     """
-    shared = read_record(call_address)
-    call = own_record(call_address, worker)
+    shared = read_record_of(kind, call_address)
+    call = own_record(kind, call_address, worker)
     scratch = shared.scratch + worker * shared.scratch_stride
     sequence = -1
     while True:
@@ -342,13 +353,19 @@ def fold(tag, call_address, worker):
 @entry
 def attend_float32(call_address, worker):
     """Fused attention in float32."""
-    attend(np.float32(0), call_address, worker)
+    attend(np.float32(0), np.float32(0), call_address, worker)
 
 
 @entry
 def attend_float64(call_address, worker):
     """Fused attention in float64."""
-    attend(np.float64(0), call_address, worker)
+    attend(np.float64(0), np.float64(0), call_address, worker)
+
+
+@entry
+def attend_pairs(call_address, worker):
+    """Fused attention in float32 of bfloat16 that is multiplied as it is, pair by pair."""
+    attend(np.float32(0), np.int32(0), call_address, worker)
 
 
 @entry

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
+from fastattn._engine.bfloat16 import takes_pairs
 from fastattn._engine.engine import Engine
 from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher
@@ -15,6 +16,7 @@ from . import allocation, attention, cache, compile, launch, repeat, shared
 from . import fuse as fusing
 from . import similarity as comparing
 from . import softmax as normalising
+from .emit import DOTS_PAIRS
 
 __all__ = [
     "about",
@@ -45,7 +47,7 @@ engine = Engine(
         name=name,
         attend={_FLOAT32: attention.attend_float32, _FLOAT64: attention.attend_float64},
         fold={_FLOAT32: attention.fold_float32, _FLOAT64: attention.fold_float64},
-        attend_pairs=None,
+        attend_pairs=attention.attend_pairs if takes_pairs(DOTS_PAIRS) else None,
         compare={_FLOAT32: comparing.compare_float32, _FLOAT64: comparing.compare_float64},
         fuse={_FLOAT32: fusing.fuse_float32, _FLOAT64: fusing.fuse_float64},
         normalise={
@@ -93,4 +95,5 @@ def warmup() -> None:
     tables = (kernels.attend, kernels.fold, kernels.normalise, kernels.compare, kernels.fuse)
     entries = [entry for table in tables for entry in table.values()]
     entries += [kernels.hand_out, kernels.share]
+    entries += [kernels.attend_pairs] if kernels.attend_pairs else []
     compile.warm([*entries, *launch.DRIVERS, *repeat.DRIVERS])

@@ -13,15 +13,9 @@ from .elementary import exp2_lowest
 from .emit import LANES
 from .memory import load, load_scalar, store, store_first, store_scalar
 from .native import load_int64
+from .paired import fuse_visible_row, normalise_row, zero_columns
 from .record import NO_MASK
-from .rows import (
-    any_nan_in_row,
-    fold_row,
-    fuse_visible_row,
-    normalise_row,
-    row_maximum,
-    zero_columns,
-)
+from .rows import any_nan_in_row, fold_row, row_maximum
 from .scores import bias_row, documents_row, mask_row, reveal_row, shape_row
 from .simd import cast, item_size
 
@@ -143,12 +137,12 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
         row_max = load_scalar(tag, state)
         row_sum = cast(tag, 0.0)
         if row_max == -np.inf:
-            zero_columns(tag, row, low, high_padded)
+            zero_columns(tag, call, row, low, high_padded)
         else:
             own, own_lowest = factor, lowest
             if not exact:
                 own, own_lowest = other, other_lowest
-            row_sum = normalise_row(tag, row, low, high_padded, row_max, own, own_lowest)
+            row_sum = normalise_row(tag, call, row, low, high_padded, row_max, own, own_lowest)
         store_scalar(state + 8, row_sum)
 
 
@@ -164,6 +158,7 @@ def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, 
             exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
             fuse_visible_row(
                 tag,
+                call,
                 scratch + call.at_scores + r * SCORE_STRIDE * item,
                 low,
                 high,

@@ -28,6 +28,14 @@ except (ImportError, AttributeError):  # a class of Numba's that it builds on is
 # division free of a zero test (and of a raise, which would leak every array a kernel holds).
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy", "fastmath": False}
 
+DEVICE_OPTIONS = {
+    **OPTIONS,
+    # Nobody calls these from Python or C, so no wrapper is compiled: a tenth of the time.
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": DeviceCompiler,
+}
+
 _ENTRY_SIGNATURE = sigutils.normalize_signature("void(int64, int64)")
 
 # Numba compiles in one thread at a time anyway. A fork waits for it: the child of a process that
@@ -61,14 +69,7 @@ def device(function: Callable | None = None, *, inlined: bool = False) -> Any:
     """
     if function is None:
         return lambda decorated: device(decorated, inlined=inlined)
-    return numba.njit(
-        **OPTIONS,
-        # Nobody calls these from Python or C, so no wrapper is compiled: a tenth of the time.
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-        inline="always" if inlined else "never",
-        pipeline_class=DeviceCompiler,
-    )(function)
+    return numba.njit(**DEVICE_OPTIONS, inline="always" if inlined else "never")(function)
 
 
 class Compiled:

@@ -15,6 +15,7 @@ from .emit import (
     I32,
     I64,
     LANES,
+    dot_ir,
     fma_ir,
     load_ir,
     outlined,
@@ -37,6 +38,9 @@ STEP_BYTES = 16
 _STEP_LINES = 2 * LANES * STEP_BYTES // 64
 _LINE_STEPS = 64 // STEP_BYTES
 
+# Beside the storage types: bfloat16 that is multiplied as it is, in pairs of neighbours of the sum.
+PAIRS = 15
+
 # Rows of queries that the tiles take, if not one; and vectors of a row of values.
 FEW_ROWS = 4
 STRIP = 4
@@ -47,14 +51,14 @@ def item_of(code):
     return 1 if code == INT8 else 2
 
 
-def _call_chosen(context, builder, name, emit, args):
+def _call_chosen(context, builder, name, emit, args, codes=(HALF, BFLOAT, INT8)):
     """Call the tile that `emit` makes for the storage type and the rows in front of the arguments.
 
     Chosen here, not in Python code of the callers, which would take long to compile.
     """
     code, rows, *rest = args
     end = builder.append_basic_block(f"{name}.end")
-    shapes = [(kind, count) for kind in (HALF, BFLOAT, INT8) for count in (1, FEW_ROWS)]
+    shapes = [(kind, count) for kind in codes for count in (1, FEW_ROWS)]
     choice = builder.switch(builder.add(builder.shl(code, I64(8)), rows), end)
     for kind, count in shapes:
         arm = builder.append_basic_block(f"{name}.{kind}.{count}")
@@ -115,12 +119,14 @@ def _scaled(builder, words, scale, tiny):
 
 
 def _sixteen_keys(builder, code, starts, scale, tiny):
-    """The features in sixteen bytes of sixteen keys, a vector of floats each."""
+    """The features in sixteen bytes of sixteen keys, a vector of floats each, or of pairs."""
     rows = [load_ir(builder, start, ir.VectorType(I32, 4)) for start in starts]
     features = []
     for words in transposed(builder, rows):
         if code == INT8:
             features += _scaled(builder, words, scale, tiny)
+        elif code == PAIRS:
+            features.append(words)
         else:
             features += parts_of_words(builder, words, code)
     return features
@@ -155,7 +161,9 @@ def _emit_scores(builder, code, rows, args):
 def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
     """Emit the loop over the bytes of keys, with their scales at hand."""
     source, row_stride, _, a, a_stride, c, c_stride, size, fetch = args
-    step = STEP_BYTES // item_of(code)
+    step, element, link = STEP_BYTES // item_of(code), ir.FloatType(), fma_ir
+    if code == PAIRS:
+        step, element, link = STEP_BYTES // 4, I32, dot_ir
     cells = [(row, group) for row in range(rows) for group in range(2)]
     offsets = [builder.mul(row_stride, I64(r)) for r in range(2 * LANES)]
     # Keys without gaps are asked for line by line, in the order of memory: the machine then guesses
@@ -178,11 +186,10 @@ def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
     for e in range(step):
         for row in range(rows):
             place = builder.add(query, builder.mul(a_stride, I64(row)))
-            scalar = load_ir(builder, builder.add(place, I64(4 * e)), ir.FloatType())
-            wide = splat_ir(builder, scalar)
+            wide = splat_ir(builder, load_ir(builder, builder.add(place, I64(4 * e)), element))
             for group in range(2):
                 cell = row * 2 + group
-                sums[cell] = fma_ir(builder, wide, groups[group][e], sums[cell])
+                sums[cell] = link(builder, wide, groups[group][e], sums[cell])
     following = builder.add(byte, I64(STEP_BYTES))
     within = builder.and_(following, I64(STEP_BYTES * _LINE_STEPS - 1))
     moved = builder.select(builder.icmp_signed("==", within, I64(0)), turned, move)
@@ -230,7 +237,7 @@ def _value_vectors(builder, code, address, scale):
 
 def _in_order(builder, code, sums):
     """Vectors of consecutive columns from those of one row's strip."""
-    if code != BFLOAT:
+    if code not in (BFLOAT, PAIRS):
         return sums
     # Even columns stand in one vector, odd ones in the next.
     ordered = []
@@ -263,6 +270,11 @@ def _emit_fused(builder, code, rows, args):
     following = builder.add(index, I64(1))
     moved = builder.add(b_row, b_stride), builder.add(fetched, fetch_stride)
     loop.close([following, *moved, *sums], builder.icmp_signed("<", following, depth))
+    _put_strips(builder, code, rows, sums, c, c_stride, accumulate)
+
+
+def _put_strips(builder, code, rows, sums, c, c_stride, accumulate):
+    """Store the sums of a strip of each row, or add them to what stands there."""
     for row in range(rows):
         ordered = _in_order(builder, code, sums[row * STRIP : (row + 1) * STRIP])
         for vector, total in enumerate(ordered):
@@ -286,6 +298,87 @@ def direct_fused(
 
     def codegen(context, builder, sig, args):
         _call_chosen(context, builder, "direct_fused", _emit_fused, args)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic
+def direct_pair_scores(
+    typing_context, rows, source, row_stride, a, a_stride, c, c_stride, size, fetch
+):
+    """As `direct_scores`, of bfloat16 pairs of features: queries and keys have `size` bytes."""
+    sig = types.void(*[types.int64] * 9)
+
+    def codegen(context, builder, sig, args):
+        rows, source, row_stride, *rest = args
+        chosen = [I64(PAIRS), rows, source, row_stride, I64(0), *rest]
+        _call_chosen(context, builder, "direct_scores", _emit_pair_scores, chosen, [PAIRS])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def _emit_pair_scores(builder, code, rows, args):
+    _emit_scores_of(builder, code, rows, args, [None, None], tiny=False)
+
+
+def _value_pairs(builder, first, second, is_pair):
+    """A strip of two value rows as vectors of pairs, in the order of `_in_order`; see `is_pair`."""
+    low, high = (splat_ir(builder, I32(mask)) for mask in (0xFFFF, -0x10000))
+    sixteen, none = splat_ir(builder, I32(16)), ir.Constant(_WORDS, [0] * LANES)
+    found = []
+    for pair in range(STRIP // 2):
+        x, y = (
+            load_ir(builder, builder.add(row, I64(64 * pair)), _WORDS) for row in (first, second)
+        )
+        y = builder.select(is_pair, y, none)
+        found.append(builder.or_(builder.and_(x, low), builder.shl(y, sixteen)))
+        found.append(builder.or_(builder.lshr(x, sixteen), builder.and_(y, high)))
+    return found
+
+
+def _emit_fused_pairs(builder, code, rows, args):
+    """Emit C[rows, STRIP * 16] (+)= sum over pairs of A times pairs of value rows."""
+    a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch, fetch_stride = args
+    loop = _Loop(builder, [I64(0), b, fetch, *[_ZERO] * (rows * STRIP)])
+    index, b_row, fetched, *sums = loop.values
+    key = builder.shl(index, I64(1))
+    # An odd number of rows ends in half a pair: the row again, and nothing of it taken.
+    is_pair = builder.icmp_signed("<", builder.add(key, I64(1)), depth)
+    second = builder.add(b_row, builder.select(is_pair, b_stride, I64(0)))
+    values = _value_pairs(builder, b_row, second, is_pair)
+    for near in (fetched, builder.add(fetched, fetch_stride)):
+        for line in range(0, STRIP * LANES * 2, 64):
+            prefetch_ir(builder, builder.add(near, I64(line)))
+    offset = builder.shl(index, I64(2))
+    for row in range(rows):
+        place = builder.add(builder.add(a, builder.mul(a_stride, I64(row))), offset)
+        wide = splat_ir(builder, load_ir(builder, place, I32))
+        for vector in range(STRIP):
+            cell = row * STRIP + vector
+            sums[cell] = dot_ir(builder, wide, values[vector], sums[cell])
+    moved = [
+        builder.add(address, builder.shl(stride, I64(1)))
+        for address, stride in ((b_row, b_stride), (fetched, fetch_stride))
+    ]
+    following = builder.add(index, I64(1))
+    again = builder.icmp_signed("<", builder.shl(following, I64(1)), depth)
+    loop.close([following, *moved, *sums], again)
+    _put_strips(builder, code, rows, sums, c, c_stride, accumulate)
+
+
+@intrinsic
+def direct_pair_fused(
+    typing_context, rows, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
+    fetch_stride,
+):  # fmt: skip
+    """As `direct_fused`, of bfloat16: `depth` rows of B in pairs, and pairs of weights in A."""
+    sig = types.void(*[types.int64] * 8, types.boolean, *[types.int64] * 2)
+
+    def codegen(context, builder, sig, args):
+        chosen = [I64(PAIRS), *args]
+        _call_chosen(context, builder, "direct_fused", _emit_fused_pairs, chosen, [PAIRS])
         return context.get_dummy_value()
 
     return sig, codegen

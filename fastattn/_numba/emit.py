@@ -10,20 +10,27 @@ from numba.extending import models, register_model
 LANES = 16
 
 
-def _registers():
-    """Number of vector registers and bytes in each that the compiler may use on this machine."""
+def _features():
+    """What the compiler may use on this machine."""
     features = numba_config.CPU_FEATURES
     if features is None:
         features = llvm.get_host_cpu_features().flatten()
-    wide = "+avx512f" in features.split(",")
-    return (32, 64) if wide else (16, 32)
+    return features.split(",")
 
+
+def _registers():
+    """Number of vector registers and bytes in each that the compiler may use."""
+    return (32, 64) if "+avx512f" in _features() else (16, 32)
+
+
+# Whether the CPU multiplies pairs of bfloat16.
+DOTS_PAIRS = "+avx512bf16" in _features()
 
 # Six rows of accumulators, the vectors of one step of the depth and one broadcast must fit.
 _COUNT, _BYTES = _registers()
 TILE_VECTORS = {
     name: max(1, (_COUNT - 2) // (7 * (LANES * size // _BYTES)))
-    for name, size in (("float32", 4), ("float64", 8))
+    for name, size in (("float32", 4), ("float64", 8), ("int32", 4))
 }
 
 
@@ -39,13 +46,41 @@ FLOAT32_VECTOR = VectorType(types.float32)
 FLOAT64_VECTOR = VectorType(types.float64)
 VECTOR_OF = {types.float32: FLOAT32_VECTOR, types.float64: FLOAT64_VECTOR}
 
-INTEGER_BITS = {types.float32: 32, types.float64: 64}
+# An int32 as an element is a pair of bfloat16.
+INTEGER_BITS = {types.float32: 32, types.float64: 64, types.int32: 32}
 I64 = ir.IntType(64)
 I32 = ir.IntType(32)
 
 
+class BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self):
+        return "bfloat"
+
+    def __eq__(self, other):
+        return isinstance(other, BFloat)
+
+    def __hash__(self):
+        return hash(BFloat)
+
+
+def dot_ir(builder, a, b, total):
+    """`total` and the products of sixteen pairs of bfloat16, each given as a 32-bit word.
+
+    The odd elements first, then the even ones, each rounded; subnormal numbers count as 0.
+    """
+    halves = ir.VectorType(BFloat(), 2 * LANES)
+    kind = ir.FunctionType(total.type, [total.type, halves, halves])
+    name = "llvm.x86.avx512bf16.dpbf16ps.512"
+    dot = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(dot, [total, builder.bitcast(a, halves), builder.bitcast(b, halves)])
+
+
 def element_ir(element):
-    """The LLVM scalar of a Numba float."""
+    """The LLVM scalar of a Numba float, or of a pair."""
+    if element is types.int32:
+        return I32
     return ir.FloatType() if element is types.float32 else ir.DoubleType()
 
 

@@ -27,7 +27,7 @@ from .record import (
     VALUE,
     WORD,
     operand_offset,
-    read_record,
+    read_record_of,
     record_address,
 )
 
@@ -57,12 +57,12 @@ def copy_record(source, target):
 
 
 @device
-def own_record(call_address, worker):
+def own_record(kind, call_address, worker):
     """Copy the record of a call into the worker's scratch."""
-    shared = read_record(call_address)
+    shared = read_record_of(kind, call_address)
     own = shared.scratch + worker * shared.scratch_stride + shared.at_record
     copy_record(call_address, own)
-    return read_record(own)
+    return read_record_of(kind, own)
 
 
 @device

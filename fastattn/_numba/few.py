@@ -75,25 +75,32 @@ def _copy_last_keys(call, first, size, target):
 
 
 @device
+def group_of_keys(call, j, size, scratch):
+    """Where keys j to j + 32 lie, how far apart, and what to ask for meanwhile."""
+    pages, stride = call.entry_key_pages, call.key_row
+    source = row_place(call, call.entry_key, pages, stride, j)
+    fetch = source + AHEAD_KEYS * stride
+    if pages != 0:
+        # Behind a page lies something else.
+        later = min(j + AHEAD_KEYS, call.keys - 1) // GROUP_KEYS * GROUP_KEYS
+        fetch = row_place(call, call.entry_key, pages, stride, later)
+    if j + GROUP_KEYS > call.keys:
+        source, stride = scratch + call.at_stage, size
+        _copy_last_keys(call, j, size, source)
+    return source, stride, fetch
+
+
+@device
 def score_few(call, segment, queries, rows, low, high, scratch):
     """Steps pack and score for a block of few rows, columns low to high and some around them."""
     size = call.features * call.key_feature
     query_stride = (call.features + LANES - 1) // LANES * LANES * 4
-    start = segment * SEGMENT_KEYS
-    pages = call.entry_key_pages
     for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
-        j, stride = start + column, call.key_row
-        source = row_place(call, call.entry_key, pages, stride, j)
-        fetch = source + AHEAD_KEYS * stride
-        if pages != 0:
-            # Behind a page lies something else.
-            later = min(j + AHEAD_KEYS, call.keys - 1) // GROUP_KEYS * GROUP_KEYS
-            fetch = row_place(call, call.entry_key, pages, stride, later)
+        j = segment * SEGMENT_KEYS + column
+        source, stride, fetch = group_of_keys(call, j, size, scratch)
         scales = scale_place(call.entry_key_scales, j)
         if j + GROUP_KEYS > call.keys:
-            source, stride = scratch + call.at_stage, size
             scales = source + GROUP_KEYS * size
-            _copy_last_keys(call, j, size, source)
         c = scratch + call.at_scores + column * 4
         direct_scores(
             call.key_code, FEW_ROWS if rows > 1 else 1, source, stride, scales, queries,
@@ -102,30 +109,46 @@ def score_few(call, segment, queries, rows, low, high, scratch):
 
 
 @device
+def chunk_of_values(call, j):
+    """Where the values of key j and the following ones lie, and those to ask for meanwhile."""
+    pages, stride = call.entry_value_pages, call.value_row
+    place = row_place(call, call.entry_value, pages, stride, j)
+    later = place + AHEAD_VALUES * stride
+    if pages != 0:
+        # Behind a page lies something else.
+        following = min(j + FUSE_KEYS, call.keys - 1) // FUSE_KEYS * FUSE_KEYS
+        later = row_place(call, call.entry_value, pages, stride, following)
+    return place, later
+
+
+@device
+def strip_ahead(call, later, offset, keys):
+    """What a strip of `keys` values, `offset` bytes into their rows, asks for, and the stride.
+
+    Rows without gaps are asked for in the order of memory, each strip's share of them: the machine
+    then guesses what is next.
+    """
+    if call.value_row == call.value_features * call.value_feature:
+        return later + offset * keys, STRIP * LANES * call.value_feature
+    return later + offset, call.value_row
+
+
+@device
 def fuse_few(call, segment, rows, low, high, block, scratch):
     """Step fuse for a block of few rows, into the output rows at `block`."""
     vectors = call.value_features // LANES
     c_stride = call.value_features * 4
-    pages, stride = call.entry_value_pages, call.value_row
+    stride = call.value_row
     first = low
     while first < high:
         keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
         j = segment * SEGMENT_KEYS + first
-        b = row_place(call, call.entry_value, pages, stride, j)
-        later = b + AHEAD_VALUES * stride
-        if pages != 0:
-            # Behind a page lies something else.
-            j_later = min(j + FUSE_KEYS, call.keys - 1) // FUSE_KEYS * FUSE_KEYS
-            later = row_place(call, call.entry_value, pages, stride, j_later)
+        b, later = chunk_of_values(call, j)
         scales = scale_place(call.entry_value_scales, j)
         a = scratch + call.at_scores + first * 4
         for vector in range(0, vectors, STRIP):
             offset = vector * LANES * call.value_feature
-            # Rows without gaps are asked for in the order of memory, each strip's share of them:
-            # the machine then guesses what is next.
-            fetch, fetch_stride = later + offset, stride
-            if stride == call.value_features * call.value_feature:
-                fetch, fetch_stride = later + offset * keys, STRIP * LANES * call.value_feature
+            fetch, fetch_stride = strip_ahead(call, later, offset, keys)
             c = block + vector * LANES * 4
             direct_fused(
                 call.value_code, FEW_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset,

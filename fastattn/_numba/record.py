@@ -3,11 +3,13 @@
 What stands where, `fastattn._engine.layouts` says.
 """
 
+import functools
+
 import numpy as np
 from numba import types
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, overload, register_model
 
 from fastattn._engine import layouts
 from fastattn._engine.layouts import (
@@ -20,7 +22,7 @@ from fastattn._engine.layouts import (
     UNBOUNDED,
 )
 
-from .compile import device
+from .compile import DEVICE_OPTIONS, device
 from .emit import I64, load_ir
 from .native import load_int64
 
@@ -34,8 +36,10 @@ __all__ = [
     "RECORD_WORDS",
     "UNBOUNDED",
     "WORD",
+    "by_record",
     "operand_offset",
     "read_record",
+    "read_record_of",
     "reader",
     "record_address",
 ]
@@ -55,10 +59,10 @@ class RecordType(types.Type):
     function that takes one.
     """
 
-    def __init__(self, table: layouts.Layout) -> None:
+    def __init__(self, table: layouts.Layout, name: str = "") -> None:
         self.word = table.word
         self.floats = frozenset(table.floats)
-        super().__init__(name=table.name)
+        super().__init__(name=name or table.name)
 
     def field_type(self, field: str) -> types.Type:
         return types.float64 if field in self.floats else types.int64
@@ -106,6 +110,34 @@ def record_address(typing_context, record):
 WORD = layouts.ATTENTION.word
 RECORD_WORDS = len(WORD)
 read_record = reader(layouts.ATTENTION)
+_PLAIN = RecordType(layouts.ATTENTION)
+# The same words, for kernels of bfloat16 that is multiplied as it is (`paired`).
+_PAIRED = RecordType(layouts.ATTENTION, "PairedAttentionCall")
+
+
+@intrinsic
+def read_record_of(typing_context, kind, address):
+    """The record of attention at an address: of a call in pairs where `kind` is an int32."""
+    layout = _PAIRED if kind is types.int32 else _PLAIN
+    return layout(kind, types.int64), lambda context, builder, signature, arguments: arguments[1]
+
+
+def by_record(plain, paired):
+    """Make a device function that is `paired` where an argument is a record of pairs, else `plain`.
+
+    Numba decides while it compiles: kernels of neither kind hold code of the other.
+    """
+
+    @functools.wraps(plain.py_func)
+    def either(*arguments):
+        raise NotImplementedError("only kernels call this")
+
+    @functools.wraps(plain.py_func)
+    def choose(*arguments):
+        return (paired if _PAIRED in arguments else plain).py_func
+
+    overload(either, jit_options=DEVICE_OPTIONS)(choose)
+    return either
 
 
 @device

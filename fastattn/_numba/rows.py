@@ -42,7 +42,7 @@ def row_maximum(tag, scores, low, high):
 
 
 @device
-def normalise_row(tag, scores, low, high, row_max, factor, least):
+def normalise_row(tag, call, scores, low, high, row_max, factor, least):
     """Step normalise: scores become weights 2^((score - row_max) factor); returns their sum.
 
     `least` is `exp2_lowest(factor)`.
@@ -58,7 +58,7 @@ def normalise_row(tag, scores, low, high, row_max, factor, least):
 
 
 @device
-def zero_columns(tag, scores, low, high):
+def zero_columns(tag, call, scores, low, high):
     """Weights of a row that sees no key of the segment."""
     zero = splat(cast(tag, 0.0))
     item = item_size(tag)
@@ -129,7 +129,9 @@ def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block,
 
 
 @device
-def fuse_visible_row(tag, scores, low, high, row_max, factor, values, value_stride, width, target):
+def fuse_visible_row(
+    tag, call, scores, low, high, row_max, factor, values, value_stride, width, target
+):
     """Step fuse for one row whose plain product met a NaN: only visible keys take part.
 
     `scores` holds scores, not weights. The chains are those of `fuse_block` without the hidden

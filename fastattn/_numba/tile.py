@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from .emit import (
     I64,
     LANES,
+    dot_ir,
     element_ir,
     fma_ir,
     item_bytes,
@@ -36,7 +37,8 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
     """
     a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch, fetch_stride = args
     item = item_bytes(element)
-    kind = vector_ir(element)
+    packed = vector_ir(element)
+    kind = vector_ir(types.float32) if element is types.int32 else packed
     zero = ir.Constant(kind, [0.0] * LANES)
 
     def at(address, stride, row, vector=0):
@@ -58,7 +60,7 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
     index, b_row, fetched = (builder.phi(I64) for _ in range(3))
     sums = [builder.phi(kind) for _ in cells]
     columns = [
-        load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), kind)
+        load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), packed)
         for vector in range(vectors)
     ]
     for line in range(0, vectors * LANES * item if whole else 1, 64):
@@ -104,6 +106,10 @@ def _phi(builder, *incoming):
     return phi
 
 
+def _dot_step(builder, wide, column, total):
+    return dot_ir(builder, wide, column, total)
+
+
 def _product_step(builder, wide, column, total):
     return fma_ir(builder, wide, column, total)
 
@@ -118,15 +124,17 @@ def product_tile(
     Requires A readable for rows x depth, B for depth x (vectors * 16), C for rows x (vectors * 16);
     C overlaps neither. The chain starts from zero; where `accumulate` is true it is added to C.
     Each step asks for the cache line at `fetch`, or for one per vector of float32 (`whole`), and
-    moves on by `fetch_stride`; nothing need be there.
+    moves on by `fetch_stride`; nothing need be there. With an int32 as `tag`, elements of A and B
+    are pairs of bfloat16, and C is of float32.
     """
     sig = types.void(
         tag, rows, vectors, whole, *[types.int64] * 7, types.boolean, *[types.int64] * 2
     )
     shape = rows.literal_value, vectors.literal_value, whole.literal_value
+    step = _dot_step if tag is types.int32 else _product_step
 
     def emit(builder, args):
-        _emit_tile(builder, tag, *shape, _product_step, args)
+        _emit_tile(builder, tag, *shape, step, args)
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.product_tile.{tag}.{shape}"
