@@ -101,13 +101,19 @@ CACHE_FAULTS = {
         "_core/pages.py",
         "kept = -(-lengths // PAGE_KEYS)",
         "kept = lengths // PAGE_KEYS + 1",
-        _CACHE + "pages_of_rejected_tokens_are_used_again[reference]",
+        _CACHE + "pages_of_rejected_tokens_are_used_again[reference-lengths0]",
     ),
     "spare_room_outlives_a_reorder": (
         "_core/pages.py",
         "self._spare, self._tails = 0, None\n        self.lengths = self.lengths[",
         "self.lengths = self.lengths[",
         _STEPS + "writing_nothing_does_not_end_sharing[numba-1]",
+    ),
+    "page_without_tokens_held": (
+        "_core/pages.py",
+        "same_page & (lengths % PAGE_KEYS > 0)",
+        "same_page",
+        _CACHE + "pages_of_rejected_tokens_are_used_again[reference-lengths1]",
     ),
     "tokens_go_on_in_the_page_before": (
         "_core/pages.py",

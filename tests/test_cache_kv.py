@@ -291,15 +291,16 @@ def test_growing_copies_nothing_that_is_there(backend, seed):
     np.testing.assert_array_equal(cache.lengths, [4 * 4096 + 1000])
 
 
-def test_pages_of_rejected_tokens_are_used_again(backend, seed):
+@pytest.mark.parametrize("lengths", [(256, 0), (200, 5)])
+def test_pages_of_rejected_tokens_are_used_again(backend, lengths, seed):
     """Also where a sequence is cut at the very end of a page; what it keeps stays its own."""
     rng = np.random.default_rng(seed)
     sizes = {"heads": 4, "features": 64, "value_features": 64}
     cache, model = new_cache((2,), "float32", **sizes), Model((2,), "float32", **sizes)
     new, more = tokens(rng, (2,), 256, **sizes), tokens(rng, (2,), 128, **sizes)
-    cache.append(*new, lengths=[256, 0])
-    cache.truncate([128, 0])
-    model.append(*new, lengths=[128, 0])
+    cache.append(*new, lengths=lengths)
+    cache.truncate([128, lengths[1]])
+    model.append(*new, lengths=[128, lengths[1]])
     page = 128 * 4 * 128 * 4
     tracemalloc.start()
     try:

@@ -120,11 +120,15 @@ class PageTable:
             if len(entry):
                 token = tokens[at]
                 self._write(entry, self.lengths[entry] + token, key, value, token)
-        self.lengths = stop
-        self._spare = int((-stop % PAGE_KEYS).min(initial=PAGE_KEYS))
+        self._end_at(stop)
 
     def truncate(self, lengths: np.ndarray) -> None:
         """Forget the keys from `lengths` on; whole pages go back to the pool."""
+        same_page = lengths // PAGE_KEYS == self.lengths // PAGE_KEYS
+        if self._spare and np.all(same_page & (lengths % PAGE_KEYS > 0)):
+            # A few rejected tokens: every sequence ends in the page of its own that it ended in.
+            self._end_at(lengths)
+            return
         kept = -(-lengths // PAGE_KEYS)
         forgotten = np.arange(self._pages.shape[1]) >= kept[:, None]
         self._pages = np.where(forgotten, -1, self._pages)
@@ -238,6 +242,11 @@ class PageTable:
             else:
                 with np.errstate(over="ignore"):
                     stored[target] = new
+
+    def _end_at(self, lengths: np.ndarray) -> None:
+        """Let sequences end in pages that are theirs alone."""
+        self.lengths = lengths
+        self._spare = int((-lengths % PAGE_KEYS).min(initial=PAGE_KEYS))
 
     def _make_room(self, start: np.ndarray, stop: np.ndarray) -> None:
         """Give every entry pages of its own for positions start to stop."""
