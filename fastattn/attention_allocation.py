@@ -163,13 +163,7 @@ def attention_allocation(
     value = None if value is None else _values(value)
     engine: dict[str, Any] = {"backend": backend, "threads": threads}
     query, key = as_array("query", query), as_array("key", key)
-    if query.ndim and key.ndim > 1 and query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            f"query has {query.shape[-1]} components and key {key.shape[-1]}: query {query.shape}, "
-            f"key {key.shape}; a query is compared with every key component by component, so keep "
-            f"what they share, e.g. query[..., :{min(query.shape[-1], key.shape[-1])}], or bring "
-            "both into one space"
-        )
+    _check_features(query.shape, key.shape)
     nothing = np.empty((*key.shape[:-1], 0), key.dtype if key.dtype.kind == "f" else np.float64)
     visibility: dict[str, Any] = {
         "mask": mask,
@@ -199,6 +193,15 @@ def attention_allocation(
     allocation, unspent = handed if on_unspent == "keep" else (handed, None)
     output = None if value is None else _fused(allocation, value, where, engine)
     return labels.put_on(AllocationResult(weights, allocation, output, unspent))
+
+
+def _check_features(query: tuple[int, ...], key: tuple[int, ...]) -> None:
+    if query and len(key) > 1 and query[-1] != key[-1]:
+        raise ValueError(
+            f"query has {query[-1]} components and key {key[-1]}: query {query}, key {key}; a "
+            "query is compared with every key component by component, so keep what they share, "
+            f"e.g. query[..., :{min(query[-1], key[-1])}], or bring both into one space"
+        )
 
 
 def _visible(

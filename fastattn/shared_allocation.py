@@ -70,7 +70,7 @@ def allocate_shared(
     ----------
     weights : array_like, (m, n)
         How much requester i wants of receiver j, at least 0; what is 0 gets nothing. Only ratios
-        within a row matter.
+        within a row matter. Labels of pandas objects are not looked at.
     budgets : array_like, (m,) or a number
         What each requester spends at most.
     capacities : array_like, (n,) or a number
@@ -124,7 +124,8 @@ def allocate_shared(
     A round reads the weights once, with 8 bytes a cell; the matrix of the result is the only copy.
     At the end no sum of a row or column, added exactly and rounded once (`math.fsum`), is above its
     bound: where rounding made it so, the row or column shrinks by less than 1e-14 of itself.
-    Weights of less than 2\ :sup:`-1000` of the row's largest may count as 0.
+    Weights of less than 2\ :sup:`-1000` of the row's largest may count as 0, and budgets of less
+    than 2\ :sup:`-700` of the largest.
 
     References
     ----------

@@ -232,6 +232,26 @@ def test_more_budget_or_weight_takes_nothing_away(row, growth):
     assert (own[1:] <= amounts[1:] + np.spacing(amounts[1:])).all()
 
 
+@hypothesis.given(rows(), rows(), st.randoms(use_true_random=False))
+def test_neither_order_nor_batch_changes_a_bit(row, other, random):
+    """Receivers in another order, beside another row, as a column of a matrix."""
+    weights, budget, upper = row
+    n = len(weights)
+    alone, left = fastattn.allocate(weights, budget, upper=upper, on_unspent="keep")
+    order = list(range(n))
+    random.shuffle(order)
+    beside = np.resize(other[0], n)
+    both, rests = fastattn.allocate(
+        np.stack([beside, weights[order]], axis=1),
+        [other[1], budget],
+        upper=np.stack([np.full(n, np.inf), upper[order]], axis=1),
+        axis=0,
+        on_unspent="keep",
+    )
+    assert np.array_equal(both[:, 1], alone[order])
+    assert rests[1] == left
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_nothing_outside_the_arrays_is_touched(exact_backend, whole):
     """Operands flush to memory that cannot be read; a stray read would end the process."""

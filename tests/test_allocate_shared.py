@@ -262,23 +262,23 @@ def test_bits_do_not_depend_on_threads_or_backend(exact_backend, shape, seed):
 def test_weights_are_read_as_they_are(exact_backend, seed):
     """Any layout and dtype gives the same bits, and nothing is written to or read beyond."""
     rng = np.random.default_rng(seed)
-    pens = [Pen(40 * 33 * 8), Pen(40 * 8), Pen(33 * 8)]
+    pens = [[Pen(40 * 33 * 8), Pen(40 * 8), Pen(33 * 8)] for _ in range(2)]
     for rows, columns in SHAPES[:6]:
         operands = draw(rng, rows, columns)
         operands = tuple(x.astype(np.float32).astype(float) for x in operands)
         expected = fastattn.allocate_shared(*operands, backend=exact_backend).allocation
-        guarded = [
-            pen.hold(x, at_end)
-            for at_end in (True, False)
-            for pen, x in zip(pens, operands, strict=True)
-        ][-3:]
-        for weights, budgets, capacities in (
-            guarded,
+        layouts = (
             tuple(x.astype(np.float32) for x in operands),
             (np.asfortranarray(operands[0]), *operands[1:]),
             (operands[0][::-1].copy()[::-1], *operands[1:]),
             (operands[0].astype(">f8"), *operands[1:]),
-        ):
+            # Beside pages that cannot be read: one behind the last number, one before the first.
+            *(
+                tuple(pen.hold(x, at_end) for pen, x in zip(pens[at_end], operands, strict=True))
+                for at_end in (True, False)
+            ),
+        )
+        for weights, budgets, capacities in layouts:
             before = weights.copy()
             found = fastattn.allocate_shared(weights, budgets, capacities, backend=exact_backend)
             assert np.array_equal(found.allocation, expected)
@@ -308,6 +308,15 @@ def test_a_stop_before_the_end_is_reported(backend, seed):
         assert found.violation > 1e-9
     loose = fastattn.allocate_shared(*operands, tol=1.0, backend=backend)
     assert (loose.converged, loose.iterations) == (True, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_budgets_and_capacities_of_any_size(exact_backend):
+    """Capacities that overflow beside tiny budgets are as good as none."""
+    for budget, capacities in ((3e-300, [1e300, 1e300]), (3e300, [1e301, np.inf]), (1e-310, 1.0)):
+        found = fastattn.allocate_shared([[1, 2]], budget, capacities, backend=exact_backend)
+        np.testing.assert_allclose(found.allocation, [[budget / 3, budget / 1.5]], rtol=1e-12)
+        assert found.converged
 
 
 def test_nothing_to_hand_out(backend):

@@ -13,7 +13,7 @@ import numpy as np
 from fastattn._engine import layouts
 from fastattn._engine.layouts import REAL_AMOUNTS, STORAGE_CODES
 
-from .apportion import apportion
+from .apportion import BEYOND, apportion
 from .compile import device, entry
 from .emit import LANES
 from .memory import load, load_as, load_first, native_code, store, store_first
@@ -39,8 +39,6 @@ BOOL = STORAGE_CODES["bool"]
 FLOAT64 = STORAGE_CODES["float64"]
 # Scaled weights are at least this, lest the smallest become nothing.
 LEAST_WEIGHT = 2.0**-1000
-# More than any scaled amount can be.
-BEYOND = 4.0
 # One last place of a scaled budget: real amounts may miss it by that, and bounds too.
 SLACK = 2.0**-52
 # What is missing of a budget by no more than this part is nothing: sums are no more exact, and

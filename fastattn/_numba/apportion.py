@@ -15,9 +15,10 @@ from .native import load_float64, load_int64, store_float64, store_int64
 from .pairs import paired, times, times_pair
 from .simd import fma
 
-__all__ = ["apportion"]
+__all__ = ["BEYOND", "apportion"]
 
 ITEM = 8
+# More than any scaled amount can be.
 BEYOND = 4.0
 # Claims that differ by less than this part count as equal, and remainders that differ by less than
 # this much of a unit, or than the last places of a pair as large as the budget.
@@ -26,11 +27,11 @@ EQUAL_OF_BUDGET = 2.0**-98
 # The last places of squares and products of weights below this may be lost, of more than TINY times
 # LARGE none is.
 TINY = 2.0**-400
+LARGE = 2.0**600
 # Remainders this near another number may be equal to it. Halvings find the gap between those of a
 # hundred receivers; more than that are sorted no slower.
 NEAR = 2.0**-40
 MOST_HALVINGS = 16
-LARGE = 2.0**600
 GIVE, TAKE = np.int64(0), np.int64(1)
 
 
