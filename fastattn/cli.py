@@ -201,12 +201,17 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_plot)
 
 
+_SEED_HELP = "other data, or other parts of them held out (default 0, of which the docs speak)"
+
+
 def _add_examples(examples: Any) -> None:
     for name, about in EXAMPLES.items():
         parser = examples.add_parser(name, help=about, description=about.capitalize() + ".")
         parser.add_argument("--out", metavar="FOLDER", help="write the pictures here, as PNG")
         parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
         parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+        if name != "article":  # whose numbers are its own
+            parser.add_argument("--seed", type=index, default=0, metavar="N", help=_SEED_HELP)
         _add_machine(parser)
         parser.set_defaults(command=_example, name=name)
         if name == "digits":
@@ -317,11 +322,12 @@ def _warmup(arguments: argparse.Namespace) -> int:
 def _example(arguments: argparse.Namespace) -> int:
     from importlib import import_module
 
-    name, options = arguments.name, {}
+    name = arguments.name
+    options = {"seed": arguments.seed} if "seed" in arguments else {}
     if name == "digits":
         from fastattn.batch import progress_on
 
-        options = {option: getattr(arguments, option) for option in ("overwrite", "max_memory")}
+        options |= {option: getattr(arguments, option) for option in ("overwrite", "max_memory")}
         options |= {"folder": arguments.dir, "progress": progress_on(sys.stderr)}
 
     def work() -> int:

@@ -1,7 +1,8 @@
 """Small programs, each a whole use of fastattn that ends with a number and a picture.
 
-Every module NAME has ``run_NAME(*, threads=None, backend=None)``, which returns a `Report`:
-`str` of it is for people, `as_dict` for programs, `save` writes its pictures.
+Every module NAME has ``run_NAME(*, seed=0, threads=None, backend=None)``, which returns a `Report`:
+`str` of it is for people, `as_dict` for programs, `save` writes its pictures. The article's numbers
+are its own, and take no seed.
 """
 
 EXAMPLES = {

@@ -93,7 +93,7 @@ class ArticleReport(Report):
         return {"article": display.figure_}
 
 
-def run_article(threads: int | None = None, backend: str | None = None) -> ArticleReport:
+def run_article(*, threads: int | None = None, backend: str | None = None) -> ArticleReport:
     """Go the article's three steps, as printed and as they can be meant.
 
     Parameters

@@ -27,7 +27,7 @@ from fastattn.examples.report import Report, name_axes, needed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SPLIT = "a quarter of the images held out, stratified by digit, seed 0"
+SPLIT = "a quarter of the images held out, stratified by digit, seed {}"
 _SCALES = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 _CHUNK_ROWS = 100  # so that there are several: chunks must not show in the result
 
@@ -108,6 +108,7 @@ def run_digits(
     *,
     overwrite: bool = False,
     max_memory: int = 1 << 30,
+    seed: int = 0,
     threads: int | None = None,
     backend: str | None = None,
     progress: Progress | None = None,
@@ -120,6 +121,8 @@ def run_digits(
         Where the inputs and the output stay; None: a temporary folder, removed at the end.
     overwrite : bool
         Replace files that are there already.
+    seed : int
+        Of the choice of the held-out images.
     max_memory, threads, backend, progress
         As for `fastattn.batch.Job` and `fastattn.batch.run_job`.
 
@@ -133,7 +136,7 @@ def run_digits(
     JobError
         When scikit-learn is missing, or a file cannot be written.
     """
-    train, train_labels, test, test_labels = load_digits()
+    train, train_labels, test, test_labels = load_digits(seed)
     values = np.eye(10, dtype=np.float32)[train_labels]
     options: dict[str, Any] = {"similarity": "cosine", "threads": threads, "backend": backend}
     with contextlib.ExitStack() as stack:
@@ -161,7 +164,7 @@ def run_digits(
         accuracy=float(np.mean(output.argmax(axis=-1) == test_labels)),
         test_images=len(test),
         training_images=len(train),
-        split=SPLIT,
+        split=SPLIT.format(seed),
         scale=options["scale"],
         rows_per_second=summary.rows_per_second,
         max_error=float(np.abs(output - meant).max()),
@@ -173,14 +176,18 @@ def run_digits(
     )
 
 
-def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def load_digits(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Load the digits, split: training images and labels, test images and labels."""
     needed("sklearn", "the digits come with scikit-learn")
     from sklearn import datasets, model_selection
 
     images, labels = datasets.load_digits(return_X_y=True)
     train, test, train_labels, test_labels = model_selection.train_test_split(
-        images.astype(np.float32), labels, test_size=0.25, stratify=labels, random_state=0
+        images.astype(np.float32),
+        labels,
+        test_size=0.25,
+        stratify=labels,
+        random_state=seed % 2**32,  # scikit-learn takes no larger one
     )
     return train, train_labels, test, test_labels
 

@@ -81,10 +81,10 @@ def read() -> Texts:
     )
 
 
-def folds(texts: Texts) -> np.ndarray:
-    """Return the fold of each text: files are dealt out, by seed 0."""
+def folds(texts: Texts, seed: int) -> np.ndarray:
+    """Return the fold of each text: files are dealt out."""
     files = texts.file.max() + 1
-    dealt = np.random.default_rng(0).permutation(files) % FOLDS
+    dealt = np.random.default_rng(seed).permutation(files) % FOLDS
     fold: np.ndarray = dealt[texts.file]
     return fold
 
@@ -112,6 +112,11 @@ def word_vectors(texts: Texts, training: np.ndarray) -> Bags:
     )
 
 
+def places_of(bags: Bags, text: int) -> np.ndarray:
+    """Return the row numbers of a text's words."""
+    return bags.places[bags.splits[text] : bags.splits[text + 1]]
+
+
 def pool(bags: Bags, questions: np.ndarray, scale: float, **machine: Any) -> np.ndarray:
     """Let each question attend to the words of every text: (texts, questions, FEATURES)."""
     texts = len(bags.splits) - 1
@@ -128,3 +133,25 @@ def pool(bags: Bags, questions: np.ndarray, scale: float, **machine: Any) -> np.
     )
     by_text: np.ndarray = answers.reshape(texts, len(questions), -1)
     return by_text
+
+
+def as_module(questions: np.ndarray, classifier: Any) -> fastattn.MultiHeadAttention:
+    """Make one module of all that was learned: heads ask the questions, the output classifies.
+
+    Its query is the bias, whatever it is given; its heads see the words as they are; the scores of
+    the classes are the first features of its output.
+    """
+    heads, features = questions.shape
+    size = heads * features
+    as_they_are = np.tile(np.eye(features), (heads, 1))
+    output, bias = np.zeros((size, size)), np.zeros(size)
+    output[:heads], bias[:heads] = classifier.coef_, classifier.intercept_
+    return fastattn.MultiHeadAttention.from_arrays(
+        heads,
+        query_weight=np.zeros((size, size)),
+        query_bias=SCALE * features**0.5 * questions.ravel(),  # the module divides by the root
+        key_weight=as_they_are,
+        value_weight=as_they_are,
+        output_weight=output,
+        output_bias=bias,
+    )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PAIRS, HELD_OUT, SLOPE = 20, 300, 0.25
 _SHOWN = 321_456
-_SHOWN_WORDS = 14
+_SHOWN_WORDS = 18
 
 
 class Reading(NamedTuple):
@@ -49,11 +49,15 @@ class LanguageReport(Report):
         and by TF-IDF without any pooling, for comparison.
     gain : tuple (mean, standard error)
         Accuracy of attention pooling less that of mean pooling, with files as the sample.
+    module_agrees : tuple of int (texts, of so many)
+        Docstrings of one fold to which questions and classifier, as the weights of one
+        `fastattn.MultiHeadAttention`, assign the same part.
     """
 
     alignment: dict[str, float]
     accuracy: dict[str, float]
     gain: tuple[float, float]
+    module_agrees: tuple[int, int]
     texts: int
     files: int
     library: str
@@ -71,6 +75,8 @@ class LanguageReport(Report):
             f"{alignment['diagonal']:.1%} by position alone",
             "data too": f"real: {self.texts} docstrings of {self.library}, {self.files} files in "
             f"{docstrings.FOLDS} folds, {len(docstrings.PARTS)} parts",
+            "module": "questions and classifier of a fold as one MultiHeadAttention, a head per "
+            f"question: the same part for {self.module_agrees[0]} of {self.module_agrees[1]} texts",
             "accuracy": f"{accuracy['attention pooling']:.3f} attention pooling, "
             f"{accuracy['mean pooling']:.3f} mean pooling, a gain of {self.gain[0]:.3f} ± "
             f"{self.gain[1]:.3f}; {accuracy['TF-IDF']:.3f} TF-IDF without vectors",
@@ -99,11 +105,15 @@ class LanguageReport(Report):
         return {"language-alignment": aligned.figure_, "language-pooling": pooled.figure_}
 
 
-def run_language(threads: int | None = None, backend: str | None = None) -> LanguageReport:
+def run_language(
+    *, seed: int = 0, threads: int | None = None, backend: str | None = None
+) -> LanguageReport:
     """Align words with their translations, and classify docstrings.
 
     Parameters
     ----------
+    seed : int
+        Of the numbers to translate, and of the folds.
     threads, backend
         As for `fastattn.attention_varlen`.
 
@@ -122,14 +132,15 @@ def run_language(threads: int | None = None, backend: str | None = None) -> Lang
     from threadpoolctl import threadpool_limits  # which scikit-learn brings
 
     machine = {"threads": threads, "backend": backend}
-    alignment, translated = _translate(machine)
+    alignment, translated = _translate(seed, machine)
     texts = docstrings.read()
     with threadpool_limits(1, "blas"):  # many small problems, for which threads only wait
-        right, asked = _classify(texts, machine)
+        right, agrees, asked = _classify(texts, seed, machine)
     return LanguageReport(
         alignment=alignment,
         accuracy={way: float(hits.mean()) for way, hits in right.items()},
         gain=_over_files(texts, right["attention pooling"] - right["mean pooling"]),
+        module_agrees=agrees,
         texts=len(texts.words),
         files=int(texts.file.max() + 1),
         library=f"scikit-learn {sklearn.__version__}",
@@ -138,8 +149,11 @@ def run_language(threads: int | None = None, backend: str | None = None) -> Lang
     )
 
 
-def _translate(machine: dict[str, Any]) -> tuple[dict[str, float], tuple[Sentence, np.ndarray]]:
-    learning, judging = translation.sentences(PAIRS, 0), translation.sentences(HELD_OUT, 1)
+def _translate(
+    seed: int, machine: dict[str, Any]
+) -> tuple[dict[str, float], tuple[Sentence, np.ndarray]]:
+    learning = translation.sentences(PAIRS, 2 * seed)
+    judging = translation.sentences(HELD_OUT, 2 * seed + 1)
     found = {"diagonal": [translation.diagonal(pair) for pair in judging]}
     for way, slope in (("without ALiBi", 0.0), ("with ALiBi", SLOPE)):
         known = translation.learn(learning, slope=slope, **machine)
@@ -150,9 +164,14 @@ def _translate(machine: dict[str, Any]) -> tuple[dict[str, float], tuple[Sentenc
     return shares, (shown, weights)
 
 
-def _classify(texts: Texts, machine: dict[str, Any]) -> tuple[dict[str, np.ndarray], Reading]:
-    """Hold out each fold in turn: which texts are assigned rightly, 0 or 1, by which way."""
-    dealt = docstrings.folds(texts)
+def _classify(
+    texts: Texts, seed: int, machine: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], tuple[int, int], Reading]:
+    """Hold out each fold in turn: which texts are assigned rightly, 0 or 1, by which way.
+
+    Of the last fold, also to how many texts one module assigns the same, and what it reads in one.
+    """
+    dealt = docstrings.folds(texts, seed)
     right = {way: np.zeros(len(dealt)) for way in ("attention pooling", "mean pooling", "TF-IDF")}
     for fold in range(docstrings.FOLDS):
         train, test = dealt != fold, dealt == fold
@@ -165,11 +184,30 @@ def _classify(texts: Texts, machine: dict[str, Any]) -> tuple[dict[str, np.ndarr
         attended = docstrings.pool(bags, questions, docstrings.SCALE, **machine)
 
         vectors = (attended.reshape(len(dealt), -1), mean, bags.tfidf)
-        for way, described in zip(right, vectors, strict=True):
-            fitted = _fit(described[train], texts.part[train])
-            right[way][test] = fitted.predict(described[test]) == texts.part[test]
+        fitted = [_fit(described[train], texts.part[train]) for described in vectors]
+        for way, classifier, described in zip(right, fitted, vectors, strict=True):
+            right[way][test] = classifier.predict(described[test]) == texts.part[test]
+    module = docstrings.as_module(questions, fitted[0])
+    answers = [_ask(module, bags, int(text), machine)[0] for text in np.flatnonzero(test)]
+    same = np.array(answers) == fitted[0].predict(vectors[0][test])
     clear = (right["attention pooling"] > right["mean pooling"]) & test
-    return right, _reading(bags, questions, texts, clear, machine)
+    # For the picture: a short text, which attention tells and the mean does not.
+    unfit = np.abs(np.diff(bags.splits) - _SHOWN_WORDS) + np.where(clear, 0, 10**9)
+    text = int(unfit.argmin())
+    words = [bags.words[place] for place in docstrings.places_of(bags, text)]
+    part = docstrings.PARTS[texts.part[text]]
+    reading = Reading(words, part, _ask(module, bags, text, machine)[1])
+    return right, (int(same.sum()), len(same)), reading
+
+
+def _ask(
+    module: fastattn.MultiHeadAttention, bags: Bags, text: int, machine: dict[str, Any]
+) -> tuple[int, np.ndarray]:
+    """Return the class that a module gives a text, and the weights (questions, words)."""
+    words = bags.vectors[docstrings.places_of(bags, text)]
+    query = np.zeros((1, module.embed_dim))
+    output, weights = module(query, words, return_weights=True, **machine)
+    return int(output[0, : module.num_heads].argmax()), weights[:, 0]
 
 
 def _fit(vectors: Any, part: np.ndarray) -> Any:
@@ -183,24 +221,3 @@ def _over_files(texts: Texts, gains: np.ndarray) -> tuple[float, float]:
     gain = gains.mean()
     of_file = np.bincount(texts.file, gains - gain)
     return float(gain), float(np.sqrt(np.sum(of_file**2)) / len(gains))
-
-
-def _reading(
-    bags: Bags, questions: np.ndarray, texts: Texts, clear: np.ndarray, machine: dict[str, Any]
-) -> Reading:
-    """Show what the questions read in a short text that the mean does not tell, for the picture."""
-    lengths = np.diff(bags.splits)
-    text = np.flatnonzero(clear & (lengths >= _SHOWN_WORDS) & (lengths < 2 * _SHOWN_WORDS))[0]
-    places = bags.places[bags.splits[text] : bags.splits[text + 1]]
-    words = bags.vectors[places]
-    _, weights = fastattn.attention(
-        questions,
-        words,
-        words,
-        similarity="dot",
-        scale=docstrings.SCALE,
-        return_weights=True,
-        **machine,
-    )
-    shown = [bags.words[place] for place in places]
-    return Reading(shown, docstrings.PARTS[texts.part[text]], weights)

@@ -120,14 +120,16 @@ class RecommenderReport(Report):
 
 
 def run_recommender(
-    worlds: int = 5, *, threads: int | None = None, backend: str | None = None
+    worlds: int = 5, *, seed: int = 0, threads: int | None = None, backend: str | None = None
 ) -> RecommenderReport:
     """Rank held-out items by target attention and by mean pooling.
 
     Parameters
     ----------
     worlds : int
-        How many to generate, from the seeds 0, 1, and so on.
+        How many to generate.
+    seed : int
+        Of the worlds: the first is generated from ``seed * worlds``, the next from one more.
     threads, backend
         As for `fastattn.attention_varlen`.
 
@@ -139,8 +141,8 @@ def run_recommender(
     narrow: list[Compared] = []
     roomy: list[Compared] = []
     likes = []
-    for seed in range(worlds):
-        world = generate(seed)
+    for number in range(seed * worlds, (seed + 1) * worlds):
+        world = generate(number)
         likes.append(world.likes[TESTED])
         items, roomy_items = item_vectors(world, FEATURES, ROOMY)
         narrow.append(compare(world, items, threads, backend))

@@ -6,7 +6,8 @@ borders between vowels. *When is it spoken?* An even, clean rendering of the kno
 attends to the spoken frames; the values are times, so the output is a time. Vowels recur, hence
 attention that sees the whole utterance is torn between them. A band about the diagonal helps, and a
 narrow window that goes where the step before has ended, never back, helps more: monotonic
-attention, which can follow a speaker while they speak.
+attention, which can follow a speaker while they speak. Once lost it cannot turn back, and the
+report says how often that happens.
 
 The data are generated. An utterance is 12 vowels of log-normal duration (median 11 frames of 10
 ms, never the same twice running), as three formants on the Bark scale: the averages of men for ten
@@ -45,12 +46,13 @@ FORMANTS = np.array(  # in Hz: heed hid head had hod hawed hood who'd hud heard
     ],
     dtype=float,
 )
-UTTERANCES, VOWELS, FRAME_MS = 64, 12, 10
+CHOOSING, JUDGED, VOWELS, FRAME_MS = 128, 192, 12, 10  # utterances for either
 _GLIDE = 5  # frames
 _WINDOWS = (1, 2, 3, 4, 6)
 _SCALES = (0.1, 0.2, 0.3, 0.5, 1.0)
 _BANDS = (5, 10, 15, 20, 30)
-_STEPS = ((4, 6), (6, 8), (8, 10))
+_STEPS, _STEP_SCALES = ((4, 6), (6, 8), (8, 10)), (0.2, 0.3, 0.5)
+_LOST_MS = 100
 _LONG = 16384  # frames, almost three minutes
 
 
@@ -75,9 +77,14 @@ class SpeechReport(Report):
         attention in a window and after attention to the whole utterance.
     frame_gain : tuple (mean, standard error)
         What attention in a window saves of the moving average's error, over the utterances.
-    time_error_ms : dict
-        Mean distance of the time found from the true one: the diagonal, attention to everything, in
-        a band, monotonic, and dynamic time warping, which waits for the end.
+    time_error_ms : dict of tuple (mean, standard error)
+        Mean distance of the time found from the true one, over the utterances: the diagonal,
+        attention to everything, in a band, monotonic, and dynamic time warping, which waits for the
+        end.
+    time_gain_ms : tuple (mean, standard error)
+        What monotonic attention saves of the band's.
+    lost : float
+        Share of utterances in which monotonic attention loses its way: more than 100 ms off.
     cost : dict
         Of a recording of almost three minutes: scores computed and milliseconds taken, in the
         window and in full.
@@ -87,17 +94,22 @@ class SpeechReport(Report):
 
     frame_error: dict[str, float]
     frame_gain: tuple[float, float]
-    time_error_ms: dict[str, float]
+    time_error_ms: dict[str, tuple[float, float]]
+    time_gain_ms: tuple[float, float]
+    lost: float
     cost: dict[str, float]
     chosen: dict[str, Any]
     _weights: np.ndarray
 
     def lines(self) -> dict[str, str]:
         """Return what was found, in words."""
-        frame, times, cost = self.frame_error, self.time_error_ms, self.cost
+        frame, cost, gain = self.frame_error, self.cost, self.time_gain_ms
+        times = {
+            way: f"{mean:.0f} ± {error:.0f}" for way, (mean, error) in self.time_error_ms.items()
+        }
         return {
-            "data": f"generated: {UTTERANCES} utterances of {VOWELS} vowels for choosing the "
-            f"options, {UTTERANCES} others for the figures",
+            "data": f"generated: {CHOOSING} utterances of {VOWELS} vowels for choosing the "
+            f"options, {JUDGED} others for the figures",
             "cost": f"{_LONG} frames: {cost['window_scores']:,.0f} scores in the window, "
             f"{cost['full_scores']:,.0f} in full; {cost['window_ms']:.2g} ms against "
             f"{cost['full_ms']:.2g} ms here",
@@ -105,10 +117,11 @@ class SpeechReport(Report):
             f"{frame['moving average']:.3f} moving average (a gain of {self.frame_gain[0]:.3f} ± "
             f"{self.frame_gain[1]:.3f}), {frame['full attention']:.3f} full attention, "
             f"{frame['as heard']:.3f} as heard",
-            "time error": f"{times['monotonic attention']:.0f} ms monotonic attention, "
-            f"{times['attention in a band']:.0f} in a band, {times['full attention']:.0f} "
-            f"everywhere, {times['diagonal']:.0f} the diagonal; "
-            f"{times['dynamic time warping']:.0f} dynamic time warping, which waits for the end",
+            "time error": f"{times['monotonic attention']} ms monotonic attention (lost in "
+            f"{self.lost:.1%} of utterances), {times['attention in a band']} in a band (a gain of "
+            f"{gain[0]:.0f} ± {gain[1]:.0f}), {times['full attention']} everywhere, "
+            f"{times['diagonal']} the diagonal; {times['dynamic time warping']} dynamic time "
+            "warping, which waits for the end",
         }
 
     def figures(self) -> dict[str, Figure]:
@@ -126,11 +139,15 @@ class SpeechReport(Report):
         return {"speech": display.figure_}
 
 
-def run_speech(threads: int | None = None, backend: str | None = None) -> SpeechReport:
+def run_speech(
+    *, seed: int = 0, threads: int | None = None, backend: str | None = None
+) -> SpeechReport:
     """Recognise vowels and their times in noise, with windows and without.
 
     Parameters
     ----------
+    seed : int
+        Of the utterances.
     threads, backend
         As for `fastattn.attention`.
 
@@ -140,22 +157,31 @@ def run_speech(threads: int | None = None, backend: str | None = None) -> Speech
         Errors on held-out utterances, and what a window saves.
     """
     machine = {"threads": threads, "backend": backend}
-    choosing, speech = generate(0), generate(1)  # options are chosen on the first alone
+    # Options are chosen on the first alone.
+    choosing, speech = generate(2 * seed, CHOOSING), generate(2 * seed + 1, JUDGED)
 
     def sound(speech: Speech, window: int | None, scale: float) -> np.ndarray:
         return frame_errors(speech, smooth(speech, window, scale, **machine))
 
     def time_of(speech: Speech, window: Any, scale: float) -> np.ndarray:
         align = follow if isinstance(window, tuple) else look
-        return alignment_errors(speech, align(speech, window, scale, **machine)[0])
+        return alignment_errors(speech, align(speech, window, scale, **machine))
 
     def best(errors: Any, windows: Sequence[Any], scales: Sequence[float] = _SCALES) -> Any:
         return min(product(windows, scales), key=lambda pair: errors(choosing, *pair).mean())
 
     average, near, far = best(sound, _WINDOWS, [0.0]), best(sound, _WINDOWS), best(sound, [None])
-    everywhere, band, step = best(time_of, [None]), best(time_of, _BANDS), best(time_of, _STEPS)
+    everywhere, band = best(time_of, [None]), best(time_of, _BANDS)
+    step = best(time_of, _STEPS, _STEP_SCALES)
     averaged, attended = sound(speech, *average), sound(speech, *near)
     diagonal = np.broadcast_to(np.arange(speech.even.shape[1]), speech.vowel.shape)
+    times = {
+        "diagonal": alignment_errors(speech, diagonal),
+        "full attention": time_of(speech, *everywhere),
+        "attention in a band": time_of(speech, *band),
+        "monotonic attention": time_of(speech, *step),
+        "dynamic time warping": alignment_errors(speech, warp(speech)),
+    }
     return SpeechReport(
         frame_error={
             "as heard": _mean(frame_errors(speech, speech.frames)),
@@ -164,13 +190,9 @@ def run_speech(threads: int | None = None, backend: str | None = None) -> Speech
             "full attention": _mean(sound(speech, *far)),
         },
         frame_gain=mean_and_error(averaged - attended),
-        time_error_ms={
-            "diagonal": _mean(alignment_errors(speech, diagonal)),
-            "full attention": _mean(time_of(speech, *everywhere)),
-            "attention in a band": _mean(time_of(speech, *band)),
-            "monotonic attention": _mean(time_of(speech, *step)),
-            "dynamic time warping": _mean(alignment_errors(speech, warp(speech))),
-        },
+        time_error_ms={way: mean_and_error(errors) for way, errors in times.items()},
+        time_gain_ms=mean_and_error(times["attention in a band"] - times["monotonic attention"]),
+        lost=_mean(times["monotonic attention"] > _LOST_MS),
         cost=_cost(near[0], near[1], machine),
         chosen={
             "moving average": average,
@@ -179,20 +201,20 @@ def run_speech(threads: int | None = None, backend: str | None = None) -> Speech
             "attention in a band": band,
             "monotonic attention": step,
         },
-        _weights=_one_utterance(speech, everywhere, band, step),
+        _weights=_one_utterance(speech, everywhere, band, step, machine),
     )
 
 
-def generate(seed: int) -> Speech:
-    """Generate utterances, by the process that the module states."""
+def generate(seed: int, utterances: int) -> Speech:
+    """Generate so many utterances, by the process that the module states."""
     rng = np.random.default_rng(seed)
     vowels = (
-        rng.integers(0, 10, (UTTERANCES, 1))
-        + np.cumsum(rng.integers(1, 10, (UTTERANCES, VOWELS)), axis=1)
+        rng.integers(0, 10, (utterances, 1))
+        + np.cumsum(rng.integers(1, 10, (utterances, VOWELS)), axis=1)
     ) % 10
     durations = np.clip(np.rint(rng.lognormal(np.log(11), 0.5, vowels.shape)), 4, 60).astype(int)
     lengths = durations.sum(axis=1)
-    shape = (UTTERANCES, int(lengths.max()))
+    shape = (utterances, int(lengths.max()))
     frames, even = np.zeros((*shape, 3)), np.zeros((*shape, 3))
     vowel, spoken_at = np.full(shape, -1), np.zeros(shape)
     for u, n in enumerate(lengths):
@@ -235,12 +257,13 @@ def smooth(speech: Speech, window: int | None, scale: float, **machine: Any) -> 
     return smoothed
 
 
-def look(
-    speech: Speech, window: int | None, scale: float, **machine: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the time of each frame of the even rendering, anywhere or in a band, and the weights."""
+def look(speech: Speech, window: int | None, scale: float, **options: Any) -> Any:
+    """Find the time of each frame of the even rendering, anywhere or in a band.
+
+    Returns (utterances, frames), and the weights with ``return_weights=True``.
+    """
     times = np.arange(speech.even.shape[1], dtype=float)[:, None]
-    found, weights = fastattn.attention(
+    found = fastattn.attention(
         speech.even,
         speech.frames,
         times,  # values: attention's output is a time
@@ -248,22 +271,19 @@ def look(
         scale=scale,
         window=None if window is None else (window, window),
         key_lengths=speech.lengths,
-        return_weights=True,
-        **machine,
+        **options,
     )
-    return found[..., 0], weights
+    return (found[0][..., 0], found[1]) if options.get("return_weights") else found[..., 0]
 
 
-def follow(
-    speech: Speech, window: tuple[int, int], scale: float, **machine: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def follow(speech: Speech, window: tuple[int, int], scale: float, **options: Any) -> Any:
     """Find the same step by step: the window goes where the last step has ended, never back."""
     utterances, steps = speech.even.shape[:2]
     times = np.arange(steps, dtype=float)[:, None]
-    found, weights = np.zeros((utterances, steps)), np.zeros((utterances, steps, steps))
+    found, weights = np.zeros((utterances, steps)), []
     now = np.full(utterances, -1.0)
     for step in range(steps):
-        ahead, weight = fastattn.attention(
+        ahead = fastattn.attention(
             speech.even[:, step : step + 1],
             speech.frames,
             times,
@@ -272,12 +292,14 @@ def follow(
             window=window,
             query_offset=np.minimum(np.rint(now).astype(int) + 1, speech.lengths - 1),
             key_lengths=speech.lengths,
-            return_weights=True,
-            **machine,
+            **options,
         )
+        if options.get("return_weights"):
+            ahead, weight = ahead
+            weights.append(weight)
         now = np.maximum(now, ahead[:, 0, 0])
-        found[:, step], weights[:, step] = now, weight[:, 0]
-    return found, weights
+        found[:, step] = now
+    return (found, np.concatenate(weights, axis=1)) if weights else found
 
 
 def warp(speech: Speech) -> np.ndarray:
@@ -346,8 +368,12 @@ def _cost(window: int, scale: float, machine: dict[str, Any]) -> dict[str, float
     return cost
 
 
-def _one_utterance(speech: Speech, everywhere: Any, band: Any, step: Any) -> np.ndarray:
+def _one_utterance(
+    speech: Speech, everywhere: Any, band: Any, step: Any, machine: dict[str, Any]
+) -> np.ndarray:
     """Return the weights of the first utterance in the three ways, for the picture."""
-    n = speech.lengths[0]
-    ways = (look(speech, *everywhere), look(speech, *band), follow(speech, *step))
-    return np.stack([weights[0, :n, :n] for _, weights in ways])
+    n = int(speech.lengths[0])
+    first = Speech(*(array[:1] if array.ndim == 1 else array[:1, :n] for array in speech))
+    looks = {"return_weights": True, **machine}
+    ways = (look(first, *everywhere, **looks), look(first, *band, **looks))
+    return np.stack([weights[0] for _, weights in (*ways, follow(first, *step, **looks))])

@@ -11,6 +11,10 @@ each has 8 standard normal features; the logarithm of its harm is linear in them
 have length 1.2) plus normal noise of 0.8; a full review takes a log-normal number of hours of
 median 3, rounded up, 16 at most, known in advance; part of a review prevents that part of the harm.
 1000 past tickets are known with their harm. There are 40 hours a day.
+
+Where five reviewers have 8 of these hours each, and each judges by 200 past tickets of their own,
+their shares agree so far that they meet at the same tickets: hours beyond a full review are lost.
+`allocate_shared` keeps every reviewer near their own shares, and every ticket within its need.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from fastattn.examples.report import Report, mean_and_error
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DAYS, HOURS, PAST, FEATURES = 250, 40, 1000, 8
+DAYS, HOURS, PAST, FEATURES, REVIEWERS = 250, 40, 1000, 8, 5
+ALONE, TOGETHER = "reviewers alone", "reviewers together"
 
 
 class Tickets(NamedTuple):
@@ -63,15 +68,22 @@ class TicketsReport(Report):
 
     def lines(self) -> dict[str, str]:
         """Return what was found, in words."""
-        rest = (f"{hours:.0f} {way}" for way, hours in self.unspent.items())
-        shares = (f"{mean:.3f} ± {error:.3f} {way}" for way, (mean, error) in self.covered.items())
+        rest = (f"{self.unspent[way]:.0f} {way}" for way in self._pooled())
+        share = {way: f"{mean:.3f} ± {error:.3f}" for way, (mean, error) in self.covered.items()}
         return {
             "data": f"generated: {self.tickets} tickets in {DAYS} days of {HOURS} review hours",
             "unspent": f"hours of {DAYS * HOURS:,} without work: {', '.join(rest)}; "
             f"{self.idle_at_best} no one could spend",
-            "untouched": ", ".join(f"{s:.1%} {way}" for way, s in self.untouched.items()),
-            "harm covered": ", ".join(shares),
+            "untouched": ", ".join(f"{self.untouched[way]:.1%} {way}" for way in self._pooled()),
+            "reviewers": f"{REVIEWERS} of {HOURS // REVIEWERS} hours who know {PAST // REVIEWERS} "
+            f"past tickets each cover {share[TOGETHER]} of the harm together, {share[ALONE]} where "
+            f"each plans alone; {self.unspent[TOGETHER]:.0f} and {self.unspent[ALONE]:.0f} hours "
+            "without work",
+            "harm covered": ", ".join(f"{share[way]} {way}" for way in self._pooled()),
         }
+
+    def _pooled(self) -> list[str]:
+        return [way for way in self.covered if way not in (ALONE, TOGETHER)]
 
     def figures(self) -> dict[str, Figure]:
         """Draw one day's hours under their caps."""
@@ -90,11 +102,15 @@ class TicketsReport(Report):
         return {"tickets": display.figure_}
 
 
-def run_tickets(threads: int | None = None, backend: str | None = None) -> TicketsReport:
-    """Hand out a year of review hours in four ways.
+def run_tickets(
+    *, seed: int = 0, threads: int | None = None, backend: str | None = None
+) -> TicketsReport:
+    """Hand out a year of review hours, from one pool and by several reviewers.
 
     Parameters
     ----------
+    seed : int
+        Of the tickets.
     threads, backend
         As for `fastattn.attention_allocation`.
 
@@ -103,15 +119,18 @@ def run_tickets(threads: int | None = None, backend: str | None = None) -> Ticke
     TicketsReport
         Harm covered, hours unspent.
     """
-    past, today = generate(0)
-    query = harm_query(past)
+    past, today = generate(seed)
+    query = harm_query(past.features[0], past.harm[0])
     result = review(today, query, threads=threads, backend=backend)
+    alone, together = several(past, today, threads=threads, backend=backend)
     shares, hours = result.weights[:, 0], result.allocation[:, 0]
     ways = {
         "capped attention": hours.astype(float),
         "uncapped shares": HOURS * shares,
         "equal split": HOURS * today.present / today.present.sum(axis=1, keepdims=True),
         "greedy by share per hour": greedy(shares, today),
+        ALONE: alone,
+        TOGETHER: together,
     }
     spent = {way: np.minimum(hours, today.needed) for way, hours in ways.items()}
     covered = {way: covered_share(today, hours) for way, hours in spent.items()}
@@ -153,10 +172,10 @@ def generate(seed: int) -> tuple[Tickets, Tickets]:
     return tickets(np.array([PAST])), tickets(counts)
 
 
-def harm_query(past: Tickets) -> np.ndarray:
+def harm_query(features: np.ndarray, harm: np.ndarray) -> np.ndarray:
     """Return the coefficients by which past tickets' features tell the logarithm of their harm."""
-    known = np.column_stack([past.features[0], np.ones(PAST)])
-    coefficients: np.ndarray = np.linalg.lstsq(known, np.log(past.harm[0]), rcond=None)[0]
+    known = np.column_stack([features, np.ones(len(features))])
+    coefficients: np.ndarray = np.linalg.lstsq(known, np.log(harm), rcond=None)[0]
     return coefficients[:-1]  # the softmax takes no notice of the constant
 
 
@@ -175,6 +194,30 @@ def review(today: Tickets, query: np.ndarray, **machine: Any) -> fastattn.Alloca
         on_unspent="keep",
         **machine,
     )
+
+
+def several(past: Tickets, today: Tickets, **machine: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Hand out the hours of several reviewers, each on their own and all together."""
+    queries = [
+        harm_query(past.features[0, n::REVIEWERS], past.harm[0, n::REVIEWERS])
+        for n in range(REVIEWERS)
+    ]
+    alone = fastattn.attention_allocation(
+        np.array(queries),
+        today.features,
+        similarity="dot",
+        mask=today.present[:, None],
+        budget=HOURS / REVIEWERS,
+        upper=today.needed[:, None],
+        on_unspent="keep",
+        **machine,
+    )
+    budgets = np.full(REVIEWERS, HOURS / REVIEWERS)
+    together = [
+        fastattn.allocate_shared(shares, budgets, needed, **machine).allocation
+        for shares, needed in zip(alone.weights, today.needed, strict=True)
+    ]
+    return alone.allocation.sum(axis=1), np.sum(together, axis=1)
 
 
 def greedy(shares: np.ndarray, today: Tickets) -> np.ndarray:
