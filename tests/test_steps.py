@@ -75,6 +75,33 @@ def test_a_step_is_planned_once_a_page(exact_backend, seed, plans):
     assert [problem.key.shape[-2] for problem in plans] == [1, 128, 129, 256, 257, 384]
 
 
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [
+        ((0,), (2, 8, 4)),
+        ((2, 0), (1, 4, 4)),
+        ((2,), (0, 8, 4)),
+        ((2,), (2, 0, 4)),
+        ((2,), (2, 8, 0)),
+        ((), (1, 1, 1)),
+    ],
+    ids=str,
+)
+def test_sizes_of_nothing(exact_backend, batch, sizes, storage, seed):
+    rng = np.random.default_rng(seed)
+    cache = new_cache(batch, storage, *sizes)
+    for count in (0, 1, 1, 130, 1, 2):
+        cache.append(*tokens(rng, batch, count, *sizes))
+        for rows in (0, 1, 3):
+            query = draw_query(rng, cache, rows, 2 * sizes[0])
+            for _ in range(2):
+                check(cache, query, return_lse=True)
+        cache.truncate(np.maximum(cache.lengths - 1, 0))
+        cache.reorder(np.arange(cache.lengths.size))
+        check(cache, query)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_few_long_sequences(exact_backend, threads, seed):
     """Segments shared among threads are folded from partial states."""

@@ -110,7 +110,7 @@ class PageTable:
         if counts is None:
             counts = np.full(entries, new, np.int64)
         stop = self.lengths + counts
-        if not self._spare or counts.max() > self._spare:
+        if not self._spare or counts.max(initial=0) > self._spare:
             self._make_room(self.lengths, stop)
             self._tails = None
         step = max(1, _ROWS_AT_ONCE // max(1, self.heads * entries))
