@@ -52,8 +52,12 @@ class KVCache:
     numbers each (int8: and 8 bytes per token and head), taken as many at a time as there are
     already, up to 256 MiB. Nothing that is there is copied. `reorder` shares pages between
     sequences until one of them writes. The kernels read pages where they lie; the backend
-    "reference" and `dense` make a copy. Attending from several threads at
-    once is safe; changing the cache while another thread uses it is not.
+    "reference" and `dense` make a copy. Attending from several threads at once is safe; changing the
+    cache while another thread uses it is not. Copies (`copy.deepcopy`, `pickle`) have pages of their
+    own.
+
+    A step is planned once a page, and costs some 15 µs beside its kernel; one with a mask, ids of
+    documents, `query_offset`, ``causal=True`` or weights is planned each time, in some 140.
 
     References
     ----------
@@ -237,6 +241,7 @@ class KVCache:
         problem = problems.bind(made, *operands, extras)._replace(pages=pages)
         execution = backends.prepare(problem, wanted, workers)
         if call is not None:
+            # For the steps that follow, as if the last pages were full.
             key, value = full
             whole = backends.prepare(problem._replace(key=key, value=value), wanted, workers)
             steps.keep(call, whole, made)
