@@ -63,7 +63,8 @@ def allocate(
         With `unit` only: how units are rounded. The first rounds the real amounts down and gives
         what is left, one unit each, to the largest remainders; the others give unit after unit to
         the largest :math:`w_i / d(s_i)`, where :math:`s_i` units are there already and :math:`d(s)`
-        is :math:`2s + 1`, :math:`s + 1` or :math:`\sqrt{s (s + 1)}`.
+        is :math:`2s + 1`, :math:`s + 1` or :math:`\sqrt{s (s + 1)}` (which gives everybody of any
+        weight a first unit before anybody a second).
     on_unspent : {"raise", "keep"}
         What to do where the caps forbid spending all: an error, or return also what is left.
     out : ndarray, the shape of `weights`, optional
@@ -103,10 +104,11 @@ def allocate(
 
     Claims that differ by less than one part in 2**80 count as equal, and remainders that differ by
     less than that part of a unit or a 2**98th of the budget; among equals the lower index comes
-    first. The divisor methods are monotone: a larger budget takes nothing from anybody, and neither
-    do they with a larger weight of one's own. Largest remainders stay within one unit of the real
-    amounts instead. Weights below 1e-300 of their row's largest count as that much, and bounds
-    below 1e-300 of the budget may count as 0.
+    first (receivers in reverse have other amounts exactly where that decided). The divisor methods
+    are monotone: a larger budget takes nothing from anybody, and neither do they with a larger
+    weight of one's own. Largest remainders stay within one unit of the real amounts instead.
+    Weights below 1e-300 of their row's largest count as that much, and bounds below 1e-300 of the
+    budget may count as 0.
 
     References
     ----------
@@ -271,18 +273,21 @@ class _Rows:
         part = np.ones(n, bool) if self.where is None else self.where[at]
         row = _of(at)
         shown = float if self.unit is None else self.unit.shown
-        for i in np.flatnonzero(part):
-            if not 0 <= weights[i] < math.inf:
+        no_weight = ~((weights >= 0) & (weights < math.inf))
+        no_bounds = ~((lower >= 0) & (lower < math.inf) & (lower <= upper))
+        wrong = np.flatnonzero(part & (no_weight | no_bounds))
+        if wrong.size:
+            i = int(wrong[0])
+            if no_weight[i]:
                 return (
                     f"weight {i}{row} is {weights[i]}: weights are finite and not negative; "
                     "where= leaves receivers out"
                 )
-            if not 0 <= lower[i] < math.inf or not lower[i] <= upper[i]:
-                rounded = "" if self.unit is None else f", in whole units of {self.unit.size}"
-                return (
-                    f"receiver {i}{row} has lower {shown(lower[i])} and upper {shown(upper[i])}"
-                    f"{rounded}: bounds must be 0 <= lower <= upper, and lower finite"
-                )
+            rounded = "" if self.unit is None else f", in whole units of {self.unit.size}"
+            return (
+                f"receiver {i}{row} has lower {shown(lower[i])} and upper {shown(upper[i])}"
+                f"{rounded}: bounds must be 0 <= lower <= upper, and lower finite"
+            )
         budget = f"the budget{row} is {shown(self.budget[at])}"
         if math.isnan(unspent):
             with np.errstate(over="ignore"):

@@ -88,6 +88,8 @@ def test_equal_claims_go_to_the_lower_index(backend):
         assert given.tolist() == [2, 1, 1]
     # A third each: remainders that are equal as fractions and not as floats.
     assert fastattn.allocate([1, 1, 4], 2, unit=1).tolist() == [1, 0, 1]
+    # As seen in reverse, where the tie goes to the other one.
+    assert fastattn.allocate([4, 1, 1], 2, unit=1).tolist() == [2, 0, 0]
     # 1/3 against 2/6, and 3/7 against 6/14.
     assert fastattn.allocate([2, 6, 4], 4, unit=1, method="sainte_lague").tolist() == [1, 2, 1]
 
@@ -157,7 +159,10 @@ def test_divisor_methods_are_monotone(method, weights, budget, step):
     cost that receiver anything, or give any to the others."""
     caps = [1 + w % 30 for w in weights]
     options = {"unit": 1, "method": method, "upper": caps, "on_unspent": "keep"}
-    given, _ = fastattn.allocate(weights, budget, **options)
+    given, left = fastattn.allocate(weights, budget, **options)
+    assert given.sum() + left == budget
+    assert left == max(0, budget - sum(caps))
+    assert (given <= caps).all()
     more, _ = fastattn.allocate(weights, budget + step, **options)
     assert (more >= given).all()
     own, _ = fastattn.allocate([weights[0] + step, *weights[1:]], budget, **options)
@@ -181,7 +186,7 @@ def test_order_of_receivers_is_no_matter(method, weights, data):
 
 @by_method
 def test_quota_and_size(exact_backend, method, seed):
-    """Large budgets cost no more than small ones, and amounts stay near their share."""
+    """Budgets that no loop over units would end with; amounts stay near their share."""
     rng = np.random.default_rng(seed)
     weights = rng.random((50, 20)) + 0.01
     for budget in (10**3, 10**9, 10**15, 2**52):
