@@ -46,6 +46,14 @@ LEVELS = (
 )
 # What the built module depends on, beside its C: all that `words` reads.
 TABLES = ["fastattn/_engine/layouts.py", "fastattn/_core/plan.py", f"{PLACE}/words.py"]
+# bfloat16 multiplied as it is, which not every compiler for x86-64 knows: the flags, and a source
+# that takes them.
+PAIRS = ["-march=x86-64-v4", "-mavx512bf16"]
+PAIRS_PROBE = """
+#include <immintrin.h>
+int main(void) { return __builtin_cpu_supports("avx512bf16"); }
+__m512 dot(__m512 a, __m512 b) { return _mm512_dpbf16_ps(a, (__m512bh)a, (__m512bh)b); }
+"""
 REQUIRED = os.environ.get("FASTATTN_REQUIRE_CYTHON", "").strip() == "1"
 PROBE = """
 #include <Python.h>
@@ -81,17 +89,23 @@ class BuildKernels(build_ext):
         (folder / "words.h").write_text(words(), encoding="utf-8")
         include = [str(folder), PLACE]
         extension.include_dirs += include
-        for level, march in LEVELS.items():
-            for bits in (32, 64):
-                table = f"fastattn_{level}_{bits}"
-                extension.extra_objects += self.compiler.compile(
-                    [f"{PLACE}/kernels.c"],
-                    output_dir=str(folder / table),
-                    macros=[("REAL_BITS", str(bits)), ("TABLE", table)],
-                    include_dirs=include,
-                    extra_postargs=[*FLAGS, *march],
-                    depends=extension.depends,
-                )
+        tables = {
+            f"fastattn_{level}_{bits}": ([("REAL_BITS", str(bits))], march)
+            for level, march in LEVELS.items()
+            for bits in (32, 64)
+        }
+        if knows_pairs():
+            tables["fastattn_v4_pairs"] = ([("REAL_BITS", "32"), ("IN_PAIRS", None)], PAIRS)
+            extension.define_macros.append(("PAIRS", None))
+        for table, (macros, march) in tables.items():
+            extension.extra_objects += self.compiler.compile(
+                [f"{PLACE}/kernels.c"],
+                output_dir=str(folder / table),
+                macros=[*macros, ("TABLE", table)],
+                include_dirs=include,
+                extra_postargs=[*FLAGS, *march],
+                depends=extension.depends,
+            )
         super().build_extension(extension)
 
 
@@ -109,21 +123,43 @@ def find_compiler() -> str | None:
         return "FASTATTN_CYTHON=0 says so"
     if importlib.util.find_spec("Cython") is None:
         return "Cython is not installed"
+    for march in LEVELS.values():
+        refusal = try_compiler(PROBE, march)
+        if refusal is not None:
+            return refusal
+    return None
+
+
+def try_compiler(probe: str, march: list[str]) -> str | None:
+    """Compile a few lines; return why that cannot be done, or None."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
-        source.write_text(PROBE, encoding="utf-8")
-        for march in LEVELS.values():
-            include = f"-I{sysconfig.get_paths()['include']}"
-            command = [*compiler, *FLAGS, *march, include, "-c", str(source), "-o", f"{source}.o"]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-            except OSError as error:
-                return f"the C compiler {compiler[0]!r} cannot be run: {error.strerror}"
-            if done.returncode != 0:
-                told = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
-                return f"{' '.join(command[: len(compiler)])} cannot compile them: {told}"
-    return None
+        source.write_text(probe, encoding="utf-8")
+        include = f"-I{sysconfig.get_paths()['include']}"
+        command = [*compiler, *FLAGS, *march, include, "-c", str(source), "-o", f"{source}.o"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            return f"the C compiler {compiler[0]!r} cannot be run: {error.strerror}"
+    if done.returncode == 0:
+        return None
+    told = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
+    return f"{' '.join(command[: len(compiler)])} cannot compile them: {told}"
+
+
+def knows_pairs() -> bool:
+    """Whether to compile for CPUs that multiply bfloat16 as it is; says so where not."""
+    if not X86:
+        return False
+    refusal = try_compiler(PAIRS_PROBE, PAIRS)
+    if refusal is not None:
+        print(
+            "fastattn: the compiled kernels widen bfloat16 on every CPU, also where it would be "
+            f"multiplied as it is faster: {refusal}",
+            file=sys.stderr,
+        )
+    return refusal is None
 
 
 def extensions() -> list[Extension]:

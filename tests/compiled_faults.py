@@ -5,6 +5,7 @@ _DIGEST = f"{_CITIZEN}::test_both_compilers_give_the_same_bits"
 _LEVELS = f"{_CITIZEN}::test_every_level_of_this_cpu_has_the_same_bits"
 _GUARDS = "tests/test_guard_pages.py -k float32"
 _HIDDEN = "tests/test_edges.py::test_hidden_contents_never_reach_the_result -k cython"
+_PAIRS = "tests/test_compiled_pairs.py"
 _FORKS = f"{_CITIZEN} -k forked"
 
 COMPILED_FAULTS = {
@@ -28,8 +29,8 @@ COMPILED_FAULTS = {
     ),
     "compiled_chains_begin_at_the_first_visible_key": (
         "_cython/rows.h",
-        "        p.depth = smaller_of(high, (chunk + 1) * FUSE_KEYS) - first;",
-        "        p.depth = smaller_of(high - first, FUSE_KEYS);",
+        "        p.depth = words_of(smaller_of(high, (chunk + 1) * FUSE_KEYS) - first);",
+        "        p.depth = words_of(smaller_of(high - first, FUSE_KEYS));",
         "tests/test_bits.py::test_relation -k cython",
     ),
     "compiled_hidden_values_are_not_looked_for": (
@@ -67,6 +68,18 @@ COMPILED_FAULTS = {
         "load_real(call->entry_alibi + head * call->alibi_head)",
         "load_real(call->entry_alibi)",
         "tests/test_biases.py -k cython",
+    ),
+    "compiled_few_rows_take_second_weights_for_first": (
+        "_cython/direct.h",
+        "splat_pairs(a + row * a_stride + k * ITEM / FACTORS)",
+        "splat_pairs(a + row * a_stride + k * ITEM / FACTORS + 2)",
+        f"{_PAIRS} -k few_rows",
+    ),
+    "compiled_hidden_half_of_a_pair_is_multiplied": (
+        "_cython/paired_rows.h",
+        "                if (score == HIDDEN) continue;\n",
+        "",
+        f"{_PAIRS} -k hidden",
     ),
     "forked_child_counts_on_threads_it_does_not_have": (
         "_cython/pool.h",

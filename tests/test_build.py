@@ -157,6 +157,19 @@ def test_a_compiler_that_fails_leaves_the_kernels_out(tree, what):
     assert "FASTATTN_REQUIRE_CYTHON=1 makes that an error" in made.stderr
 
 
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_compiler_that_knows_no_bfloat16_leaves_only_those_kernels_out(tree, knows):
+    fails = "nothing" if knows else "-mavx512bf16"
+    made = run_setup(tree, "build_ext", "--inplace", fails=fails, FASTATTN_REQUIRE_CYTHON="1")
+    assert made.returncode == 0, made.stderr
+    assert len(modules(tree)) == 1
+    x86 = runpy.run_path(str(ROOT / "setup.py"))["X86"]
+    assert ("widen bfloat16 on every CPU" in made.stderr) == (x86 and not knows)
+    commands = (tree.parent / "commands").read_text().splitlines()
+    for word in ("fastattn_v4_pairs", " -DPAIRS "):
+        assert any(word in line for line in commands) == (x86 and knows), word
+
+
 def test_without_cython_the_kernels_are_left_out(tree):
     made = run_setup(tree, "build_ext", "--inplace", before="sys.modules['Cython'] = None")
     assert made.returncode == 0, made.stderr

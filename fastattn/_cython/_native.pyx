@@ -24,6 +24,8 @@ cdef extern from "levels.h" nogil:
         const char *name
         const entry_table **tables
         int (*runs_here)()
+        const entry_table *pairs
+        int (*multiplies_pairs)()
 
     const level levels[]
     const int level_count
@@ -73,6 +75,18 @@ def entry_addresses(str name):
         if levels[i].name.decode() == name:
             return _addresses(levels[i].tables[0]), _addresses(levels[i].tables[1])
     raise ValueError(f"no kernels were compiled for {name!r}, but for {built_levels()}")
+
+
+def pairs_address(str name):
+    """The address of a level's attention that multiplies bfloat16 as it is.
+
+    None where it has none (or the compiler knew of none), or this CPU has no such instruction.
+    """
+    for i in range(level_count):
+        if levels[i].name.decode() == name and levels[i].pairs != NULL:
+            if levels[i].multiplies_pairs():
+                return <int64_t> levels[i].pairs.attend
+    return None
 
 
 def run_serially(int64_t entry, int64_t call, int64_t first, int64_t stop):

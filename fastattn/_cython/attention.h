@@ -76,6 +76,7 @@ static void prepare_rows(const attention_call *call, row_block *task, int64_t sc
         const int64_t own = target + r * width * ITEM;
         const bool exact = (plain && copy_scaled(source, width, power, back, own)) ||
                            prepare_query(call, source, own);
+        TWIN((void)0, narrow_row(own, width));
         range = find_range(call, head, i);
         if (r == 0) first = range;
         task->alike &= exact && range.begin == first.begin && range.end == first.end;
@@ -129,10 +130,12 @@ static void attend_block(const attention_call *call, value_rows values, int64_t 
         score_block(call, segment, queries, block->rows, low, high, scratch);
         reveal_block(call, segment, block, low, high, scratch);
         if (values_wait(call))
-            stage_values(call, segment * SEGMENT_KEYS + low, high - low, 0, call->value_features,
-                         load_int64(values.chunks, 0) + low * values.stride, values.stride);
+            TWIN(stage_values, stage_pairs)
+            (call, segment * SEGMENT_KEYS + low, high - low, 0, call->value_features,
+             load_int64(values.chunks, 0) + low * values.stride, values.stride);
         fuse_visible_block(call, block, low, high, values, result, scratch);
     }
+    TWIN((void)0, correct_sums(call, block->rows, result, scratch));
     settle_block(call, segment, block, result, fresh, scratch);
 }
 
@@ -147,8 +150,9 @@ static void attend_segment(const attention_call *call, int64_t segment, const ro
     if (narrowing) find_documents(call, segment, scratch);
     segment_span(call, segment, task, narrowing, scratch, &low, &high);
     if (low >= high) return;
-    const value_rows values = {.chunks = scratch + call->at_chunks,
-                               .stride = place_values(call, segment, low, high, scratch)};
+    const value_rows values = {
+        .chunks = scratch + call->at_chunks,
+        .stride = TWIN(place_values, place_pairs)(call, segment, low, high, scratch)};
     for (int64_t first = 0; first < task->rows; first += BLOCK_ROWS) {
         const int64_t stop = smaller_of(task->rows, first + BLOCK_ROWS);
         const row_block block = {.entry = task->entry, .task_row = task->task_row,

@@ -18,6 +18,7 @@ from fastattn._core import plan
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 from fastattn._engine import layouts
+from fastattn._engine.bfloat16 import takes_pairs
 from fastattn._engine.engine import Engine
 from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher, Turns
@@ -134,11 +135,13 @@ def _kernels(level: str) -> Kernels:
         {float32: _Entry(single), float64: _Entry(double)}
         for single, double in zip(*_native.entry_addresses(level), strict=True)
     )
+    pairs = _native.pairs_address(level)
+    in_pairs = takes_pairs(able=pairs is not None)
     return Kernels(
         name=name,
         attend=attend,
         fold=fold,
-        attend_pairs=None,
+        attend_pairs=None if pairs is None or not in_pairs else _Entry(pairs),
         compare=compare,
         fuse=fuse,
         normalise=normalise,

@@ -7,6 +7,7 @@
 #define FASTATTN_BLOCKS_H
 
 #include "rows.h"
+#include "paired_rows.h"
 
 /* Words of eight bytes, one array a name over the rows of a task. */
 enum { BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM };
@@ -160,10 +161,11 @@ static void normalise_block(const attention_call *call, int64_t segment, const r
         const real row_max = load_real(state);
         real row_sum = 0;
         if (row_max == HIDDEN)
-            zero_columns(scores, low, high_padded);
+            TWIN(zero_columns, zero_pairs)(scores, low, high_padded);
         else
-            row_sum = normalise_row(scores, low, high_padded, row_max, exact ? factor : other,
-                                    exact ? least : other_least);
+            row_sum = TWIN(normalise_row, normalise_pairs)(scores, low, high_padded, row_max,
+                                                           exact ? factor : other,
+                                                           exact ? least : other_least);
         store_real(state + 8, row_sum);
     }
 }
@@ -178,8 +180,9 @@ static void fuse_visible_block(const attention_call *call, const row_block *bloc
         const real row_max = load_real(segment_state(call, scratch, r));
         if (row_max == HIDDEN || !any_nan_in_row(target, width)) continue;
         const bool exact = row_word(call, scratch, EXACT, block->first + r) != 0;
-        fuse_visible_row(score_row(call, scratch, r), low, high, row_max, row_factor(call, exact),
-                         values, width, target);
+        TWIN(fuse_visible_row, fuse_visible_pairs)
+        (score_row(call, scratch, r), low, high, row_max, row_factor(call, exact), values, width,
+         target);
     }
 }
 

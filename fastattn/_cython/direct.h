@@ -11,6 +11,7 @@
 #ifndef FASTATTN_DIRECT_H
 #define FASTATTN_DIRECT_H
 
+#include "bfloat16.h"
 #include "transpose.h"
 
 #define READS_DIRECTLY (REAL_BITS == 32 && PART_LANES == LANES)
@@ -61,7 +62,8 @@ INLINE vector feature_of_words(const int kind, const bool tiny, words column, co
 INLINE void score_group(const int kind, const bool tiny, const int rows, const small_rows *keys,
                         int64_t size, int64_t a, int64_t a_stride, int64_t c, int64_t c_stride)
 {
-    const int in_a_word = kind == INT8_CODE ? 4 : 2;
+    /* How many times a word of each key is multiplied. */
+    const int in_a_word = TWIN(kind == INT8_CODE ? 4 : 2, 1);
     const int64_t stride = keys->stride;
     row_addresses near = addresses_of(keys->source, stride);
     row_addresses far = addresses_of(keys->source + LANES * stride, stride);
@@ -91,12 +93,15 @@ INLINE void score_group(const int kind, const bool tiny, const int rows, const s
         {
             UNROLL for (int half = 0; half < 2; half++)
             {
-                const vector feature = feature_of_words(kind, tiny, column[half][i / in_a_word],
-                                                        i % in_a_word, scale[half]);
+                const vector feature =
+                    TWIN(feature_of_words(kind, tiny, column[half][i / in_a_word], i % in_a_word,
+                                          scale[half]),
+                         pairs_of(column[half][i]));
                 UNROLL for (int row = 0; row < rows; row++)
                 {
-                    const vector wide = splat(load_real(a + row * a_stride + i * ITEM));
-                    sum[row][half] = fused(wide, feature, sum[row][half]);
+                    const vector wide = TWIN(splat(load_real(a + row * a_stride + i * ITEM)),
+                                             splat_pairs(a + row * a_stride + i * ITEM));
+                    sum[row][half] = TWIN(fused, dots)(wide, feature, sum[row][half]);
                 }
             }
         }
@@ -156,6 +161,53 @@ INLINE void put_strip(const int kind, int64_t place, const bool accumulate, vect
     }
 }
 
+#if defined(IN_PAIRS)
+
+/* A strip of two rows of values as vectors of pairs, in the order of `put_strip`. */
+INLINE void load_strip_of_pairs(int64_t first, int64_t second, vector *pairs)
+{
+    UNROLL for (int i = 0; i < STRIP_VECTORS; i += 2)
+    {
+        const word_part low = (word_part)load(first + i * LANES * 2).part[0];
+        const word_part high = (word_part)load(second + i * LANES * 2).part[0];
+        pairs[i].part[0] = (part)((low & 0xFFFF) | high << 16);
+        pairs[i + 1].part[0] = (part)(low >> 16 | (high & 0xFFFF0000));
+    }
+}
+
+/* C (+)= weights times a strip of values over `depth` rows, two rows and weights a step. */
+INLINE void fuse_group(const int kind, const int rows, const small_rows *values, int64_t depth,
+                       bool accumulate, int64_t a, int64_t a_stride, int64_t c, int64_t c_stride)
+{
+    static const uint16_t zeros[STRIP_VECTORS * LANES];
+    int64_t source = values->source, fetch = values->fetch;
+    vector sum[FEW_ROWS][STRIP_VECTORS];
+    UNROLL for (int row = 0; row < rows; row++)
+        UNROLL for (int i = 0; i < STRIP_VECTORS; i++) sum[row][i] = splat(0);
+    for (int64_t k = 0; k < depth; k += FACTORS) {
+        vector pairs[STRIP_VECTORS];
+        const int64_t second = k + 1 < depth ? source + values->stride : (int64_t)zeros;
+        load_strip_of_pairs(source, second, pairs);
+        UNROLL for (int line = 0; line < STRIP_VECTORS * LANES * 2; line += 64)
+        {
+            prefetch(fetch + line);
+            prefetch(fetch + values->fetch_stride + line);
+        }
+        UNROLL for (int row = 0; row < rows; row++)
+        {
+            const vector wide = splat_pairs(a + row * a_stride + k * ITEM / FACTORS);
+            UNROLL for (int i = 0; i < STRIP_VECTORS; i++)
+                sum[row][i] = dots(wide, pairs[i], sum[row][i]);
+        }
+        source += FACTORS * values->stride;
+        fetch += FACTORS * values->fetch_stride;
+    }
+    UNROLL for (int row = 0; row < rows; row++)
+        put_strip(kind, c + row * c_stride, accumulate, sum[row]);
+}
+
+#else
+
 /* C (+)= weights times a strip of values over `depth` rows, int8 with a scale a row, as a product
    has it. `kind` and `rows` are constants. Each step asks for the lines of a strip at `fetch`. */
 INLINE void fuse_group(const int kind, const int rows, const small_rows *values, int64_t depth,
@@ -184,6 +236,8 @@ INLINE void fuse_group(const int kind, const int rows, const small_rows *values,
         put_strip(kind, c + row * c_stride, accumulate, sum[row]);
 }
 
+#endif
+
 #define DIRECT_TILES(type, kind, rows)                                                           \
     NOINLINE void score_##type##_##rows(const small_rows *keys, int64_t size, int64_t a,         \
                                         int64_t a_stride, int64_t c, int64_t c_stride)           \
@@ -198,12 +252,14 @@ INLINE void fuse_group(const int kind, const int rows, const small_rows *values,
     {                                                                                            \
         fuse_group(kind, rows, values, depth, accumulate, a, a_stride, c, c_stride);             \
     }
+#if !defined(IN_PAIRS)
 DIRECT_TILES(half, HALF, 1)
 DIRECT_TILES(half, HALF, 4)
-DIRECT_TILES(bfloat, BFLOAT, 1)
-DIRECT_TILES(bfloat, BFLOAT, 4)
 DIRECT_TILES(int8, INT8_CODE, 1)
 DIRECT_TILES(int8, INT8_CODE, 4)
+#endif
+DIRECT_TILES(bfloat, BFLOAT, 1)
+DIRECT_TILES(bfloat, BFLOAT, 4)
 
 #endif
 

@@ -84,15 +84,17 @@ static void score_few(const attention_call *call, int64_t segment, int64_t queri
         const small_rows keys =
             find_keys(call, &of, segment * SEGMENT_KEYS + column, size, scratch);
         const int64_t c = scratch + call->at_scores + column * ITEM;
+#if !defined(IN_PAIRS)
         if (of.code == HALF)
             (rows == 1 ? score_half_1 : score_half_4)(&keys, size, queries, query_row, c,
                                                       score_row);
-        else if (of.code == BFLOAT)
-            (rows == 1 ? score_bfloat_1 : score_bfloat_4)(&keys, size, queries, query_row, c,
-                                                          score_row);
-        else
+        else if (of.code != BFLOAT)
             (rows == 1 ? score_int8_1 : score_int8_4)(&keys, size, queries, query_row, c,
                                                       score_row);
+        else
+#endif
+            (rows == 1 ? score_bfloat_1 : score_bfloat_4)(&keys, size, queries, query_row, c,
+                                                          score_row);
     }
 }
 
@@ -107,7 +109,7 @@ static void fuse_few(const attention_call *call, int64_t segment, int64_t rows, 
     int64_t stop;
     for (int64_t first = low; first < high; first = stop) {
         const int64_t j = segment * SEGMENT_KEYS + first;
-        const int64_t a = scratch + call->at_scores + first * ITEM;
+        const int64_t a = scratch + call->at_scores + first * ITEM / FACTORS;
         const bool more = first > low;
         stop = smaller_of(high, (first / FUSE_KEYS + 1) * FUSE_KEYS);
         small_rows values = {.source = row_place(call, &of, j), .stride = of.row_stride,
@@ -124,15 +126,17 @@ static void fuse_few(const attention_call *call, int64_t segment, int64_t rows, 
             /* Rows without gaps are asked for in the order of memory, each strip's share of them:
                the machine then guesses what is next. */
             values.fetch = later + column * of.feature_stride * (run ? stop - first : 1);
+#if !defined(IN_PAIRS)
             if (of.code == HALF)
                 (rows == 1 ? fuse_half_1 : fuse_half_4)(&values, stop - first, more, a, score_row,
                                                         c, c_stride);
-            else if (of.code == BFLOAT)
-                (rows == 1 ? fuse_bfloat_1 : fuse_bfloat_4)(&values, stop - first, more, a,
-                                                            score_row, c, c_stride);
-            else
+            else if (of.code != BFLOAT)
                 (rows == 1 ? fuse_int8_1 : fuse_int8_4)(&values, stop - first, more, a, score_row,
                                                         c, c_stride);
+            else
+#endif
+                (rows == 1 ? fuse_bfloat_1 : fuse_bfloat_4)(&values, stop - first, more, a,
+                                                            score_row, c, c_stride);
             values.source += strip * of.feature_stride;
         }
     }

@@ -1,6 +1,7 @@
 /* The kinds of machine that the kernels were compiled for, best first.
 
-   The build says which: LEVEL_V4 and LEVEL_V3 where the machine is x86-64, LEVEL_BASE elsewhere. */
+   Two where the machine is x86-64, one elsewhere. PAIRS says that the build has the kernels that
+   multiply bfloat16 as it is, which not every compiler can. */
 
 #ifndef FASTATTN_LEVELS_H
 #define FASTATTN_LEVELS_H
@@ -15,6 +16,9 @@ typedef struct {
     const char *name;
     const entry_table **tables;
     int (*runs_here)(void);
+    /* Attention that multiplies bfloat16 as it is, if any, and whether this CPU does. */
+    const entry_table *pairs;
+    int (*multiplies_pairs)(void);
 } level;
 
 #if defined(__x86_64__)
@@ -36,9 +40,22 @@ static int runs_v4(void)
            __builtin_cpu_supports("avx512vl");
 }
 
+#if defined(PAIRS)
+extern const entry_table fastattn_v4_pairs;
+
+static int multiplies_pairs(void)
+{
+    return runs_v4() && __builtin_cpu_supports("avx512bf16");
+}
+
+#define PAIRS_OF_V4 &fastattn_v4_pairs, multiplies_pairs
+#else
+#define PAIRS_OF_V4 0, 0
+#endif
+
 static const level levels[] = {
-    {"x86-64-v4", TABLES(v4), runs_v4},
-    {"x86-64-v3", TABLES(v3), runs_v3},
+    {"x86-64-v4", TABLES(v4), runs_v4, PAIRS_OF_V4},
+    {"x86-64-v3", TABLES(v3), runs_v3, 0, 0},
 };
 
 #else
@@ -47,7 +64,7 @@ DECLARE(base)
 
 static int runs_base(void) { return 1; }
 
-static const level levels[] = {{"base", TABLES(base), runs_base}};
+static const level levels[] = {{"base", TABLES(base), runs_base, 0, 0}};
 
 #endif
 

@@ -7,6 +7,7 @@
 #ifndef FASTATTN_PACK_H
 #define FASTATTN_PACK_H
 
+#include "bfloat16.h"
 #include "elementary.h"
 #include "transpose.h"
 
@@ -128,6 +129,7 @@ static bool scale_row(int64_t target, int64_t length, double query_first, double
         const vector value = load(target + i * ITEM);
         const vector scaled = times(times(value, first), second);
         exact &= same_lanes(times(times(scaled, back_second), back_first), value);
+        TWIN((void)0, exact &= same_lanes(rounded(scaled), scaled));
         largest = larger(largest, absolute(scaled));
     }
     exact &= (double)lane_max(largest) <= most;

@@ -84,25 +84,27 @@ static void fuse_block(const attention_call *call, int64_t segment, int64_t rows
         fuse_few(call, segment, rows, low, high, block, scratch);
         return;
     }
-    for (int64_t first = low; first < high; first += p.depth) {
+    for (int64_t first = low; first < high; first += FACTORS * p.depth) {
         const int64_t chunk = first / FUSE_KEYS, begin = load_int64(values.chunks, chunk);
         /* Behind a page lies something else. */
         const int64_t ahead = call->entry_value_pages
                                   ? load_int64(values.chunks, chunk + 1) - begin
                                   : AHEAD_KEYS * values.stride;
-        p.depth = smaller_of(high, (chunk + 1) * FUSE_KEYS) - first;
+        p.depth = words_of(smaller_of(high, (chunk + 1) * FUSE_KEYS) - first);
         p.accumulate = first > low;
         for (int64_t start = 0; start < vectors; start += 4) {
             const int64_t count = smaller_of(vectors - start, 4), offset = start * vector_bytes;
-            p.a = scratch + call->at_scores + first * ITEM;
+            p.a = scratch + call->at_scores + first * ITEM / FACTORS;
             p.b = begin + first % FUSE_KEYS * values.stride + offset;
-            p.b_stride = values.stride;
+            p.b_stride = values.stride * FACTORS;
             p.c = block + offset;
             if (waiting) {
                 p.b = load_int64(values.chunks, 0);
                 p.b_stride = count * vector_bytes;
-                stage_values(call, segment * SEGMENT_KEYS + first, p.depth, start * LANES,
-                             count * LANES, p.b, p.b_stride);
+                TWIN(stage_values, stage_pairs)
+                (call, segment * SEGMENT_KEYS + first,
+                 TWIN(p.depth, smaller_of(FACTORS * p.depth, high - first)), start * LANES,
+                 count * LANES, p.b, p.b_stride / FACTORS);
             }
             p.fetch = p.b + ahead;
             p.fetch_stride = p.b_stride;

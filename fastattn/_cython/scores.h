@@ -7,6 +7,7 @@
 #define FASTATTN_SCORES_H
 
 #include "few.h"
+#include "paired.h"
 #include "places.h"
 #include "tile.h"
 #include "unpacked.h"
@@ -19,7 +20,8 @@ static void score_panel(const attention_call *call, int64_t queries, int64_t row
     const int64_t query_row = padded(call->features) * ITEM;
     const int group = euclidean ? TILE_ROWS : rows_at_once(rows, vectors);
     product p = {.a = queries, .a_stride = query_row, .b = panel, .b_stride = PANEL_KEYS * ITEM,
-                 .c = scores, .c_stride = SCORE_ROW, .depth = call->features, .fetch = queries};
+                 .c = scores, .c_stride = SCORE_ROW, .depth = words_of(call->features),
+                 .fetch = queries};
     for (int64_t row = 0; row < rows; row += group) {
         if (euclidean)
             distance_columns((real)call->difference_factor, vectors, &p);
@@ -54,7 +56,8 @@ static void score_block(const attention_call *call, int64_t segment, int64_t que
         const int64_t stop = smaller_of(high, begin + PANEL_KEYS);
         const int64_t place = scratch + call->at_panels + (several ? panel * panel_bytes : 0);
         if (!several || !load_int64(packed, panel)) {
-            pack_entry_panel(call, segment * SEGMENT_KEYS + begin, place, scratch);
+            TWIN(pack_entry_panel, pack_pairs)
+            (call, segment * SEGMENT_KEYS + begin, place, scratch);
             store_int64(packed, panel, 1);
         }
         score_panel(call, queries, rows, place + (first - begin) * ITEM, scores + first * ITEM,

@@ -7,13 +7,14 @@
 #ifndef FASTATTN_TILE_H
 #define FASTATTN_TILE_H
 
+#include "bfloat16.h"
 #include "memory.h"
 
 /* C (+)= A times B over `depth`; strides in bytes.
 
    Requires A readable for rows x depth, B for depth x columns, C for rows x columns; C overlaps
-   neither. The chain starts from zero; where `accumulate` is true it is added to C. Each step of
-   the depth also asks for the cache line at `fetch`, or for as many as a row of B has (`whole`),
+   neither. The chain starts from zero; where `accumulate` is true it is added to C. The depth is
+   counted in words of `FACTORS` factors. Each step of the depth also asks for the cache line at `fetch`, or for as many as a row of B has (`whole`),
    and moves on by `fetch_stride`; nothing need be there. */
 typedef struct {
     int64_t a, a_stride;
@@ -67,9 +68,10 @@ INLINE void multiply(const int rows, const int parts, const bool whole, const pr
             prefetch(fetch + line);
         UNROLL for (int row = 0; row < rows; row++)
         {
-            const part wide = splat_part(load_real(a[row] + k * ITEM));
+            const part wide =
+                TWIN(splat_part(load_real(a[row] + k * ITEM)), splat_pair(a[row] + k * ITEM));
             UNROLL for (int i = 0; i < parts; i++)
-                sum[row][i] = fused_part(wide, column[i], sum[row][i]);
+                sum[row][i] = TWIN(fused_part, dot_pairs)(wide, column[i], sum[row][i]);
         }
         b += b_stride;
         fetch += fetch_stride;

@@ -29,6 +29,16 @@
 
 #define LANES 16
 
+/* Attention is compiled once more, for float32, with steps that multiply bfloat16 as it is: then a
+   word that a tile reads, as wide as a real, holds two factors. */
+#if defined(IN_PAIRS)
+#define FACTORS 2
+#define TWIN(plain, in_pairs) in_pairs
+#else
+#define FACTORS 1
+#define TWIN(plain, in_pairs) plain
+#endif
+
 #if REAL_BITS == 32
 typedef float real;
 typedef int32_t integer; /* as wide as a real */
@@ -85,6 +95,9 @@ INLINE int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
 /* The next multiple of sixteen. */
 INLINE int64_t padded(int64_t length) { return (length + LANES - 1) / LANES * LANES; }
+
+/* How many words of a tile hold so many factors. */
+INLINE int64_t words_of(int64_t factors) { return (factors + FACTORS - 1) / FACTORS; }
 
 /* --- parts --------------------------------------------------------------------------------- */
 
