@@ -52,9 +52,9 @@ class KVCache:
     numbers each (int8: and 8 bytes per token and head), taken as many at a time as there are
     already, up to 256 MiB. Nothing that is there is copied. `reorder` shares pages between
     sequences until one of them writes. The kernels read pages where they lie; the backend
-    "reference" and `dense` make a copy. Attending from several threads at once is safe; changing the
-    cache while another thread uses it is not. Copies (`copy.deepcopy`, `pickle`) have pages of their
-    own.
+    "reference" and `dense` make a copy. Attending from several threads at once is safe; changing
+    the cache while another thread uses it is not. Copies (`copy.deepcopy`, `pickle`) have pages of
+    their own.
 
     A step is planned once a page, and costs some 15 µs beside its kernel; one with a mask, ids of
     documents, `query_offset`, ``causal=True`` or weights is planned each time, in some 140.
