@@ -252,6 +252,21 @@ def test_safe_from_many_threads():
         (lambda m: m(np.ones((3, 8)), out=np.ones((2, 8))), ValueError, "out has shape (2, 8)"),
         (lambda m: m(np.ones((3, 8)), np.ones((4, 8)), causal=True), ValueError, "bottom_right"),
         (lambda m: m(np.ones((3, 8)) * 1j), TypeError, "complex"),
+        (
+            lambda m: m(np.ones((3, 5, 8)), mask=np.ones((3, 5, 5), bool)),
+            ValueError,
+            "one mask per batch row is mask[:, None]",
+        ),
+        (
+            lambda m: m(np.ones((3, 5, 8)), mask=np.ones((6, 5, 5), bool)),
+            ValueError,
+            "one per batch row and head is mask.reshape((3, 2, 5, 5))",
+        ),
+        (
+            lambda m: m(np.ones((3, 5, 8)), mask=np.ones((3, 5), bool)),
+            ValueError,
+            "one mask of keys per batch row is mask[:, None, None, :]",
+        ),
         (lambda m: m(np.ones((3, 8)), average_weights=True), ValueError, "return_weights=True too"),
         (lambda m: MultiHeadAttention(8, 3), ValueError, "num_heads = 3"),
         (lambda m: MultiHeadAttention(8, 2.0), TypeError, "num_heads must be an integer"),

@@ -266,6 +266,25 @@ def test_bars_caps_shares_and_what_is_left():
     assert png(display).startswith(b"\x89PNG")
 
 
+def test_results_are_drawn_as_they_are():
+    result = fastattn.attention_allocation(
+        [1.0, 0.0], np.eye(2), budget=5, upper=2, on_unspent="keep", backend="reference"
+    )
+    display = AllocationDisplay.from_allocation(result, upper=2)
+    (ax,) = display.axes_
+    assert [bar.get_width() for bar in display.bars_[0]] == [2, 2]
+    assert paths_at(ax, "share") == (5 * result.weights).tolist()
+    assert ax.get_title() == "4 spent, 1 unspent"
+    shared = fastattn.allocate_shared([[1.0, 1.0]], [4.0], [1.0, 1.0])
+    assert [bar.get_width() for bar in AllocationDisplay.from_allocation(shared).bars_[0]] == [1, 1]
+
+
+def test_operands_are_judged_as_attention_judges_them():
+    masked = np.ma.array(np.eye(2), mask=np.eye(2))
+    with pytest.raises(TypeError, match="masked array"):
+        AttentionDisplay.from_attention(masked, np.eye(2))
+
+
 def test_rows_are_panels_sorted_stably():
     allocation = np.array([[1.5, 4, 1.5], [0, 0, 7]])
     display = AllocationDisplay.from_allocation(allocation, sort=True, unspent=[0, 3])

@@ -52,13 +52,25 @@ def mask_layout(
     if len(shape) > len(full) or any(
         n not in (1, size) for n, size in zip(padded, full, strict=True)
     ):
-        of_keys = len(full) == 4 and shape == (full[0], full[-1])
         raise ValueError(
             f"mask of shape {shape} does not broadcast to the scores' {full} (batch, L, S): every "
-            "dim must be equal or 1"
-            + ("; one mask of keys per batch row is mask[:, None, None, :]" * of_keys)
+            "dim must be equal or 1" + _way_out(shape, full)
         )
     steps = (0,) * (len(full) - len(shape)) + strides
     steps = tuple(0 if n == 1 else step for n, step in zip(padded, steps, strict=True))
     kv_heads = heads // groups if groups else 0
     return layout(full, steps, outer, kv_heads, groups, 2)
+
+
+def _way_out(shape: tuple[int, ...], full: tuple[int, ...]) -> str:
+    """Say how to spell masks without heads, or with batch and heads in one, as in PyTorch."""
+    if len(full) != 4:
+        return ""
+    batch, heads, length, width = full
+    if shape == (batch, width):
+        return "; one mask of keys per batch row is mask[:, None, None, :]"
+    if shape == (batch, length, width):
+        return "; one mask per batch row is mask[:, None]"
+    if shape == (batch * heads, length, width):
+        return f"; one per batch row and head is mask.reshape({full})"
+    return ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastattn import AllocationResult, SharedAllocation
 from fastattn.plot import bars, figures, labels
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class AllocationDisplay:
     @classmethod
     def from_allocation(
         cls,
-        allocation: ArrayLike,
+        allocation: Any,
         *,
         lower: ArrayLike | None = None,
         upper: ArrayLike | None = None,
@@ -111,7 +112,10 @@ class AllocationDisplay:
 
         Parameters
         ----------
-        allocation, lower, upper, weights, labels, row_labels, unspent
+        allocation
+            As for the class; or an `AllocationResult`, whose weights and unspent rest are drawn
+            too, or a `SharedAllocation`.
+        lower, upper, weights, labels, row_labels, unspent
             As for the class.
         ax, **options
             As for `plot`.
@@ -121,6 +125,12 @@ class AllocationDisplay:
         AllocationDisplay
             With the picture in `figure_`.
         """
+        if isinstance(allocation, AllocationResult):
+            weights = allocation.weights if weights is None else weights
+            unspent = allocation.unspent if unspent is None else unspent
+            allocation = allocation.allocation
+        elif isinstance(allocation, SharedAllocation):
+            allocation = allocation.allocation
         display = cls(
             allocation,
             lower=lower,

@@ -172,7 +172,7 @@ class AttentionDisplay:
             query_labels = getattr(query, "index", None)
         if key_labels is None and hasattr(key, "columns"):
             key_labels = getattr(key, "index", None)
-        weights, hidden = _attended(np.asarray(query), np.asarray(key), options)
+        weights, hidden = _attended(query, key, options)
         display = cls(
             weights,
             query_labels=query_labels,
@@ -273,9 +273,7 @@ def _as_hidden(hidden: Any, given: Any, weights: np.ndarray) -> np.ndarray:
         ) from None
 
 
-def _attended(
-    query: np.ndarray, key: np.ndarray, options: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
+def _attended(query: Any, key: Any, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return the weights of a call to attention, and which of them its options hide."""
     import fastattn
 
@@ -283,7 +281,7 @@ def _attended(
     for name in ("out", "return_lse"):
         if options.pop(name, None) not in (None, False):
             raise ValueError(f"{name} has no part in a picture: leave it out")
-    value = np.zeros((*key.shape[:-1], 0), np.float32)
+    value = np.zeros((*np.shape(key)[:-1], 0), np.float32)
     _, weights = fastattn.attention(query, key, value, **options)
     # Vectors without features see the same keys, all with one weight: what is 0 there is hidden,
     # and not merely small. What only moves scores is left out; a mask keeps its -inf.
@@ -293,6 +291,6 @@ def _attended(
     if mask is not None:
         mask = np.asarray(mask)
         options["mask"] = mask if mask.dtype == bool else ~np.isneginf(mask.astype(np.float64))
-    blank = np.zeros((*query.shape[:-1], 0), np.float32)
+    blank = np.zeros((*np.shape(query)[:-1], 0), np.float32)
     _, evenly = fastattn.attention(blank, value, value, **options)
     return weights, evenly == 0
