@@ -234,14 +234,14 @@ CACHE_FAULTS = {
     ),
     "few_rows_read_behind_the_last_key": (
         "_numba/few.py",
-        "if j + GROUP_KEYS > call.keys:",
-        "if j + GROUP_KEYS > call.keys + LANES:",
+        "if j + GROUP_KEYS > call.keys:\n        source",
+        "if j + GROUP_KEYS > call.keys + LANES:\n        source",
         HALVES_GUARD_ALONE,
     ),
     "few_rows_read_scales_behind_the_last_key": (
         "_numba/few.py",
         "            scales = source + GROUP_KEYS * size\n",
-        "",
+        "            scales += 0\n",
         PAGES_GUARD.format("int8"),
     ),
     "few_rows_lose_the_last_key": (
