@@ -171,7 +171,7 @@ allocate_shared = engine.allocate_shared
 
 def about() -> dict[str, str | None]:
     """Say what the kernels in use were compiled for."""
-    return {"kernels": f"compiled for {level}"}
+    return {"kernels": f"compiled for {level}", **engine.kernels.about()}
 
 
 def refusal(problem: Problem | RaggedProblem) -> str | None:

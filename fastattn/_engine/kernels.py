@@ -73,6 +73,10 @@ class Kernels(NamedTuple):
             return self.attend_pairs
         return self.attend[problem.dtype]
 
+    def about(self) -> dict[str, str | None]:
+        """Say what `show_config` tells of every backend's kernels."""
+        return {"bfloat16": "widened" if self.attend_pairs is None else "multiplied in pairs"}
+
     def run(self, entry: Entry, record: Record, tasks: int, seconds: float, workers: int) -> None:
         """Launch with scratch of the record's size; `seconds` are those of a task."""
         word, words = record.layout.word, record.words

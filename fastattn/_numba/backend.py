@@ -75,13 +75,14 @@ allocate_shared = engine.allocate_shared
 
 
 def about() -> dict[str, str | None]:
-    """Say where compiled kernels are kept and what runs threads, which it does not start."""
+    """Say where compiled kernels are kept, and what runs threads, which it does not start."""
     kept = cache.describe()
     try:
         layer = numba.threading_layer()
     except ValueError:
         layer = "not started yet"
-    return {"kernel cache": kept["folder"] or f"none: {kept['refusal']}", "threading layer": layer}
+    place = kept["folder"] or f"none: {kept['refusal']}"
+    return {"kernel cache": place, "threading layer": layer, **engine.kernels.about()}
 
 
 def refusal(problem: Problem | RaggedProblem) -> str | None:
