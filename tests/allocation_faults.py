@@ -55,8 +55,14 @@ ALLOCATION_FAULTS = {
     ),
     "remainders_parted_at_the_wrong_place": (
         "_numba/apportion.py",
-        "        if above == units and nearest > NEAR:\n",
-        "        if above >= units and nearest > NEAR:\n",
+        "        if above == units and lane_max(nearest) < -NEAR:\n",
+        "        if above >= units and lane_max(nearest) < -NEAR:\n",
+        f"{_UNITS} -k numba",
+    ),
+    "who_is_at_a_cap_has_a_remainder": (
+        "_numba/apportion.py",
+        "        part = select_above(zero, over, part, zero)\n",
+        "",
         f"{_UNITS} -k numba",
     ),
     "squares_of_small_weights_vanish": (

@@ -23,7 +23,6 @@ enum {
     HANDED_UNSPENT
 };
 
-#define VECTOR_STEP (LANES * ITEM)
 /* Scaled weights are at least this, lest the smallest become nothing. */
 #define LEAST_WEIGHT 0x1p-1000
 /* One last place of a scaled budget: real amounts may miss it by that, and bounds too. */
@@ -44,21 +43,19 @@ typedef struct {
     vector first, second, third;
 } parted_sum;
 
-INLINE vector select_above(vector a, vector b, vector if_above, vector otherwise)
+/* Where sums cut their numbers. Taken from the record once: a store might change it, for all that
+   the compiler knows. */
+INLINE parted_sum cuts_of(const allocation_call *call)
 {
-    EACH_PART(p)
-        a.part[p] = select_part(a.part[p] > b.part[p], if_above.part[p], otherwise.part[p]);
-    return a;
+    return (parted_sum){splat(call->sum_first), splat(call->sum_second), splat(call->sum_third)};
 }
 
-INLINE parted_sum add_parted(const allocation_call *call, parted_sum total, vector number)
+INLINE parted_sum add_parted(parted_sum cut, parted_sum total, vector number)
 {
-    const vector cut = splat(call->sum_first), next = splat(call->sum_second);
-    const vector last = splat(call->sum_third);
-    const vector first = minus(plus(number, cut), cut);
+    const vector first = minus(plus(number, cut.first), cut.first);
     number = minus(number, first);
-    const vector second = minus(plus(number, next), next);
-    const vector third = minus(plus(minus(number, second), last), last);
+    const vector second = minus(plus(number, cut.second), cut.second);
+    const vector third = minus(plus(minus(number, second), cut.third), cut.third);
     total.first = plus(total.first, first);
     total.second = plus(total.second, second);
     total.third = plus(total.third, third);
@@ -87,6 +84,13 @@ static void pack_receivers(const allocation_call *call, int64_t code, int64_t so
     for (int64_t i = receivers; i % LANES; i++) store_real(target + i * ITEM, 0);
 }
 
+/* The same number for everybody. */
+static void fill_row(const allocation_call *call, int64_t target, real number)
+{
+    for (int64_t i = 0; i < call->receivers * ITEM; i += VECTOR_STEP)
+        store(target + i, splat(number));
+}
+
 /* One bound of a row: `fill` for everybody where there is no array. */
 static void pack_bound(const allocation_call *call, int64_t array, int64_t operand, int64_t row,
                        int64_t step, int64_t allowed, real fill, int64_t target)
@@ -96,8 +100,7 @@ static void pack_bound(const allocation_call *call, int64_t array, int64_t opera
                        allowed, target);
         return;
     }
-    for (int64_t i = 0; i < call->receivers * ITEM; i += VECTOR_STEP)
-        store(target + i, splat(fill));
+    fill_row(call, target, fill);
 }
 
 /* The power of two that brings a number of at least 0 near 1; below 4 in any case. */
@@ -124,12 +127,13 @@ static pair scale_weights(const allocation_call *call, int64_t weights)
     }
     if (any_nan(wrong)) return (pair){NOT_A_NUMBER, 0};
     const vector factor = splat(factor_near_one(lane_max(largest)));
+    const parted_sum cut = cuts_of(call);
     parted_sum total = {zero, zero, zero};
     for (int64_t place = weights; place < stop; place += VECTOR_STEP) {
         vector weight = load(place);
         weight = select_above(weight, zero, larger(times(weight, factor), least), zero);
         store(place, weight);
-        total = add_parted(call, total, weight);
+        total = add_parted(cut, total, weight);
     }
     return whole_sum(total);
 }
@@ -137,25 +141,27 @@ static pair scale_weights(const allocation_call *call, int64_t weights)
 /* Step pack: scale the bounds, and cut caps that no amount can reach.
 
    Stores the sums of the least and of the most, the first NaN where a bound makes no sense. */
-static void scale_bounds(const allocation_call *call, const handed_row *at, real factor,
-                         real budget, pair *least, pair *most)
+static void scale_bounds(const allocation_call *call, handed_row at, real factor, real budget,
+                         pair *least, pair *most)
 {
+    const parted_sum cut = cuts_of(call);
+    const int64_t size = call->receivers * ITEM;
     const vector zero = splat(0), nan = splat(NOT_A_NUMBER), beyond = splat(BEYOND);
     vector wrong = zero;
     parted_sum least_sum = {zero, zero, zero}, most_sum = {zero, zero, zero};
-    for (int64_t i = 0; i < call->receivers * ITEM; i += VECTOR_STEP) {
-        vector low = load(at->lower + i), cap = load(at->upper + i);
+    for (int64_t i = 0; i < size; i += VECTOR_STEP) {
+        vector low = load(at.lower + i), cap = load(at.upper + i);
         wrong = plus(plus(wrong, minus(low, low)), select_above(zero, low, nan, zero));
         wrong = plus(plus(wrong, select_above(low, cap, nan, zero)),
                      select_above(cap, beyond, zero, minus(cap, cap)));
         low = times(low, splat(factor)), cap = times(cap, splat(factor));
         low = select_above(low, beyond, beyond, low);
         cap = select_above(cap, splat(budget), splat(budget), cap);
-        store(at->lower + i, low);
-        store(at->upper + i, cap);
-        least_sum = add_parted(call, least_sum, low);
-        cap = select_above(load(at->weights + i), zero, cap, low);
-        most_sum = add_parted(call, most_sum, cap);
+        store(at.lower + i, low);
+        store(at.upper + i, cap);
+        least_sum = add_parted(cut, least_sum, low);
+        cap = select_above(load(at.weights + i), zero, cap, low);
+        most_sum = add_parted(cut, most_sum, cap);
     }
     *least = any_nan(wrong) ? (pair){NOT_A_NUMBER, 0} : whole_sum(least_sum);
     *most = whole_sum(most_sum);
@@ -183,22 +189,22 @@ INLINE shared_amount amount_at(pair theta, vector weight, vector low, vector cap
 
    What is between goes to scratch first: its largest weight says where sums are to be cut. Others
    may be heavier by any number of orders. */
-static void sums_at(const allocation_call *call, const handed_row *at, pair theta, pair *free,
-                    pair *bound)
+static void sums_at(const allocation_call *call, handed_row at, pair theta, pair *free, pair *bound)
 {
+    const parted_sum cut = cuts_of(call);
     const vector zero = splat(0);
     parted_sum bound_sum = {zero, zero, zero}, free_sum = {zero, zero, zero};
     vector largest = zero;
     const int64_t size = call->receivers * ITEM;
     for (int64_t i = 0; i < size; i += VECTOR_STEP) {
-        vector weight = load(at->weights + i);
-        const vector low = load(at->lower + i), cap = load(at->upper + i);
+        vector weight = load(at.weights + i);
+        const vector low = load(at.lower + i), cap = load(at.upper + i);
         const shared_amount a = amount_at(theta, weight, low, cap);
         weight = select_above(a.over, zero, zero, select_above(a.under, zero, zero, weight));
         const vector at_low = select_above(a.under, zero, low, zero);
-        store(at->between + i, weight);
+        store(at.between + i, weight);
         largest = larger(largest, weight);
-        bound_sum = add_parted(call, bound_sum, select_above(a.over, zero, cap, at_low));
+        bound_sum = add_parted(cut, bound_sum, select_above(a.over, zero, cap, at_low));
     }
     *bound = whole_sum(bound_sum);
     *free = (pair){0, 0};
@@ -206,7 +212,7 @@ static void sums_at(const allocation_call *call, const handed_row *at, pair thet
     if (heaviest == 0) return;
     const real factor = factor_near_one(heaviest);
     for (int64_t i = 0; i < size; i += VECTOR_STEP)
-        free_sum = add_parted(call, free_sum, times(load(at->between + i), splat(factor)));
+        free_sum = add_parted(cut, free_sum, times(load(at.between + i), splat(factor)));
     *free = whole_sum(free_sum);
     *free = (pair){free->number / factor, free->rest / factor};
 }
@@ -225,7 +231,7 @@ static real middle(real low, real high)
    The sum of the amounts is piecewise linear and does not fall. Newton's step solves it for who is
    between the bounds now; where that leaves the bracket, bisect. Who is at a bound may change
    between two floats that are neighbours, hence the bracket of pairs. */
-static pair find_theta(const allocation_call *call, const handed_row *at, real budget, pair theta)
+static pair find_theta(const allocation_call *call, handed_row at, real budget, pair theta)
 {
     pair low = {0, 0}, high = {-HIDDEN, 0};
     for (int step = 0; step < MOST_STEPS; step++) {
@@ -255,15 +261,15 @@ static pair find_theta(const allocation_call *call, const handed_row *at, real b
 }
 
 /* Steps spend and store: real amounts, rounded once, or all that caps allow. */
-static void spend(const allocation_call *call, const handed_row *at, pair theta, bool at_caps,
-                  real factor, int64_t output)
+static void spend(const allocation_call *call, handed_row at, pair theta, bool at_caps, real factor,
+                  int64_t output)
 {
     const vector zero = splat(0);
     for (int64_t i = 0; i < call->receivers; i += LANES) {
-        const vector weight = load(at->weights + i * ITEM);
+        const vector weight = load(at.weights + i * ITEM);
         vector amount = times(splat(theta.number), weight);
         if (call->bounded) {
-            const vector low = load(at->lower + i * ITEM), cap = load(at->upper + i * ITEM);
+            const vector low = load(at.lower + i * ITEM), cap = load(at.upper + i * ITEM);
             const shared_amount a = amount_at(theta, weight, low, cap);
             amount = select_above(a.over, zero, cap, plus(a.amount, a.error));
             amount = select_above(a.under, zero, low, amount);
@@ -278,9 +284,9 @@ static void spend(const allocation_call *call, const handed_row *at, pair theta,
             store_first(output + i * ITEM, amount, count);
             continue;
         }
-        store(at->weights + i * ITEM, amount);
+        store(at.weights + i * ITEM, amount);
         for (int64_t j = i; j < i + count; j++)
-            store_real(output + j * call->output_step, load_real(at->weights + j * ITEM));
+            store_real(output + j * call->output_step, load_real(at.weights + j * ITEM));
     }
 }
 
@@ -304,7 +310,7 @@ static real hand_out_row(const allocation_call *call, int64_t row, int64_t scrat
         pack_bound(call, call->upper, HANDED_UPPER, row, call->upper_step, allowed, -HIDDEN,
                    at.upper);
         pair least, most;
-        scale_bounds(call, &at, factor, budget, &least, &most);
+        scale_bounds(call, at, factor, budget, &least, &most);
         const real slack =
             call->method != REAL_AMOUNTS ? 0 : SLACK < budget ? SLACK : budget;
         const real short_by = (least.number - budget) + least.rest;
@@ -312,18 +318,23 @@ static real hand_out_row(const allocation_call *call, int64_t row, int64_t scrat
         left = less_pair(budget, most).number;
         at_caps = left >= 0, at_least = short_by >= 0;
         if (left <= slack) left = 0;
-    } else if (total.number == 0) {
-        left = budget;
+    } else {
+        at_caps = total.number == 0;
+        if (at_caps) left = budget;
+        if (call->method != REAL_AMOUNTS) {
+            fill_row(call, at.lower, 0);
+            fill_row(call, at.upper, budget);
+        }
     }
     if (!(total.number >= 0)) return NOT_A_NUMBER;
     pair theta = {0, 0};
     if (total.number > 0 && !at_caps && !at_least) {
         theta = quotient_of_pairs((pair){budget, 0}, total);
-        if (call->bounded) theta = find_theta(call, &at, budget, theta);
+        if (call->bounded) theta = find_theta(call, at, budget, theta);
     }
     const int64_t output = call->output + operand_offset(call, HANDED_OUTPUT, row);
     if (call->method == REAL_AMOUNTS)
-        spend(call, &at, theta, at_caps, factor, output);
+        spend(call, at, theta, at_caps, factor, output);
     else
         apportion(call, scratch, theta, at_caps, 1 / factor, given, output);
     return left / factor;

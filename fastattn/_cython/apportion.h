@@ -8,8 +8,11 @@
 #ifndef FASTATTN_APPORTION_H
 #define FASTATTN_APPORTION_H
 
+#include "memory.h"
 #include "pairs.h"
 #include "record.h"
+
+#define VECTOR_STEP (LANES * ITEM)
 
 /* More than any scaled amount can be. */
 #define BEYOND 4.0
@@ -21,10 +24,10 @@
    times LARGE none is. */
 #define TINY 0x1p-400
 #define LARGE 0x1p600
-/* Remainders this near another number may be equal to it. Halvings find the gap between those of a
-   hundred receivers; more than that are sorted no slower. */
+/* Remainders this near another number may be equal to it. So many trials find the gap between those
+   of a hundred receivers; more than that are sorted no slower. */
 #define NEAR 0x1p-40
-#define MOST_HALVINGS 16
+#define MOST_TRIALS 16
 
 typedef enum { GIVE, TAKE } way_of_change;
 
@@ -32,7 +35,7 @@ typedef enum { GIVE, TAKE } way_of_change;
 typedef struct {
     const allocation_call *call;
     real equal; /* remainders that differ by no more are equal */
-    int64_t weights, lower, upper, amounts, rests, heap;
+    int64_t weights, lower, upper, amounts, rests, errors, heap;
     real inverse; /* of the scale */
 } unit_row;
 
@@ -69,8 +72,8 @@ static bool comes_before(const unit_row *row, int64_t i, int64_t j, way_of_chang
 {
     const int64_t method = row->call->method;
     if (method == LARGEST_REMAINDER) {
-        real more = number_at(row->rests, 2 * i) - number_at(row->rests, 2 * j);
-        more += number_at(row->rests, 2 * i + 1) - number_at(row->rests, 2 * j + 1);
+        real more = number_at(row->rests, i) - number_at(row->rests, j);
+        more += number_at(row->errors, i) - number_at(row->errors, j);
         const real size = more < 0 ? -more : more;
         return size <= row->equal ? i < j : more > 0;
     }
@@ -103,7 +106,7 @@ static bool may_change(const unit_row *row, int64_t i, way_of_change way)
 {
     const real amount = number_at(row->amounts, i);
     if (way == TAKE) return amount > number_at(row->lower, i) * row->inverse;
-    if (row->call->method == LARGEST_REMAINDER) return number_at(row->rests, 2 * i) > 0;
+    if (row->call->method == LARGEST_REMAINDER) return number_at(row->rests, i) > 0;
     return amount < number_at(row->upper, i) * row->inverse && number_at(row->weights, i) > 0;
 }
 
@@ -123,24 +126,30 @@ static void change(const unit_row *row, real units, way_of_change way)
     }
 }
 
-/* A number that so many remainders are above, and none near; 0 if a few halvings find none. */
+/* A number that so many remainders are above, and none near; 0 if a few trials find none.
+
+   Where they lie evenly, as most do, the next trial is where a line says; each third one halves. */
 static real parting(const unit_row *row, real units)
 {
-    real low = 0, high = 1;
-    for (int halving = 0; halving < MOST_HALVINGS; halving++) {
-        const real between = (real)0.5 * (low + high);
-        real above = 0, nearest = 1;
-        for (int64_t i = 0; i < row->call->receivers; i++) {
-            const real apart = number_at(row->rests, 2 * i) - between;
-            const real distance = apart < 0 ? -apart : apart;
-            above += apart > 0;
-            nearest = distance < nearest ? distance : nearest;
+    const vector zero = splat(0), one = splat(1);
+    const int64_t size = row->call->receivers * ITEM;
+    real low = 0, high = 1, above_low = (real)row->call->receivers, above_high = 0;
+    for (int trial = 0; trial < MOST_TRIALS; trial++) {
+        real part = (real)0.5;
+        if (trial % 3 < 2) part = (above_low - units - part) / (above_low - above_high);
+        const real between = low + (high - low) * part;
+        vector count = zero, nearest = splat(-1);
+        for (int64_t i = 0; i < size; i += VECTOR_STEP) {
+            const vector apart = minus(load(row->rests + i), splat(between));
+            count = plus(count, select_above(apart, zero, one, zero));
+            nearest = larger(nearest, minus(zero, absolute(apart)));
         }
-        if (above == units && nearest > NEAR) return between;
+        const real above = lane_sum(count);
+        if (above == units && lane_max(nearest) < -NEAR) return between;
         if (above > units)
-            low = between;
+            low = between, above_low = above;
         else
-            high = between;
+            high = between, above_high = above;
     }
     return 0;
 }
@@ -148,14 +157,15 @@ static real parting(const unit_row *row, real units)
 /* Give one unit each to the largest remainders; in order only where that matters. */
 static void give_largest(const unit_row *row, real units)
 {
-    const real between = parting(row, units);
-    if (between == 0) {
+    const vector between = splat(parting(row, units)), zero = splat(0), one = splat(1);
+    if (first_lane(between) == 0) {
         change(row, units, GIVE);
         return;
     }
-    for (int64_t i = 0; i < row->call->receivers; i++)
-        store_real(row->amounts + i * ITEM,
-                   number_at(row->amounts, i) + (number_at(row->rests, 2 * i) > between));
+    for (int64_t i = 0; i < row->call->receivers * ITEM; i += VECTOR_STEP) {
+        const vector more = select_above(load(row->rests + i), between, one, zero);
+        store(row->amounts + i, plus(load(row->amounts + i), more));
+    }
 }
 
 /* Whether i may change, and comes before the one found; -1: none was. */
@@ -187,54 +197,83 @@ static void settle_units(const unit_row *row)
     }
 }
 
-/* Round an amount, a pair, between its bounds by the method. */
-static real round_amount(const unit_row *row, int64_t i, pair amount)
+/* Round amounts by the method: `down`, of which `part` is left, or one more. */
+INLINE vector round_amounts(int64_t method, vector whole, vector down, vector part)
 {
-    real down = __builtin_floor(amount.number);
-    pair part = paired(amount.number - down, amount.rest);
-    if (part.number < 0) down--, part.number++;
-    switch (row->call->method) {
-    case LARGEST_REMAINDER:
-        store_real(row->rests + 2 * i * ITEM, part.number);
-        store_real(row->rests + (2 * i + 1) * ITEM, part.rest);
-        return down;
-    case DHONDT:
-        return down;
+    const vector more = plus(down, splat(1));
+    switch (method) {
     case SAINTE_LAGUE:
-        return part.number > (real)0.5 ? down + 1 : down;
+        return select_above(part, splat((real)0.5), more, down);
+    case HUNTINGTON_HILL:
+        return select_above(times(whole, whole), times(down, more), more, down);
     default:
-        return amount.number * amount.number > down * (down + 1) ? down + 1 : down;
+        return down;
     }
 }
 
 /* Round every amount by itself; returns how many units that takes. */
 static real first_amounts(const unit_row *row, pair theta, bool at_caps)
 {
-    real total = 0;
-    for (int64_t i = 0; i < row->call->receivers; i++) {
-        const real weight = number_at(row->weights, i);
-        const real low = number_at(row->lower, i), cap = number_at(row->upper, i);
-        real whole = theta.number * weight;
-        if (whole > BEYOND) whole = BEYOND;
-        const real error = FUSED(theta.number, weight, -whole) + theta.rest * weight;
-        const real least = low * row->inverse, most = cap * row->inverse;
-        real amount;
-        store_real(row->rests + 2 * i * ITEM, 0);
+    const vector zero = splat(0), one = splat(1), beyond = splat(BEYOND);
+    const vector inverse = splat(row->inverse), share = splat(theta.number);
+    vector total = zero;
+    for (int64_t i = 0; i < row->call->receivers * ITEM; i += VECTOR_STEP) {
+        const vector weight = load(row->weights + i);
+        const vector low = load(row->lower + i), cap = load(row->upper + i);
+        const vector least = times(low, inverse), most = times(cap, inverse);
         if (at_caps) {
-            amount = weight > 0 ? most : least;
-        } else if ((low - whole) - error >= 0) {
-            amount = least;
-        } else if ((whole - cap) + error >= 0) {
-            amount = most;
-        } else {
-            amount = round_amount(row, i, (pair){whole * row->inverse, error * row->inverse});
-            if (amount > most) amount = most;
-            if (amount < least) amount = least;
+            const vector amount = select_above(weight, zero, most, least);
+            store(row->amounts + i, amount);
+            continue;
         }
-        store_real(row->amounts + i * ITEM, amount);
-        total += amount;
+        vector whole = times(share, weight);
+        whole = select_above(whole, beyond, beyond, whole);
+        vector error = plus(fused(share, weight, minus(zero, whole)),
+                            times(splat(theta.rest), weight));
+        const vector over = plus(minus(whole, cap), error);
+        const vector under = minus(minus(low, whole), error);
+        whole = times(whole, inverse), error = times(error, inverse);
+        vector down = rounded_down(whole);
+        const vector above = minus(whole, down), sum = plus(above, error);
+        const vector other = minus(sum, above);
+        error = plus(minus(above, minus(sum, other)), minus(error, other));
+        const vector part = select_above(zero, sum, plus(sum, one), sum);
+        down = select_above(zero, sum, minus(down, one), down);
+        vector amount = round_amounts(row->call->method, whole, down, part);
+        amount = select_above(amount, most, most, amount);
+        amount = select_above(least, amount, least, amount);
+        /* Who is at a bound has no remainder. */
+        amount = select_above(zero, over, amount, most);
+        amount = select_above(zero, under, amount, least);
+        const vector rest = select_above(zero, over, part, zero);
+        store(row->rests + i, select_above(zero, under, rest, zero));
+        store(row->errors + i, error);
+        store(row->amounts + i, amount);
+        total = plus(total, amount);
     }
-    return total;
+    return lane_sum(total);
+}
+
+/* Step store: units as whole numbers, or as floats. */
+static void store_units(const allocation_call *call, int64_t amounts, int64_t output)
+{
+    const integer_part unit = (integer_part){0} + call->unit_whole;
+    for (int64_t i = 0; i < call->receivers; i += LANES) {
+        const int64_t count = smaller_of(call->receivers - i, LANES);
+        vector amount = load(amounts + i * ITEM);
+        if (call->whole_numbers)
+            EACH_PART(p)
+                amount.part[p] = (part)(__builtin_convertvector(amount.part[p], integer_part) * unit);
+        else
+            amount = times(amount, splat(call->unit));
+        if (call->output_step == ITEM) {
+            store_first(output + i * ITEM, amount, count);
+            continue;
+        }
+        store(amounts + i * ITEM, amount);
+        for (int64_t j = i; j < i + count; j++)
+            store_int64(output + j * call->output_step, 0, load_int64(amounts, j));
+    }
 }
 
 /* Steps spend and store in whole units; `at_caps`: all that caps allow. */
@@ -249,6 +288,7 @@ static void apportion(const allocation_call *call, int64_t scratch, pair theta, 
         .upper = scratch + call->at_upper,
         .amounts = scratch + call->at_amounts,
         .rests = scratch + call->at_rests,
+        .errors = scratch + call->at_errors,
         .heap = scratch + call->at_heap,
         .inverse = inverse,
     };
@@ -262,14 +302,7 @@ static void apportion(const allocation_call *call, int64_t scratch, pair theta, 
             change(&row, total - budget, TAKE);
         if (call->method != LARGEST_REMAINDER) settle_units(&row);
     }
-    for (int64_t i = 0; i < call->receivers; i++) {
-        const real amount = number_at(row.amounts, i);
-        const int64_t place = output + i * call->output_step;
-        if (call->whole_numbers)
-            store_int64(place, 0, (int64_t)amount * call->unit_whole);
-        else
-            store_real(place, amount * call->unit);
-    }
+    store_units(call, row.amounts, output);
 }
 
 #endif

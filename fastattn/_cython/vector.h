@@ -45,12 +45,14 @@ typedef int32_t integer; /* as wide as a real */
 typedef uint32_t natural;
 #define FUSED(a, b, c) __builtin_fmaf(a, b, c)
 #define SQUARE_ROOT(a) __builtin_sqrtf(a)
+#define ROUNDED_DOWN(a) __builtin_floorf(a)
 #else
 typedef double real;
 typedef int64_t integer;
 typedef uint64_t natural;
 #define FUSED(a, b, c) __builtin_fma(a, b, c)
 #define SQUARE_ROOT(a) __builtin_sqrt(a)
+#define ROUNDED_DOWN(a) __builtin_floor(a)
 #endif
 #define ITEM ((int64_t)sizeof(real))
 
@@ -165,6 +167,24 @@ INLINE part square_root_part(part a)
 #endif
 }
 
+/* Per lane the largest whole number that is not above. */
+INLINE part rounded_down_part(part a)
+{
+#if defined(__AVX512F__) && REAL_BITS == 32
+    return _mm512_floor_ps(a);
+#elif defined(__AVX512F__)
+    return _mm512_floor_pd(a);
+#elif defined(__AVX__) && REAL_BITS == 32
+    return _mm256_floor_ps(a);
+#elif defined(__AVX__)
+    return _mm256_floor_pd(a);
+#else
+    part result;
+    for (int lane = 0; lane < PART_LANES; lane++) result[lane] = ROUNDED_DOWN(a[lane]);
+    return result;
+#endif
+}
+
 /* --- arithmetic ---------------------------------------------------------------------------- */
 
 INLINE vector splat(real scalar)
@@ -223,6 +243,21 @@ INLINE vector absolute(vector a)
 INLINE vector square_root(vector a)
 {
     EACH_PART(p) a.part[p] = square_root_part(a.part[p]);
+    return a;
+}
+
+/* Per lane the largest whole number that is not above. */
+INLINE vector rounded_down(vector a)
+{
+    EACH_PART(p) a.part[p] = rounded_down_part(a.part[p]);
+    return a;
+}
+
+/* Per lane: `if_above` where `a > b`, else `otherwise`. */
+INLINE vector select_above(vector a, vector b, vector if_above, vector otherwise)
+{
+    EACH_PART(p)
+        a.part[p] = select_part(a.part[p] > b.part[p], if_above.part[p], otherwise.part[p]);
     return a;
 }
 

@@ -81,7 +81,7 @@ def allocate(
         receivers=receivers,
         task_rows=task_rows,
         method=_METHODS[method],
-        bounded=operands.lower is not None or operands.upper is not None or method is not None,
+        bounded=operands.lower is not None or operands.upper is not None,
         whole_numbers=out.dtype == np.int64,
         unit_whole=unit if out.dtype == np.int64 else 0,
         weights_code=storage_code(weights.dtype),
@@ -98,7 +98,8 @@ def allocate(
         at_lower=line,
         at_upper=line,
         at_amounts=line,
-        at_rests=2 * line if whole else 0,
+        at_rests=line if whole else 0,
+        at_errors=line if whole else 0,
         at_heap=line if whole else 0,
         at_spare=_ITEM,
     )

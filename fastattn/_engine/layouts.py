@@ -120,7 +120,8 @@ ALLOCATION = Layout(
     allowed allowed_step
     output output_step
     unspent
-    scratch scratch_stride at_weights at_lower at_upper at_amounts at_rests at_heap at_spare
+    scratch scratch_stride
+    at_weights at_lower at_upper at_amounts at_rests at_errors at_heap at_spare
     """,
     "unit sum_first sum_second sum_third",
 )

@@ -107,6 +107,13 @@ def summed(parts):
 
 
 @device
+def fill_row(call, target, number):
+    """The same number for everybody."""
+    for i in range(0, call.receivers * ITEM, STEP):
+        store(target + i, splat(number))
+
+
+@device
 def scale_weights(call, weights, spare):
     """Step pack: scale the weights; returns their sum, NaN where one makes no sense."""
     zero, nan = splat(0.0), splat(np.nan)
@@ -299,9 +306,7 @@ def hand_out_row(call, row, scratch):
                     call, FLOAT64, array + operand_offset(call, operand, row), step, allowed, target
                 )
             else:
-                fill = splat(0.0 if operand == LOWER else np.inf)
-                for i in range(0, call.receivers * ITEM, STEP):
-                    store(target + i, fill)
+                fill_row(call, target, 0.0 if operand == LOWER else np.inf)
         least, least_rest, most, most_rest = scale_bounds(
             call, weights, lower, upper, factor, budget
         )
@@ -313,8 +318,13 @@ def hand_out_row(call, row, scratch):
         at_caps, at_least = left >= 0.0, short_by >= 0.0
         if left <= slack:
             left = 0.0
-    elif total == 0.0:
-        left = budget
+    else:
+        at_caps = total == 0.0
+        if at_caps:
+            left = budget
+        if call.method != REAL_AMOUNTS:
+            fill_row(call, lower, 0.0)
+            fill_row(call, upper, budget)
     if not total >= 0.0:
         return np.nan
     theta, rest = 0.0, 0.0

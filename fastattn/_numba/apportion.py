@@ -8,16 +8,29 @@ heap holds who is next.
 
 import numpy as np
 
-from fastattn._engine.layouts import DHONDT, HUNTINGTON_HILL, LARGEST_REMAINDER, SAINTE_LAGUE
+from fastattn._engine.layouts import HUNTINGTON_HILL, LARGEST_REMAINDER, SAINTE_LAGUE
 
 from .compile import device
+from .emit import LANES
+from .memory import load, store
 from .native import load_float64, load_int64, store_float64, store_int64
 from .pairs import paired, times, times_pair
-from .simd import fma
+from .simd import (
+    absolute,
+    fma,
+    lane_max,
+    lane_sum,
+    larger,
+    rounded_down,
+    select_above,
+    splat,
+)
 
 __all__ = ["BEYOND", "apportion"]
 
 ITEM = 8
+STEP = LANES * ITEM
+TAG = np.float64(0)
 # More than any scaled amount can be.
 BEYOND = 4.0
 # Claims that differ by less than this part count as equal, and remainders that differ by less than
@@ -28,10 +41,10 @@ EQUAL_OF_BUDGET = 2.0**-98
 # LARGE none is.
 TINY = 2.0**-400
 LARGE = 2.0**600
-# Remainders this near another number may be equal to it. Halvings find the gap between those of a
-# hundred receivers; more than that are sorted no slower.
+# Remainders this near another number may be equal to it. So many trials find the gap between those
+# of a hundred receivers; more than that are sorted no slower.
 NEAR = 2.0**-40
-MOST_HALVINGS = 16
+MOST_TRIALS = 16
 GIVE, TAKE = np.int64(0), np.int64(1)
 
 
@@ -66,9 +79,9 @@ def claims_before(method, weight, given, i, other_weight, other_given, j):
 def comes_before(call, scratch, i, j, way):
     """Whether i is next before j, to be given a unit or to lose its last one."""
     if call.method == LARGEST_REMAINDER:
-        rests = scratch + call.at_rests
-        more = load_float64(rests, 2 * i) - load_float64(rests, 2 * j)
-        more += load_float64(rests, 2 * i + 1) - load_float64(rests, 2 * j + 1)
+        rests, errors = scratch + call.at_rests, scratch + call.at_errors
+        more = load_float64(rests, i) - load_float64(rests, j)
+        more += load_float64(errors, i) - load_float64(errors, j)
         return i < j if abs(more) <= load_float64(scratch + call.at_spare, 0) else more > 0.0
     weights, amounts = scratch + call.at_weights, scratch + call.at_amounts
     a, b = load_float64(amounts, i), load_float64(amounts, j)
@@ -109,7 +122,7 @@ def may_change(call, scratch, i, inverse, way):
     if way == TAKE:
         return amount > load_float64(scratch + call.at_lower, i) * inverse
     if call.method == LARGEST_REMAINDER:
-        return load_float64(scratch + call.at_rests, 2 * i) > 0.0
+        return load_float64(scratch + call.at_rests, i) > 0.0
     under = amount < load_float64(scratch + call.at_upper, i) * inverse
     return under and load_float64(scratch + call.at_weights, i) > 0.0
 
@@ -139,23 +152,30 @@ def change(call, scratch, units, inverse, way):
 
 @device
 def parting(call, scratch, units):
-    """A number that so many remainders are above, and none near; 0 if a few halvings find none."""
+    """A number that so many remainders are above, and none near; 0 if a few trials find none.
+
+    Where they lie evenly, as most do, the next trial is where a line says; each third one halves.
+    """
     rests = scratch + call.at_rests
-    low, high = 0.0, 1.0
-    for _ in range(MOST_HALVINGS):
-        between = 0.5 * (low + high)
-        above = 0.0
-        nearest = 1.0
-        for i in range(call.receivers):
-            apart = load_float64(rests, 2 * i) - between
-            above += 1.0 if apart > 0.0 else 0.0
-            nearest = min(nearest, abs(apart))
-        if above == units and nearest > NEAR:
+    zero, one = splat(0.0), splat(1.0)
+    low, high, above_low, above_high = 0.0, 1.0, float(call.receivers), 0.0
+    for trial in range(MOST_TRIALS):
+        part = 0.5
+        if trial % 3 < 2:
+            part = (above_low - units - part) / (above_low - above_high)
+        between = low + (high - low) * part
+        count, nearest = zero, splat(-1.0)
+        for place in range(rests, rests + call.receivers * ITEM, STEP):
+            apart = load(TAG, place) - splat(between)
+            count = count + select_above(apart, zero, one, zero)
+            nearest = larger(nearest, zero - absolute(apart))
+        above = lane_sum(count)
+        if above == units and lane_max(nearest) < -NEAR:
             return between
         if above > units:
-            low = between
+            low, above_low = between, above
         else:
-            high = between
+            high, above_high = between, above
     return 0.0
 
 
@@ -167,9 +187,10 @@ def give_largest(call, scratch, units, inverse):
         change(call, scratch, units, inverse, GIVE)
         return
     rests, amounts = scratch + call.at_rests, scratch + call.at_amounts
-    for i in range(call.receivers):
-        more = 1.0 if load_float64(rests, 2 * i) > between else 0.0
-        store_float64(amounts, i, load_float64(amounts, i) + more)
+    wide, zero, one = splat(between), splat(0.0), splat(1.0)
+    for i in range(0, call.receivers * ITEM, STEP):
+        more = select_above(load(TAG, rests + i), wide, one, zero)
+        store(amounts + i, load(TAG, amounts + i) + more)
 
 
 @device
@@ -214,21 +235,14 @@ def settle(call, scratch, inverse):
 
 
 @device
-def round_amount(call, scratch, i, whole, rest):
-    """Round an amount between its bounds by the method; `whole + rest` is the amount, a pair."""
-    down = np.floor(whole)
-    part, part_rest = paired(whole - down, rest)
-    if part < 0.0:
-        down, part = down - 1.0, part + 1.0
-    if call.method == LARGEST_REMAINDER:
-        store_float64(scratch + call.at_rests, 2 * i, part)
-        store_float64(scratch + call.at_rests, 2 * i + 1, part_rest)
-        return down
-    if call.method == DHONDT:
-        return down
-    if call.method == SAINTE_LAGUE:
-        return down + 1.0 if part > 0.5 else down
-    return down + 1.0 if whole * whole > down * (down + 1.0) else down
+def round_amounts(method, whole, down, part):
+    """Round amounts by the method: `down`, of which `part` is left, or one more."""
+    more = down + splat(1.0)
+    if method == SAINTE_LAGUE:
+        return select_above(part, splat(0.5), more, down)
+    if method == HUNTINGTON_HILL:
+        return select_above(whole * whole, down * more, more, down)
+    return down
 
 
 @device
@@ -236,24 +250,37 @@ def first_amounts(call, scratch, theta, rest, at_caps, inverse):
     """Round every amount by itself; returns how many units that takes."""
     weights, amounts = scratch + call.at_weights, scratch + call.at_amounts
     lower, upper = scratch + call.at_lower, scratch + call.at_upper
-    total = 0.0
-    for i in range(call.receivers):
-        weight, low, cap = load_float64(weights, i), load_float64(lower, i), load_float64(upper, i)
-        whole = min(theta * weight, BEYOND)
-        error = fma(theta, weight, -whole) + rest * weight
-        store_float64(scratch + call.at_rests, 2 * i, 0.0)
+    rests, errors = scratch + call.at_rests, scratch + call.at_errors
+    zero, one, beyond = splat(0.0), splat(1.0), splat(BEYOND)
+    theta, rest, inverse = splat(theta), splat(rest), splat(inverse)
+    total = zero
+    for i in range(0, call.receivers * ITEM, STEP):
+        weight, low, cap = load(TAG, weights + i), load(TAG, lower + i), load(TAG, upper + i)
+        least, most = low * inverse, cap * inverse
         if at_caps:
-            amount = (cap if weight > 0.0 else low) * inverse
-        elif (low - whole) - error >= 0.0:
-            amount = low * inverse
-        elif (whole - cap) + error >= 0.0:
-            amount = cap * inverse
-        else:
-            amount = round_amount(call, scratch, i, whole * inverse, error * inverse)
-            amount = max(low * inverse, min(amount, cap * inverse))
-        store_float64(amounts, i, amount)
-        total += amount
-    return total
+            store(amounts + i, select_above(weight, zero, most, least))
+            continue
+        whole = theta * weight
+        whole = select_above(whole, beyond, beyond, whole)
+        error = fma(theta, weight, zero - whole) + rest * weight
+        over, under = (whole - cap) + error, (low - whole) - error
+        whole, error = whole * inverse, error * inverse
+        down = rounded_down(whole)
+        above, error = paired(whole - down, error)
+        part = select_above(zero, above, above + one, above)
+        down = select_above(zero, above, down - one, down)
+        amount = round_amounts(call.method, whole, down, part)
+        amount = select_above(amount, most, most, amount)
+        amount = select_above(least, amount, least, amount)
+        # Who is at a bound has no remainder.
+        amount = select_above(zero, over, amount, most)
+        amount = select_above(zero, under, amount, least)
+        part = select_above(zero, over, part, zero)
+        store(rests + i, select_above(zero, under, part, zero))
+        store(errors + i, error)
+        store(amounts + i, amount)
+        total = total + amount
+    return lane_sum(total)
 
 
 @device

@@ -321,6 +321,12 @@ def square_root(typing_context, vector):
     return _lane_function("sqrt", vector)
 
 
+@intrinsic
+def rounded_down(typing_context, vector):
+    """Per lane the largest whole number that is not above."""
+    return _lane_function("floor", vector)
+
+
 class _VectorOperator(AbstractTemplate):
     def generic(self, args, kws):
         if len(args) == 2 and isinstance(args[0], VectorType) and args[0] == args[1]:
