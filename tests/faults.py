@@ -3,7 +3,7 @@
 ``python tests/faults.py`` lists them; ``python tests/faults.py NAME...`` seeds those, each by
 itself, and runs its tests. Those of ragged batches and biases stand in `ragged_faults`, those of
 caches and halves in `cache_faults`, of the compiled path in `compiled_faults`, of budgets in
-`allocation_faults`.
+`allocation_faults`, of the multi-head module, pictures and examples in `module_faults`.
 
 A fault names a file of the package, a piece of it that occurs once, what to put there, and the
 tests that must go red. The package is copied first: the working tree is never touched.
@@ -21,6 +21,7 @@ from pathlib import Path
 from allocation_faults import ALLOCATION_FAULTS
 from cache_faults import CACHE_FAULTS
 from compiled_faults import COMPILED_FAULTS
+from module_faults import MODULE_FAULTS
 from ragged_faults import RAGGED_FAULTS
 from shared_faults import SHARED_FAULTS
 
@@ -347,7 +348,15 @@ _FAULTS = {
     ),
 }
 
-_PLACES = (_FAULTS, RAGGED_FAULTS, CACHE_FAULTS, COMPILED_FAULTS, ALLOCATION_FAULTS, SHARED_FAULTS)
+_PLACES = (
+    _FAULTS,
+    RAGGED_FAULTS,
+    CACHE_FAULTS,
+    COMPILED_FAULTS,
+    ALLOCATION_FAULTS,
+    SHARED_FAULTS,
+    MODULE_FAULTS,
+)
 _EVERY = [fault for place in _PLACES for fault in place.items()]
 FAULTS = tuple(Fault(name, *fault) for name, fault in _EVERY)
 

@@ -12,7 +12,7 @@ from fastattn.cli import main
 from fastattn.examples import EXAMPLES, speech, translation
 from fastattn.examples.article import run_article
 from fastattn.examples.language import run_language
-from fastattn.examples.recommender import generate, run_recommender
+from fastattn.examples.recommender import generate, held_out_ranks, run_recommender
 from fastattn.examples.tickets import run_tickets
 
 
@@ -51,6 +51,17 @@ def test_recommender(tmp_path):
     assert apart > 0.1
     assert 0 < report.ndcg_gain_roomy[0] < report.ndcg_gain[0] / 2
     assert list(drawn(report, tmp_path)) == ["recommender.png"]
+
+
+def test_ties_count_against_the_recommender():
+    assert held_out_ranks(np.array([[1.0, 1.0, 0.5], [1.0, 2.0, 1.5]])).tolist() == [1, 2]
+
+
+def test_monotonic_attention_never_goes_back():
+    heard = speech.generate(0, 4)
+    times = speech.follow(heard, (6, 8), 0.3, threads=1)
+    assert (np.diff(times, axis=1) >= 0).all()
+    assert (np.diff(times, axis=1) > 0).mean() > 0.3
 
 
 def test_the_recommender_is_not_told_the_answer():

@@ -139,6 +139,20 @@ def test_halves_are_computed_in_float32_and_rounded_once(dtype):
         assert np.array_equal(one, other.astype(dtype))
 
 
+def test_halves_are_stored_where_asked():
+    module, x = module_of("plain", np.float16), np.ones((3, 8), np.float16)
+    out = np.empty((3, 8), np.float16)
+    assert module(x, out=out) is out
+    assert np.array_equal(out, module(x))
+
+
+def test_keys_and_values_of_one_width_take_their_own_weights():
+    module = MultiHeadAttention(8, 2, kdim=6, vdim=6, seed=5)
+    rng = np.random.default_rng(5)
+    query, key = rng.standard_normal((4, 8)), rng.standard_normal((5, 6))
+    assert np.array_equal(module(query, key, key.copy()), module(query, key))
+
+
 def test_float16_overflows_to_infinity():
     module = MultiHeadAttention.from_arrays(
         1,

@@ -59,6 +59,8 @@ def test_random_weights_have_pytorchs_shapes_and_ranges():
     assert 0.95 * bound < state["in_proj_weight"].max() <= bound
     assert 0.9 / 8 < state["out_proj.weight"].max() <= 1 / 8
     assert not state["in_proj_bias"].any()
+    added = np.concatenate([state["bias_k"].ravel(), state["bias_v"].ravel()])
+    assert 0.75 / 8 < added.std() < 1.25 / 8
     assert repr(module) == "<MultiHeadAttention 64, 4 heads of 16, float32>"
     wide = MultiHeadAttention(8, 2, kdim=6, dtype="float64")
     assert repr(wide) == "<MultiHeadAttention 8, 2 heads of 4, kdim=6, vdim=8, float64>"

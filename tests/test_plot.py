@@ -53,7 +53,31 @@ def test_one_head_with_labels_and_numbers():
     assert display.block_ == (1, 1)
     assert display.figure_.legends == []
     small = AttentionDisplay.from_weights([[1e-9, 0.5]])
+    assert [text.get_color() for text in small.text_[0]] == ["black", "white"]
     assert [text.get_text() for text in small.text_[0]] == ["0.00", "0.50"]
+
+
+def test_cells_numbers_and_hatching_stand_where_the_weights_do():
+    weights = soft(4, 6)
+    hidden = np.zeros((4, 6), bool)
+    hidden[:2, 2:4] = True
+    for options, block in (({}, 1), ({"max_cells": 3, "include_values": True}, 2)):
+        display = AttentionDisplay.from_weights(weights, hidden=hidden, **options)
+        (ax,) = display.axes_
+        assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first query is not on top"
+        means = display.im_[0].get_array()
+        for text in display.text_[0]:
+            column, row = (int(at // block) for at in text.get_position())
+            assert text.get_position() == tuple((n + 0.5) * block - 0.5 for n in (column, row))
+            assert text.get_text() == f"{means[row, column]:.2f}"
+        (hatched,) = (patch for patch in ax.patches if patch.get_label() == "hidden")
+        assert hatched.get_path().get_extents().bounds == (1.5, -0.5, 2, 2)
+        display.figure_.canvas.draw()
+        shown = np.asarray(display.figure_.canvas.buffer_rgba())[::-1, :, :3].astype(int)
+        for x, y, grey in ((2.5, 0.5, True), (0.5, 0.5, False), (2.5, 2.5, False)):
+            across, up = ax.transData.transform((x + 0.3, y + 0.3)).astype(int)
+            pixel = shown[up, across]
+            assert (np.ptp(pixel) == 0) == grey, (x, y, pixel)
 
 
 def test_heads_share_one_scale_and_one_bar():
@@ -75,7 +99,7 @@ def test_hidden_cells_are_those_of_the_options_and_not_small_weights():
     mask = np.where(rng.random((5, 7)) < 0.3, -np.inf, rng.normal(size=(5, 7)))
     mask[2] = -np.inf
     display = AttentionDisplay.from_attention(
-        query, key, mask=mask, causal="bottom_right", alibi_slopes=[0.5, 1], sinks=[0, 1]
+        query, key, mask=mask, causal="bottom_right", alibi_slopes=[0.5, 1], sinks=[0, 1000]
     )
     visible = np.tril(np.ones((5, 7), bool), 2) & np.isfinite(mask)
     for head in range(2):
@@ -250,6 +274,8 @@ def test_bars_caps_shares_and_what_is_left():
     )
     (ax,) = display.axes_
     assert [bar.get_width() for bar in display.bars_[0]] == [5, 3, 0, 2]
+    assert [text.get_text() for text in ax.texts] == ["5", "3", "0", "2", "2"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1], "the first receiver is not on top"
     assert paths_at(ax, "lower") == [1, 2]
     assert paths_at(ax, "upper") == [9, 3]
     assert paths_at(ax, "share") == [6, 2, 4]

@@ -68,6 +68,16 @@ def test_formats(source, out, start, folder):
     assert not list(folder.glob("*.part"))
 
 
+def test_dpi_says_how_large_a_png_is(folder):
+    image = pytest.importorskip("matplotlib.image")
+    sizes = []
+    for dpi in (60, 120):
+        out = f"{folder}/{dpi}.png"
+        assert main(["plot", f"{folder}/flat.npy", out, f"--dpi={dpi}"]) == 0
+        sizes.append(image.imread(out).shape[1])
+    assert abs(sizes[1] - 2 * sizes[0]) <= 2
+
+
 REFUSED = {
     "missing": ("absent.npy o.png", 1, "weights file absent.npy: cannot be opened: No such"),
     "no npy": ("words.txt o.png", 1, "weights file words.txt: expected a .npy file, found a file"),
