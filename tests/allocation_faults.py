@@ -19,7 +19,7 @@ ALLOCATION_FAULTS = {
     ),
     "sums_cut_by_the_heaviest_of_all": (
         "_numba/allocation.py",
-        "    factor = factor_near_one(heaviest, spare)\n",
+        "    factor = factor_near_one(largest, spare)\n",
         "    factor = 1.0\n",
         f"{_REAL} -k numba",
     ),

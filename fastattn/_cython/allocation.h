@@ -30,12 +30,17 @@ enum {
 /* What is missing of a budget by no more than this part is nothing: sums are no more exact, and
    where one receiver takes nearly all, only halvings would come closer. */
 #define NOTHING 0x1p-102
+/* Where a receiver stands who is at a bound; those between have their weight there. */
+#define AT_CAP -1
+#define AT_LOW -2
+/* Rows are few lines long, too short for the machine's own prefetching. */
+#define AHEAD 2048
 /* Newton's steps are a handful, and bisection has a few hundred binary orders to search. */
 #define MOST_STEPS 500
 
 /* The scratch of a row. */
 typedef struct {
-    int64_t weights, lower, upper, between;
+    int64_t weights, lower, upper, standing;
 } handed_row;
 
 /* A sum under way: the lanes of each part add up exactly, in any order. */
@@ -73,8 +78,11 @@ static void pack_receivers(const allocation_call *call, int64_t code, int64_t so
 {
     const int64_t receivers = call->receivers;
     if (!allowed && step == ITEM && code == FLOAT64_CODE) {
-        for (int64_t i = 0; i < receivers; i += LANES)
+        for (int64_t i = 0; i < receivers; i += LANES) {
+            prefetch(source + i * ITEM + AHEAD);
+            prefetch(source + i * ITEM + AHEAD + 64);
             store(target + i * ITEM, load_first(source + i * ITEM, receivers - i, 0));
+        }
         return;
     }
     for (int64_t i = 0; i < receivers; i++) {
@@ -114,7 +122,7 @@ static real factor_near_one(real number)
 }
 
 /* Step pack: scale the weights; returns their sum, NaN where one makes no sense. */
-static pair scale_weights(const allocation_call *call, int64_t weights)
+INLINE pair scale_weights(const allocation_call *call, int64_t weights)
 {
     const vector zero = splat(0), nan = splat(NOT_A_NUMBER), least = splat(LEAST_WEIGHT);
     vector wrong = zero, largest = zero;
@@ -141,7 +149,7 @@ static pair scale_weights(const allocation_call *call, int64_t weights)
 /* Step pack: scale the bounds, and cut caps that no amount can reach.
 
    Stores the sums of the least and of the most, the first NaN where a bound makes no sense. */
-static void scale_bounds(const allocation_call *call, handed_row at, real factor, real budget,
+INLINE void scale_bounds(const allocation_call *call, handed_row at, real factor, real budget,
                          pair *least, pair *most)
 {
     const parted_sum cut = cuts_of(call);
@@ -159,7 +167,7 @@ static void scale_bounds(const allocation_call *call, handed_row at, real factor
         cap = select_above(cap, splat(budget), splat(budget), cap);
         store(at.lower + i, low);
         store(at.upper + i, cap);
-        least_sum = add_parted(cut, least_sum, low);
+        if (call->lower) least_sum = add_parted(cut, least_sum, low);
         cap = select_above(load(at.weights + i), zero, cap, low);
         most_sum = add_parted(cut, most_sum, cap);
     }
@@ -185,36 +193,50 @@ INLINE shared_amount amount_at(pair theta, vector weight, vector low, vector cap
     return result;
 }
 
-/* Weights of who is between the bounds at theta, and amounts of who is at one: two pairs.
+/* Where everybody stands at theta: the weight of who is between the bounds, else which bound.
 
-   What is between goes to scratch first: its largest weight says where sums are to be cut. Others
-   may be heavier by any number of orders. */
-static void sums_at(const allocation_call *call, handed_row at, pair theta, pair *free, pair *bound)
+   Returns the largest weight between the bounds; `moved`: whether anybody stands elsewhere than
+   the scratch said before. */
+INLINE real stand_at(const allocation_call *call, handed_row at, pair theta, bool *moved)
+{
+    const vector zero = splat(0), at_cap = splat(AT_CAP), at_low = splat(AT_LOW);
+    const int64_t size = call->receivers * ITEM;
+    vector largest = zero;
+    *moved = false;
+    for (int64_t i = 0; i < size; i += VECTOR_STEP) {
+        const vector weight = load(at.weights + i), before = load(at.standing + i);
+        const shared_amount a = amount_at(theta, weight, load(at.lower + i), load(at.upper + i));
+        vector standing = select_above(a.under, zero, at_low, weight);
+        standing = select_above(a.over, zero, at_cap, standing);
+        if (!same_lanes(standing, before)) *moved = true;
+        store(at.standing + i, standing);
+        largest = larger(largest, standing);
+    }
+    return lane_max(largest);
+}
+
+/* Weights of who is between the bounds, and amounts of who is at one: two pairs.
+
+   The largest weight between them says where its sum is to be cut. Others may be heavier by any
+   number of orders. */
+INLINE void sums_of(const allocation_call *call, handed_row at, real largest, pair *free,
+                    pair *bound)
 {
     const parted_sum cut = cuts_of(call);
-    const vector zero = splat(0);
-    parted_sum bound_sum = {zero, zero, zero}, free_sum = {zero, zero, zero};
-    vector largest = zero;
     const int64_t size = call->receivers * ITEM;
+    const vector zero = splat(0), beside = splat((real)0.5 * (AT_CAP + AT_LOW));
+    const real factor = factor_near_one(largest), inverse = 1 / factor;
+    parted_sum bound_sum = {zero, zero, zero}, free_sum = {zero, zero, zero};
     for (int64_t i = 0; i < size; i += VECTOR_STEP) {
-        vector weight = load(at.weights + i);
-        const vector low = load(at.lower + i), cap = load(at.upper + i);
-        const shared_amount a = amount_at(theta, weight, low, cap);
-        weight = select_above(a.over, zero, zero, select_above(a.under, zero, zero, weight));
-        const vector at_low = select_above(a.under, zero, low, zero);
-        store(at.between + i, weight);
-        largest = larger(largest, weight);
-        bound_sum = add_parted(cut, bound_sum, select_above(a.over, zero, cap, at_low));
+        const vector standing = load(at.standing + i);
+        vector amount = select_above(standing, beside, load(at.upper + i), load(at.lower + i));
+        amount = select_above(zero, standing, amount, zero);
+        bound_sum = add_parted(cut, bound_sum, amount);
+        free_sum = add_parted(cut, free_sum, times(larger(standing, zero), splat(factor)));
     }
     *bound = whole_sum(bound_sum);
-    *free = (pair){0, 0};
-    const real heaviest = lane_max(largest);
-    if (heaviest == 0) return;
-    const real factor = factor_near_one(heaviest);
-    for (int64_t i = 0; i < size; i += VECTOR_STEP)
-        free_sum = add_parted(cut, free_sum, times(load(at.between + i), splat(factor)));
     *free = whole_sum(free_sum);
-    *free = (pair){free->number / factor, free->rest / factor};
+    *free = (pair){free->number * inverse, free->rest * inverse};
 }
 
 /* A point between two thetas, in few steps of any number of binary orders. */
@@ -230,13 +252,18 @@ static real middle(real low, real high)
 
    The sum of the amounts is piecewise linear and does not fall. Newton's step solves it for who is
    between the bounds now; where that leaves the bracket, bisect. Who is at a bound may change
-   between two floats that are neighbours, hence the bracket of pairs. */
+   between two floats that are neighbours, hence the bracket of pairs. Nobody moved since a step
+   was solved: it would be solved again. */
 static pair find_theta(const allocation_call *call, handed_row at, real budget, pair theta)
 {
     pair low = {0, 0}, high = {-HIDDEN, 0};
+    bool solved = false;
     for (int step = 0; step < MOST_STEPS; step++) {
         pair free, bound, following = {-1, 0};
-        sums_at(call, at, theta, &free, &bound);
+        bool moved;
+        const real largest = stand_at(call, at, theta, &moved);
+        if (solved && !moved) break;
+        sums_of(call, at, largest, &free, &bound);
         const pair open = less_pair(budget, bound);
         real missing = open.number;
         if (free.number > 0) {
@@ -244,13 +271,14 @@ static pair find_theta(const allocation_call *call, handed_row at, real budget, 
             missing = (following.number - theta.number) + (following.rest - theta.rest);
             missing *= free.number;
         }
-        if ((missing < 0 ? -missing : missing) <= NOTHING * budget) break;
+        if (__builtin_fabs(missing) <= NOTHING * budget) break;
         if (missing > 0)
             low = theta;
         else
             high = theta;
         theta = following;
-        if (is_below(low, theta) && is_below(theta, high)) continue;
+        solved = is_below(low, theta) && is_below(theta, high);
+        if (solved) continue;
         theta = (pair){middle(low.number, high.number), 0};
         if (low.number < theta.number && theta.number < high.number) continue;
         const real gap = (high.number - low.number) + (high.rest - low.rest);
@@ -261,8 +289,8 @@ static pair find_theta(const allocation_call *call, handed_row at, real budget, 
 }
 
 /* Steps spend and store: real amounts, rounded once, or all that caps allow. */
-static void spend(const allocation_call *call, handed_row at, pair theta, bool at_caps, real factor,
-                  int64_t output)
+INLINE void spend(const allocation_call *call, handed_row at, pair theta, bool at_caps,
+                  real inverse, int64_t output)
 {
     const vector zero = splat(0);
     for (int64_t i = 0; i < call->receivers; i += LANES) {
@@ -278,7 +306,7 @@ static void spend(const allocation_call *call, handed_row at, pair theta, bool a
             amount = plus(amount, plus(fused(splat(theta.number), weight, minus(zero, amount)),
                                        times(splat(theta.rest), weight)));
         }
-        amount = over(amount, splat(factor));
+        amount = times(amount, splat(inverse));
         const int64_t count = smaller_of(call->receivers - i, LANES);
         if (call->output_step == ITEM) {
             store_first(output + i * ITEM, amount, count);
@@ -302,7 +330,7 @@ static real hand_out_row(const allocation_call *call, int64_t row, int64_t scrat
                    allowed, at.weights);
     const pair total = scale_weights(call, at.weights);
     const real given = load_real(call->budget + operand_offset(call, HANDED_BUDGET, row));
-    const real factor = factor_near_one(given), budget = given * factor;
+    const real factor = factor_near_one(given), budget = given * factor, inverse = 1 / factor;
     real left = 0;
     bool at_caps = false, at_least = false;
     if (call->bounded) {
@@ -334,10 +362,10 @@ static real hand_out_row(const allocation_call *call, int64_t row, int64_t scrat
     }
     const int64_t output = call->output + operand_offset(call, HANDED_OUTPUT, row);
     if (call->method == REAL_AMOUNTS)
-        spend(call, at, theta, at_caps, factor, output);
+        spend(call, at, theta, at_caps, inverse, output);
     else
-        apportion(call, scratch, theta, at_caps, 1 / factor, given, output);
-    return left / factor;
+        apportion(call, scratch, theta, at_caps, inverse, given, output);
+    return left * inverse;
 }
 
 /* Take tasks until none is left: some rows each. */

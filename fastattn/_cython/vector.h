@@ -133,6 +133,19 @@ INLINE part select_part(integer_part mask, part a, part b)
     return (part)((mask & (integer_part)a) | (~mask & (integer_part)b));
 }
 
+/* Per lane `if_above` where `a > b`, else `otherwise`. GCC 12 makes two steps of a blend that it is
+   not told of. */
+INLINE part select_above_part(part a, part b, part if_above, part otherwise)
+{
+#if defined(__AVX512F__) && REAL_BITS == 32
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OS), otherwise, if_above);
+#elif defined(__AVX512F__)
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_GT_OS), otherwise, if_above);
+#else
+    return select_part(a > b, if_above, otherwise);
+#endif
+}
+
 /* Per lane the larger of two; where `b` is NaN, `b`. This is the machine's own maximum on x86. */
 INLINE part larger_part(part a, part b)
 {
@@ -257,7 +270,8 @@ INLINE vector rounded_down(vector a)
 INLINE vector select_above(vector a, vector b, vector if_above, vector otherwise)
 {
     EACH_PART(p)
-        a.part[p] = select_part(a.part[p] > b.part[p], if_above.part[p], otherwise.part[p]);
+        a.part[p] =
+            select_above_part(a.part[p], b.part[p], if_above.part[p], otherwise.part[p]);
     return a;
 }
 

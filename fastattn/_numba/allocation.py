@@ -16,7 +16,7 @@ from fastattn._engine.layouts import REAL_AMOUNTS, STORAGE_CODES
 from .apportion import BEYOND, apportion
 from .compile import device, entry
 from .emit import LANES
-from .memory import load, load_as, load_first, native_code, store, store_first
+from .memory import load, load_as, load_first, native_code, prefetch, store, store_first
 from .native import (
     atomic_next,
     load_float64,
@@ -26,7 +26,7 @@ from .native import (
 )
 from .pairs import below, divide, minus, paired
 from .record import operand_offset, reader
-from .simd import any_nan, fma, lane_max, lane_sum, larger, select_above, splat
+from .simd import any_nan, fma, lane_max, lane_sum, larger, same_lanes, select_above, splat
 
 __all__ = ["hand_out"]
 
@@ -44,6 +44,10 @@ SLACK = 2.0**-52
 # What is missing of a budget by no more than this part is nothing: sums are no more exact, and
 # where one receiver takes nearly all, only halvings would come closer.
 NOTHING = 2.0**-102
+# Where a receiver stands who is at a bound; those between have their weight there.
+AT_CAP, AT_LOW = -1.0, -2.0
+# Rows are few lines long, too short for the machine's own prefetching.
+AHEAD = 2048
 # Newton's steps are a handful, and bisection has a few hundred binary orders to search.
 MOST_STEPS = 500
 
@@ -54,6 +58,8 @@ def pack_row(call, code, source, step, allowed, target):
     receivers = call.receivers
     if allowed == 0 and step == ITEM and code == native_code(TAG):
         for i in range(0, receivers, LANES):
+            prefetch(source + i * ITEM + AHEAD)
+            prefetch(source + i * ITEM + AHEAD + 64)
             store(target + i * ITEM, load_first(source + i * ITEM, receivers - i, 0.0))
         return
     for i in range(receivers):
@@ -157,7 +163,8 @@ def scale_bounds(call, weights, lower, upper, factor, budget):
         cap = select_above(cap, budget, budget, cap)
         store(lower + i, low)
         store(upper + i, cap)
-        least = add(least, low, at)
+        if call.lower:
+            least = add(least, low, at)
         cap = select_above(load(TAG, weights + i), zero, cap, low)
         most = add(most, cap, at)
     if any_nan(wrong):
@@ -168,36 +175,48 @@ def scale_bounds(call, weights, lower, upper, factor, budget):
 
 
 @device
-def sums_at(call, weights, lower, upper, between, spare, theta, rest):
-    """Weights of who is between the bounds at theta, and amounts of who is at one: two pairs.
+def stand_at(call, weights, lower, upper, standing, theta, rest):
+    """Where everybody stands at theta: the weight of who is between the bounds, else which bound.
 
-    What is between goes to scratch first: its largest weight says where sums are to be cut. Others
-    may be heavier by any number of orders.
+    Returns the largest weight between the bounds, and whether anybody stands elsewhere than the
+    scratch said before.
     """
     zero, beyond, theta, rest = splat(0.0), splat(BEYOND), splat(theta), splat(rest)
-    bound, at, largest = no_sum(), cuts(call), zero
-    size = call.receivers * ITEM
-    for i in range(0, size, STEP):
+    at_cap, at_low = splat(AT_CAP), splat(AT_LOW)
+    largest, moved = zero, False
+    for i in range(0, call.receivers * ITEM, STEP):
         weight, low, cap = load(TAG, weights + i), load(TAG, lower + i), load(TAG, upper + i)
         amount = theta * weight
         amount = select_above(amount, beyond, beyond, amount)
         error = fma(theta, weight, zero - amount) + rest * weight
         over, under = (amount - cap) + error, (low - amount) - error
-        weight = select_above(over, zero, zero, select_above(under, zero, zero, weight))
-        at_bound = select_above(over, zero, cap, select_above(under, zero, low, zero))
-        store(between + i, weight)
-        largest = larger(largest, weight)
-        bound = add(bound, at_bound, at)
+        stand = select_above(over, zero, at_cap, select_above(under, zero, at_low, weight))
+        if not same_lanes(stand, load(TAG, standing + i)):
+            moved = True
+        store(standing + i, stand)
+        largest = larger(largest, stand)
+    return lane_max(largest), moved
+
+
+@device
+def sums_of(call, lower, upper, standing, spare, largest):
+    """Weights of who is between the bounds, and amounts of who is at one: two pairs.
+
+    The largest weight between them says where its sum is to be cut. Others may be heavier by any
+    number of orders.
+    """
+    zero, beside = splat(0.0), splat(0.5 * (AT_CAP + AT_LOW))
+    factor = factor_near_one(largest, spare)
+    inverse, scale = 1.0 / factor, splat(factor)
+    bound, free, at = no_sum(), no_sum(), cuts(call)
+    for i in range(0, call.receivers * ITEM, STEP):
+        stand = load(TAG, standing + i)
+        amount = select_above(stand, beside, load(TAG, upper + i), load(TAG, lower + i))
+        bound = add(bound, select_above(zero, stand, amount, zero), at)
+        free = add(free, larger(stand, zero) * scale, at)
     bound_sum, bound_rest = summed(bound)
-    heaviest = lane_max(largest)
-    if heaviest == 0.0:
-        return 0.0, 0.0, bound_sum, bound_rest
-    factor = factor_near_one(heaviest, spare)
-    free = no_sum()
-    for i in range(0, size, STEP):
-        free = add(free, load(TAG, between + i) * splat(factor), at)
     free_sum, free_rest = summed(free)
-    return free_sum / factor, free_rest / factor, bound_sum, bound_rest
+    return free_sum * inverse, free_rest * inverse, bound_sum, bound_rest
 
 
 @device
@@ -218,14 +237,17 @@ def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
 
     The sum of the amounts is piecewise linear and does not fall. Newton's step solves it for who
     is between the bounds now; where that leaves the bracket, bisect. Who is at a bound may change
-    between two floats that are neighbours, hence the bracket of pairs.
+    between two floats that are neighbours, hence the bracket of pairs. Nobody moved since a step
+    was solved: it would be solved again.
     """
-    between, spare = scratch + call.at_amounts, scratch + call.at_spare
+    standing, spare = scratch + call.at_amounts, scratch + call.at_spare
     low, low_rest, high, high_rest = 0.0, 0.0, np.inf, 0.0
+    solved = False
     for _ in range(MOST_STEPS):
-        free, free_rest, bound, bound_rest = sums_at(
-            call, weights, lower, upper, between, spare, theta, rest
-        )
+        largest, moved = stand_at(call, weights, lower, upper, standing, theta, rest)
+        if solved and not moved:
+            break
+        free, free_rest, bound, bound_rest = sums_of(call, lower, upper, standing, spare, largest)
         open_, open_rest = minus(budget, bound, bound_rest)
         missing = open_
         following, following_rest = -1.0, 0.0
@@ -239,7 +261,8 @@ def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
         else:
             high, high_rest = theta, rest
         theta, rest = following, following_rest
-        if below(low, low_rest, theta, rest) and below(theta, rest, high, high_rest):
+        solved = below(low, low_rest, theta, rest) and below(theta, rest, high, high_rest)
+        if solved:
             continue
         theta, rest = middle(low, high), 0.0
         if low < theta < high:
@@ -251,9 +274,9 @@ def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
 
 
 @device
-def spend(call, weights, lower, upper, theta, rest, at_caps, factor, output):
+def spend(call, weights, lower, upper, theta, rest, at_caps, inverse, output):
     """Steps spend and store: real amounts, rounded once, or all that caps allow."""
-    zero, beyond, factor = splat(0.0), splat(BEYOND), splat(factor)
+    zero, beyond, inverse = splat(0.0), splat(BEYOND), splat(inverse)
     theta, rest = splat(theta), splat(rest)
     contiguous = call.output_step == ITEM
     for i in range(0, call.receivers, LANES):
@@ -270,7 +293,7 @@ def spend(call, weights, lower, upper, theta, rest, at_caps, factor, output):
                 amount = select_above(weight, zero, cap, low)
         else:
             amount = amount + (fma(theta, weight, zero - amount) + rest * weight)
-        amount = amount / factor
+        amount = amount * inverse
         count = call.receivers - i
         if contiguous:
             store_first(output + i * ITEM, amount, count)
@@ -293,7 +316,7 @@ def hand_out_row(call, row, scratch):
     total, total_rest = scale_weights(call, weights, spare)
     given = load_float64(call.budget + operand_offset(call, BUDGET, row), 0)
     factor = factor_near_one(given, spare)
-    budget = given * factor
+    budget, inverse = given * factor, 1.0 / factor
     left, at_caps, at_least = 0.0, False, False
     if call.bounded:
         bounds = (
@@ -334,10 +357,10 @@ def hand_out_row(call, row, scratch):
             theta, rest = find_theta(call, weights, lower, upper, scratch, budget, theta, rest)
     output = call.output + operand_offset(call, OUTPUT, row)
     if call.method == REAL_AMOUNTS:
-        spend(call, weights, lower, upper, theta, rest, at_caps, factor, output)
+        spend(call, weights, lower, upper, theta, rest, at_caps, inverse, output)
     else:
-        apportion(call, scratch, theta, rest, at_caps, 1.0 / factor, given, output)
-    return left / factor
+        apportion(call, scratch, theta, rest, at_caps, inverse, given, output)
+    return left * inverse
 
 
 @entry
