@@ -53,6 +53,11 @@ class MultiHeadAttention:
     seed : int, optional
         Of the random weights. None: others each time.
 
+    Raises
+    ------
+    ValueError, TypeError
+        If a size is no positive integer, heads do not divide it, or the dtype is another one.
+
     Notes
     -----
     Sequences come as ``(..., length, features)``: PyTorch's with ``batch_first=True``, and any
@@ -263,15 +268,10 @@ class MultiHeadAttention:
             If an array is complex, extended precision, object, masked, sparse or lazy.
         """
         state = stored.from_arrays(
-            {"query_weight": query_weight, "key_weight": key_weight, "value_weight": value_weight},
+            (query_weight, key_weight, value_weight),
             output_weight,
-            {
-                "query_bias": query_bias,
-                "key_bias": key_bias,
-                "value_bias": value_bias,
-                "output_bias": output_bias,
-            },
-            {"added_key": added_key, "added_value": added_value},
+            (query_bias, key_bias, value_bias, output_bias),
+            (added_key, added_value),
         )
         return cls.from_state_dict(state, num_heads, add_zero_attn=add_zero_attn)
 

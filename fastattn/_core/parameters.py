@@ -6,7 +6,7 @@ PyTorch is never imported: its tensors are known by the methods they have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,11 @@ BIASES = ("in_proj_bias", "out_proj.bias")
 ADDED = ("bias_k", "bias_v")
 OUTPUT = "out_proj.weight"
 NAMES = (JOINT, *SEPARATE, OUTPUT, *BIASES, *ADDED)
+
+# What `from_arrays` calls them.
+_WEIGHTS = ("query_weight", "key_weight", "value_weight")
+_GIVEN_BIASES = ("query_bias", "key_bias", "value_bias", "output_bias")
+_GIVEN_ADDED = ("added_key", "added_value")
 
 
 class Sizes(NamedTuple):
@@ -176,9 +181,9 @@ def _bfloat16() -> Any:
 
 
 def from_arrays(
-    projections: Mapping[str, Any], output: Any, biases: Mapping[str, Any], added: Mapping[str, Any]
+    projections: Sequence[Any], output: Any, biases: Sequence[Any], added: Sequence[Any]
 ) -> Parameters:
-    """Check arrays, which come by their names, and give them the arrangement of PyTorch."""
+    """Check arrays, and give them the names and the arrangement of PyTorch."""
     last = as_array("output_weight", output)
     if last.ndim != 2 or last.shape[0] != last.shape[1]:
         raise ValueError(f"output_weight must be (embed_dim, embed_dim), found {last.shape}")
@@ -198,23 +203,23 @@ def from_arrays(
     widths: tuple[int | str, ...] = (size, "kdim", "vdim")
     weights = [
         fitting(name, x, (size, width))
-        for (name, x), width in zip(projections.items(), widths, strict=True)
+        for name, x, width in zip(_WEIGHTS, projections, widths, strict=True)
     ]
     state = {OUTPUT: last}
     if all(weight.shape == (size, size) for weight in weights):
         state[JOINT] = np.concatenate(weights)
     else:
         state |= zip(SEPARATE, weights, strict=True)
-    if any(bias is not None for bias in biases.values()):
+    if any(bias is not None for bias in biases):
         given = [
             np.zeros(size, last.dtype) if bias is None else fitting(name, bias, (size,))
-            for name, bias in biases.items()
+            for name, bias in zip(_GIVEN_BIASES, biases, strict=True)
         ]
         state |= zip(BIASES, (np.concatenate(given[:3]), given[3]), strict=True)
-    for place, (name, x) in zip(ADDED, added.items(), strict=True):
+    for place, name, x in zip(ADDED, _GIVEN_ADDED, added, strict=True):
         if x is not None:
             state[place] = fitting(name, x, (size,)).reshape(1, 1, size)
-        elif any(other is not None for other in added.values()):
+        elif any(other is not None for other in added):
             raise ValueError(f"{name} of shape ({size},) is missing: added keys have values")
     return state
 

@@ -52,6 +52,14 @@ class AllocationDisplay:
     block_ : int
         How many receivers each bar is the mean of.
 
+    Raises
+    ------
+    ValueError
+        If an amount is negative or not finite, there is not one label for each receiver or row, or
+        what stands beside the amounts does not broadcast to them.
+    TypeError
+        If amounts are no real numbers.
+
     See Also
     --------
     AttentionDisplay : Weights as heat maps.
@@ -124,6 +132,11 @@ class AllocationDisplay:
         -------
         AllocationDisplay
             With the picture in `figure_`.
+
+        Raises
+        ------
+        ImportError, ValueError, TypeError
+            As the class and `plot` do.
         """
         if isinstance(allocation, AllocationResult):
             weights = allocation.weights if weights is None else weights

@@ -55,6 +55,14 @@ class AttentionDisplay:
     block_ : tuple of int
         How many queries and keys each cell is the mean of.
 
+    Raises
+    ------
+    ValueError
+        If there is not one label for each row, column or head, `hidden` does not broadcast, or
+        weights are a single number.
+    TypeError
+        If weights are no real numbers, or `hidden` is not bool.
+
     See Also
     --------
     AllocationDisplay : How a budget was shared out.
@@ -123,6 +131,11 @@ class AttentionDisplay:
         -------
         AttentionDisplay
             With the picture in `figure_`.
+
+        Raises
+        ------
+        ImportError, ValueError, TypeError
+            As the class and `plot` do.
         """
         display = cls(
             weights,
@@ -167,6 +180,11 @@ class AttentionDisplay:
         -------
         AttentionDisplay
             With the picture in `figure_`.
+
+        Raises
+        ------
+        ImportError, ValueError, TypeError
+            As `fastattn.attention`, the class and `plot` do.
         """
         if query_labels is None and hasattr(query, "columns"):
             query_labels = getattr(query, "index", None)
