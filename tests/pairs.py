@@ -1,38 +1,54 @@
 """Whether calls multiply bfloat16 as it is, what that takes for 0, and processes that do it.
 
 Decided by the CPU, or by FASTATTN_BFLOAT16_DOT: the suite passes with 0 and with 1.
+
+``python pairs.py BACKEND`` calls attention on arrays beside unmapped memory. As those of
+`test_guard_pages`, with the sizes at which tiles of pairs read where keys and values lie.
 """
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import strategies
 
 import fastattn
 from fastattn._engine.bfloat16 import VARIABLE as SWITCH
 
-__all__ = ["SWITCH", "can_multiply", "in_pairs", "multiplies", "run", "run_tests", "taken"]
+__all__ = [
+    "SWITCH",
+    "backend_of",
+    "can_multiply",
+    "in_pairs",
+    "multiplies",
+    "run",
+    "run_tests",
+    "taken",
+]
 
 TESTS = Path(__file__).resolve().parent
 
 
+def backend_of(name):
+    """The module of an exact backend."""
+    return importlib.import_module(f"fastattn._{name}.backend")
+
+
 def can_multiply(backend):
     """Whether a backend that is here has kernels for it that this CPU runs."""
+    module = backend_of(backend)
     if backend == "numba":
-        from fastattn._numba import emit
-
-        return emit.DOTS_PAIRS
-    module = importlib.import_module(f"fastattn._{backend}.backend")
+        return module.DOTS_PAIRS
     return module._native.pairs_address(module.level) is not None
 
 
 def multiplies(backend):
     """Whether a backend multiplies bfloat16 as it is, in this process."""
-    module = importlib.import_module(f"fastattn._{backend}.backend")
-    return module.engine.kernels.attend_pairs is not None
+    return backend_of(backend).engine.kernels.attend_pairs is not None
 
 
 def in_pairs(*arrays, **options):
@@ -66,3 +82,29 @@ def run_tests(file, words, timeout):
     """Run those tests of a file that fit the words, where bfloat16 is multiplied as it is."""
     options = ("-q", "-x", "-p", "no:cacheprovider", "-m", "not long", "-k", words)
     assert " passed" in run("-m", "pytest", *options, file, timeout=timeout)
+
+
+def sweep(backend):
+    """Call attention on guarded arrays; each call gives what others give."""
+    from test_guard_pages import Pen
+
+    pens = [Pen(600 * 80 * 2) for _ in range(4)]
+    numbers = (
+        np.random.default_rng(1).standard_normal(600 * 80).astype(strategies.dtype_of("bfloat16"))
+    )
+    keys = (1, 2, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129, 513)
+    sizes = itertools.product((1, 2, 4, 5, 30), keys, (7, 16, 24, 64), (5, 64, 80))
+    for rows, keys, features, value_features in sizes:
+        shapes = (rows, features), (keys, features), (keys, value_features), (rows, value_features)
+        plain = [numbers[: np.prod(shape)].reshape(shape) for shape in shapes]
+        assert in_pairs(*plain[:3])
+        expected = fastattn.attention(*plain[:3], backend=backend)
+        for at_end in (False, True):
+            print(backend, *shapes, at_end, flush=True)
+            held = [pen.hold(x, at_end) for pen, x in zip(pens, plain, strict=True)]
+            fastattn.attention(*held[:3], out=held[3], backend=backend, threads=1)
+            assert np.array_equal(held[3], expected)
+
+
+if __name__ == "__main__":
+    sweep(*sys.argv[1:])
