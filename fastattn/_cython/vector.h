@@ -133,8 +133,7 @@ INLINE part select_part(integer_part mask, part a, part b)
     return (part)((mask & (integer_part)a) | (~mask & (integer_part)b));
 }
 
-/* Per lane `if_above` where `a > b`, else `otherwise`. GCC 12 makes two steps of a blend that it is
-   not told of. */
+/* Per lane `if_above` where `a > b`, else `otherwise`; GCC 12 finds no blend it is not told of. */
 INLINE part select_above_part(part a, part b, part if_above, part otherwise)
 {
 #if defined(__AVX512F__) && REAL_BITS == 32
