@@ -5,7 +5,7 @@ _DIGEST = f"{_CITIZEN}::test_both_compilers_give_the_same_bits"
 _LEVELS = f"{_CITIZEN}::test_every_level_of_this_cpu_has_the_same_bits"
 _GUARDS = "tests/test_guard_pages.py -k float32"
 _HIDDEN = "tests/test_edges.py::test_hidden_contents_never_reach_the_result -k cython"
-_PAIRS = "tests/test_compiled_pairs.py"
+_PAIRS = "tests/test_bfloat16_dot.py -k 'these_tests or {}'"
 _FORKS = f"{_CITIZEN} -k forked"
 
 COMPILED_FAULTS = {
@@ -73,13 +73,13 @@ COMPILED_FAULTS = {
         "_cython/direct.h",
         "splat_pairs(a + row * a_stride + k * ITEM / FACTORS)",
         "splat_pairs(a + row * a_stride + k * ITEM / FACTORS + 2)",
-        f"{_PAIRS} -k few_rows",
+        _PAIRS.format("sizes"),
     ),
     "compiled_hidden_half_of_a_pair_is_multiplied": (
         "_cython/paired_rows.h",
         "                if (score == HIDDEN) continue;\n",
         "",
-        f"{_PAIRS} -k hidden",
+        _PAIRS.format("hidden"),
     ),
     "forked_child_counts_on_threads_it_does_not_have": (
         "_cython/pool.h",
