@@ -18,6 +18,7 @@ from fastattn._core.visibility import positions
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
+
 __all__ = ["KVCache"]
 
 _STORAGE = ("float32", "float64", "float16", "bfloat16", "int8")

@@ -105,9 +105,16 @@ CACHE_FAULTS = {
     ),
     "spare_room_outlives_a_reorder": (
         "_core/pages.py",
-        "self._spare, self._tails = 0, None\n        self.lengths = self.lengths[",
-        "self.lengths = self.lengths[",
+        "self._spare, self._tails = 0, None\n        self._pages = self._pages[",
+        "self._pages = self._pages[",
         _STEPS + "writing_nothing_does_not_end_sharing[numba-1]",
+    ),
+    "interrupted_append_keeps_its_room": (
+        "_core/pages.py",
+        "            self._spare -= new  # first: an interrupt in between then leaves too little\n"
+        "            self.lengths = self.lengths + new\n",
+        "            self.lengths = self.lengths + new\n            self._spare -= new\n",
+        _STEPS + "interrupted",
     ),
     "page_without_tokens_held": (
         "_core/pages.py",

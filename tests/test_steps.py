@@ -13,6 +13,7 @@ from kv import OPTIONS, STORAGE, Model, new_cache, tokens
 
 import fastattn
 from fastattn._core import backends, steps
+from fastattn._core.pages import PageTable
 
 
 @pytest.fixture(autouse=True)
@@ -322,3 +323,37 @@ def test_writing_nothing_does_not_end_sharing(exact_backend, nothing, seed):
             cache.append(*new)
             model.append(*new)
             model.check(cache, rng)
+
+
+@pytest.mark.parametrize("change", ["append", "truncate", "reorder"])
+def test_an_interrupted_change_leaves_no_room_that_is_not_there(change, seed, monkeypatch):
+    """Where Ctrl-C comes just when the lengths are known, what follows finds its own pages."""
+    rng = np.random.default_rng(seed)
+    cache = new_cache((2,), "float32")
+    key, value = tokens(rng, (2,), 200)
+    cache.append(key[:, :, :100], value[:, :, :100])
+    changes = {
+        "append": lambda: cache.append(key[:, :, 100:105], value[:, :, 100:105]),
+        "truncate": lambda: cache.truncate(95),
+        "reorder": lambda: cache.reorder(np.array([1, 1])),
+    }
+    setter = PageTable.lengths.fset
+
+    def interrupted(table, lengths):
+        setter(table, lengths)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PageTable, "lengths", PageTable.lengths.setter(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            changes[change]()
+    held = int(cache.lengths[0])
+    assert held == {"append": 105, "truncate": 95, "reorder": 100}[change]
+    beams = [1, 1] if change == "reorder" else [0, 1]
+    # As many as would fit without what was interrupted, then past the page.
+    for stop in (held + 28, 190):
+        start = int(cache.lengths[0])
+        cache.append(key[:, :, start:stop], value[:, :, start:stop])
+    for ours, theirs in zip(cache.dense(), (key, value), strict=True):
+        np.testing.assert_array_equal(ours[:, :, :held], theirs[beams, :, :held])
+        np.testing.assert_array_equal(ours[:, :, held:], theirs[:, :, held:190])

@@ -104,15 +104,15 @@ class PageTable:
         entries, _, new, _ = key.shape
         if counts is None and 0 < new <= self._spare:
             self._write_tails(key, value)
+            self._spare -= new  # first: an interrupt in between then leaves too little
             self.lengths = self.lengths + new
-            self._spare -= new
             return
         if counts is None:
             counts = np.full(entries, new, np.int64)
         stop = self.lengths + counts
         if not self._spare or counts.max(initial=0) > self._spare:
-            self._make_room(self.lengths, stop)
             self._tails = None
+            self._make_room(self.lengths, stop)
         step = max(1, _ROWS_AT_ONCE // max(1, self.heads * entries))
         for first in range(0, key.shape[2], step):
             tokens = np.arange(first, min(first + step, key.shape[2]))
@@ -129,19 +129,19 @@ class PageTable:
             # A few rejected tokens: every sequence ends in the page of its own that it ended in.
             self._end_at(lengths)
             return
+        self._spare, self._tails = 0, None
         kept = -(-lengths // PAGE_KEYS)
         forgotten = np.arange(self._pages.shape[1]) >= kept[:, None]
         self._pages = np.where(forgotten, -1, self._pages)
-        self._spare, self._tails = 0, None
-        self.lengths = lengths.astype(np.int64)
         self._count()
+        self.lengths = lengths.astype(np.int64)
 
     def reorder(self, sources: np.ndarray) -> None:
         """Let entry i go on from what entry ``sources[i]`` holds; pages are shared, not copied."""
-        self._pages = self._pages[sources]
         self._spare, self._tails = 0, None
-        self.lengths = self.lengths[sources]
+        self._pages = self._pages[sources]
         self._count()
+        self.lengths = self.lengths[sources]
 
     def pages(self, batch: tuple[int, ...]) -> Pages:
         """Look up where every page is, up to the longest sequence; 0 where an entry has none.
@@ -245,6 +245,7 @@ class PageTable:
 
     def _end_at(self, lengths: np.ndarray) -> None:
         """Let sequences end in pages that are theirs alone."""
+        self._spare = 0
         self.lengths = lengths
         self._spare = int((-lengths % PAGE_KEYS).min(initial=PAGE_KEYS))
 
