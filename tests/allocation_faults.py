@@ -71,12 +71,6 @@ ALLOCATION_FAULTS = {
         "    if max(weight, other_weight) < 0.0:\n",
         f"{_EXTREMES} -k numba",
     ),
-    "compiled_sums_in_two_parts": (
-        "_cython/allocation.h",
-        "lane_sum(total.second) + lane_sum(total.third)",
-        "lane_sum(total.second)",
-        f"{_EXTREMES} -k cython",
-    ),
     "units_beyond_the_cap": (
         "_numba/apportion.py",
         "    under = amount < load_float64(scratch + call.at_upper, i) * inverse\n",
@@ -95,35 +89,11 @@ ALLOCATION_FAULTS = {
         "        elif total > budget + 1.0:\n",
         f"{_UNITS} -k numba",
     ),
-    "compiled_claims_to_the_higher_index": (
-        "_cython/apportion.h",
-        "    return size <= EQUAL * a.number ? i < j : more > 0;\n",
-        "    return size <= EQUAL * a.number ? i > j : more > 0;\n",
-        f"{_UNITS} -k cython",
-    ),
-    "compiled_theta_climbs_by_small_steps": (
-        "_cython/allocation.h",
-        "return 16 * low > 0x1p-1000 ? 16 * low : 0x1p-1000;\n",
-        "return 2 * low;\n",
-        f"{_EXTREMES} -k cython",
-    ),
-    "compiled_bracket_of_floats": (
-        "_cython/pairs.h",
-        "a.number < b.number || (a.number == b.number && a.rest < b.rest)",
-        "a.number < b.number",
-        f"{_EXTREMES} -k cython",
-    ),
     "the_last_unit_counts_as_a_last_place": (
         "_numba/allocation.py",
         "        slack = min(SLACK, budget) if call.method == REAL_AMOUNTS else 0.0\n",
         "        slack = min(SLACK, budget)\n",
         f"{_EXTREMES} -k numba",
-    ),
-    "unspent_within_the_slack_is_left": (
-        "_cython/allocation.h",
-        "        if (left <= slack) left = 0;\n",
-        "        if (left <= 0) left = 0;\n",
-        f"{_REAL} -k cython",
     ),
     "integers_are_counted_in_floats": (
         "_core/units.py",

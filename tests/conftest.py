@@ -39,7 +39,14 @@ def available(backend: str) -> bool:
     return True
 
 
-HERE = tuple(backend for backend in BACKENDS if available(backend))
+# FASTATTN_BACKEND leaves the others out: kernels compiled before a change of their sources, say.
+ASKED = os.environ.get("FASTATTN_BACKEND", "")
+HERE = tuple(
+    backend
+    for backend in BACKENDS
+    if ASKED in ("", backend, "reference") or backend == "reference"
+    if available(backend)
+)
 AUTOMATIC = "cython" if "cython" in HERE else "numba"
 EXACT = tuple(backend for backend in HERE if backend != "reference")
 

@@ -42,8 +42,8 @@ def can_multiply(backend):
     """Whether a backend that is here has kernels for it that this CPU runs."""
     module = backend_of(backend)
     if backend == "numba":
-        return module.DOTS_PAIRS
-    return module._native.pairs_address(module.level) is not None
+        return "attend_pairs" in module.ENTRIES
+    return "attend_pairs" in module._native.entry_addresses(module.level)
 
 
 def multiplies(backend):

@@ -15,18 +15,6 @@ SHARED_FAULTS = {
         "spend_budget(call, row + min(rows - 1, 3), lane_sum(d), changes)",
         f"{_SHARED} -k 'closed and numba'",
     ),
-    "compiled_columns_forget_the_last_block": (
-        "_cython/shared.h",
-        "    for (int64_t block = 0; block < call->blocks; block++)\n",
-        "    for (int64_t block = 0; block < larger_of(call->blocks - 1, 1); block++)\n",
-        f"{_SHARED} -k 'large_matrices and cython'",
-    ),
-    "compiled_line_reads_behind_the_last_column": (
-        "_cython/shared.h",
-        "column + LANES <= columns ? load(place)",
-        "true ? load(place)",
-        f"{_SHARED} -k 'read_as_they_are and cython'",
-    ),
     "sums_above_their_bounds_stay": (
         "_engine/shared.py",
         "        if exceeds.any() or (rows < 1).any():\n",

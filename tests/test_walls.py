@@ -54,6 +54,7 @@ VECTORS = {
     "native",
     "storage",
     "bfloat16",
+    "objects",
 }  # write machine instructions
 
 

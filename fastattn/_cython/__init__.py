@@ -1,1 +1,1 @@
-"""Kernels in C, compiled when the package is built: nothing compiles at run time."""
+"""The kernels of `_numba`, compiled when the package is built: nothing compiles at run time."""

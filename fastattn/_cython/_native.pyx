@@ -11,26 +11,15 @@ cdef extern from "pool.h" nogil:
     )
 
 cdef extern from "levels.h" nogil:
-    ctypedef struct entry_table:
-        const void *attend
-        const void *fold
-        const void *compare
-        const void *fuse
-        const void *normalise
-        const void *hand_out
-        const void *share
-
-    ctypedef struct level:
+    ctypedef struct compiled_kernel:
+        const char *level
         const char *name
-        const entry_table **tables
+        const void *entry
         int (*runs_here)()
-        const entry_table *pairs
-        int (*multiplies_pairs)()
-
-    const level levels[]
-    const int level_count
 
 cdef extern from "words.h" nogil:
+    const compiled_kernel kernels[]
+    const int kernel_count
     enum:
         ATTENTION_WORDS
         RECORD_STRIDE
@@ -53,40 +42,21 @@ def built_from():
 
 def built_levels():
     """The kinds of machine that kernels were compiled for, best first."""
-    return tuple(levels[i].name.decode() for i in range(level_count))
+    return tuple(dict.fromkeys(kernels[i].level.decode() for i in range(kernel_count)))
+
+
+def entry_addresses(str level):
+    """The addresses of a level's kernels, by name: of those that this CPU can run."""
+    return {
+        kernels[i].name.decode(): <int64_t> kernels[i].entry
+        for i in range(kernel_count)
+        if kernels[i].level.decode() == level and kernels[i].runs_here()
+    }
 
 
 def supported_levels():
-    """Those of them that this CPU is."""
-    return tuple(levels[i].name.decode() for i in range(level_count) if levels[i].runs_here())
-
-
-cdef tuple _addresses(const entry_table *table):
-    return (
-        <int64_t> table.attend, <int64_t> table.fold, <int64_t> table.compare,
-        <int64_t> table.fuse, <int64_t> table.normalise, <int64_t> table.hand_out,
-        <int64_t> table.share,
-    )
-
-
-def entry_addresses(str name):
-    """The addresses of the kernels of a level: for float32, then for float64."""
-    for i in range(level_count):
-        if levels[i].name.decode() == name:
-            return _addresses(levels[i].tables[0]), _addresses(levels[i].tables[1])
-    raise ValueError(f"no kernels were compiled for {name!r}, but for {built_levels()}")
-
-
-def pairs_address(str name):
-    """The address of a level's attention that multiplies bfloat16 as it is.
-
-    None where it has none (or the compiler knew of none), or this CPU has no such instruction.
-    """
-    for i in range(level_count):
-        if levels[i].name.decode() == name and levels[i].pairs != NULL:
-            if levels[i].multiplies_pairs():
-                return <int64_t> levels[i].pairs.attend
-    return None
+    """Those of the levels that this CPU is."""
+    return tuple(level for level in built_levels() if entry_addresses(level))
 
 
 def run_serially(int64_t entry, int64_t call, int64_t first, int64_t stop):

@@ -1,4 +1,4 @@
-"""The compiled backend: the engine on kernels in C, and a pool of threads that runs them.
+"""The compiled backend: the engine on kernels compiled ahead, and threads that run them.
 
 The kernels were compiled for several kinds of x86-64 when the package was built; the best one that
 this CPU is serves (``FASTATTN_CYTHON_LEVEL`` names another). Results have the bits of the Numba
@@ -12,13 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import numpy as np
-
 from fastattn._core import plan
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 from fastattn._engine import layouts
-from fastattn._engine.bfloat16 import takes_pairs
 from fastattn._engine.engine import Engine
 from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher, Turns
@@ -29,9 +26,9 @@ try:
     import fastattn._cython._native as _native
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "fastattn was installed without its compiled kernels (no C compiler was found, or it "
-        f"failed, or FASTATTN_CYTHON=0 said so): {error}. With a compiler, install it again with "
-        "FASTATTN_REQUIRE_CYTHON=1, which says what is missing",
+        "fastattn was installed without its compiled kernels (no C compiler was found, or building "
+        f"them failed, or FASTATTN_CYTHON=0 said so): {error}. With a compiler, install it again "
+        "with FASTATTN_REQUIRE_CYTHON=1, which says what is missing",
         name=error.name,
     ) from error
 except ImportError as error:
@@ -77,7 +74,7 @@ def _check_sources() -> None:
     They would read records otherwise than the engine writes them, or compute other bits.
     """
     built = _native.built_from() if hasattr(_native, "built_from") else None
-    sources = words.sources(Path(__file__).parent)
+    sources = words.sources(Path(__file__).parents[1])
     if built is None or built != (words.digest(vars(layouts), vars(plan)), sources or built[1]):
         raise ImportError(
             f"the compiled kernels ({_native.__file__}) were built from other sources than these: "
@@ -129,27 +126,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _kernels(level: str) -> Kernels:
-    float32: np.dtype = np.dtype(np.float32)
-    float64: np.dtype = np.dtype(np.float64)
-    attend, fold, compare, fuse, normalise, hand_out, share = (
-        {float32: _Entry(single), float64: _Entry(double)}
-        for single, double in zip(*_native.entry_addresses(level), strict=True)
-    )
-    pairs = _native.pairs_address(level)
-    in_pairs = takes_pairs(able=pairs is not None)
-    return Kernels(
-        name=name,
-        attend=attend,
-        fold=fold,
-        attend_pairs=None if pairs is None or not in_pairs else _Entry(pairs),
-        compare=compare,
-        fuse=fuse,
-        normalise=normalise,
-        hand_out=hand_out[float64],
-        share=share[float64],
-        launcher=Launcher(lambda: _pool),
-        again=SimpleNamespace(run=_native.again),
-    )
+    entries = {name: _Entry(address) for name, address in _native.entry_addresses(level).items()}
+    return Kernels.named(name, entries, Launcher(lambda: _pool), SimpleNamespace(run=_native.again))
 
 
 _check_sources()

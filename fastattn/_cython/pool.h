@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <time.h>
 
-#include "table.h"
+#include "levels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -1,67 +1,87 @@
-"""The engine's records and constants as C, for the kernels; imports nothing of the package.
+"""What the drivers know of records and kernels, as C; imports nothing of the package.
 
-`setup.py` writes them into the header ``words.h`` when it builds the kernels. The header carries
-its own digest and that of the kernels' sources, so that kernels built from others are noticed.
+`setup.py` writes it into the header ``words.h`` when it builds the drivers. The header carries its
+own digest and that of the kernels' sources, so that kernels built from others are noticed.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest", "header", "sources"]
+__all__ = ["digest", "header", "kernel_sources", "sources"]
+
+# The kinds of machine that a level's kernels may need (levels.h has the tests).
+_RUNS_HERE = {"v4": "runs_v4", "v4_pairs": "multiplies_pairs", "v3": "runs_v3", "base": "runs_base"}
+# What kernels are compiled from, beside the room of their sources.
+_TABLES = ("_core/plan.py", "_engine/layouts.py")
 
 
-def _lines(tables: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
-    """Structures of the records, and constants; of `_engine.layouts` and `_core.plan`."""
-    lines = []
-    for name in ("ATTENTION", "SIMILARITY", "SOFTMAX", "FUSE", "ALLOCATION", "SHARED"):
-        layout = tables[name]
-        lines += ["typedef struct {"]
-        lines += [f"    int64_t {field};" for field in layout.integers]
-        lines += [f"    double {field};" for field in layout.floats]
-        lines += [f"}} __attribute__((may_alias)) {name.lower()}_call;"]
-    numbers: dict[str, int] = {}
-    for name, number in (*tables.items(), *plan.items()):
-        if type(number) is not int or name.startswith("_"):
-            continue
-        if numbers.setdefault(name, number) != number:
-            raise ValueError(f"two constants are called {name}: {numbers[name]} and {number}")
-    numbers |= {f"{name.upper()}_CODE": code for name, code in tables["STORAGE_CODES"].items()}
-    numbers |= {f"{name.upper()}_OPERAND": i for i, name in enumerate(tables["OPERANDS"])}
-    numbers |= {f"{name.upper()}_WORD": i for name, i in tables["ATTENTION"].word.items()}
+def _lines(tables: Mapping[str, Any]) -> list[str]:
+    """Name the words of an attention record that a repeated call fills."""
+    numbers = {f"{name.upper()}_WORD": i for name, i in tables["ATTENTION"].word.items()}
     numbers |= {"ATTENTION_WORDS": len(tables["ATTENTION"].word)}
-    del numbers["LANES"]  # of vector.h
-    return [*lines, *(f"#define {name} INT64_C({numbers[name]})" for name in sorted(numbers))]
+    numbers |= {name: tables[name] for name in ("RECORD_STRIDE", "DATA_OFFSET")}
+    return [f"#define {name} INT64_C({number})" for name, number in sorted(numbers.items())]
 
 
-def _crc(lines: list[str]) -> int:
-    return zlib.crc32("\n".join(lines).encode())
+def digest(*tables: Mapping[str, Any]) -> int:
+    """Digest what `_engine.layouts` and `_core.plan` say: the records, and what decides bits."""
+    told = []
+    for name, value in (item for table in tables for item in table.items()):
+        if type(value) is int and not name.startswith("_"):
+            told.append(f"{name} {value}")
+        elif hasattr(value, "word"):
+            told.append(f"{name} {value.word}")
+    return zlib.crc32("\n".join(sorted(told)).encode())
 
 
-def digest(tables: Mapping[str, Any], plan: Mapping[str, Any]) -> int:
-    """Digest what the header of these tables says."""
-    return _crc(_lines(tables, plan))
-
-
-def sources(folder: Path) -> int | None:
-    """Digest what the kernels are compiled from; None where only what was built is installed."""
-    paths = [*sorted(folder.glob("*.h")), folder / "kernels.c", folder / "_native.pyx"]
+def _crc(paths: Sequence[Path]) -> int:
     crc = 0
-    try:
-        for path in paths:
-            crc = zlib.crc32(path.read_bytes(), crc)
-    except FileNotFoundError:
-        return None
+    for path in paths:
+        crc = zlib.crc32(path.read_bytes(), crc)
     return crc
 
 
-def header(tables: Mapping[str, Any], plan: Mapping[str, Any], sources: int) -> str:
-    """Write the header; `sources` digests the files that include it."""
-    lines = _lines(tables, plan)
+def kernel_sources(package: Path) -> int:
+    """Digest what kernels are compiled from."""
+    return _crc(
+        [*(package / table for table in _TABLES), *sorted((package / "_numba").glob("*.py"))]
+    )
+
+
+def sources(package: Path) -> int | None:
+    """Digest what kernels and drivers are made from; None where only what was built is installed.
+
+    A wheel is made whole, so only in a clone can sources change under what was built from them: it
+    is known by the drivers' source, which no wheel carries.
+    """
+    room = package / "_cython"
+    if not (room / "_native.pyx").exists():
+        return None
+    return kernel_sources(package) ^ _crc([*sorted(room.glob("*.h")), room / "_native.pyx"])
+
+
+def header(
+    tables: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    sources: int,
+    kernels: Sequence[Mapping[str, str]],
+) -> str:
+    """Write the header; `kernels` are those of ``kernels.json`` (see `_numba.objects`)."""
     above = ["/* Made by setup.py. */", "#ifndef FASTATTN_WORDS_H", "#define FASTATTN_WORDS_H"]
-    digests = {"WORDS_DIGEST": _crc(lines), "SOURCES_DIGEST": sources}
-    below = [f"#define {name} INT64_C({number})" for name, number in digests.items()]
-    return "\n".join([*above, "#include <stdint.h>", *lines, *below, "#endif", ""])
+    digests = {"WORDS_DIGEST": digest(tables, plan), "SOURCES_DIGEST": sources}
+    numbers = [f"#define {name} INT64_C({number})" for name, number in digests.items()]
+    symbols = [f"extern kernel_entry {kernel['symbol']};" for kernel in kernels]
+    rows = [
+        f'    {{"{kernel["level"]}", "{kernel["name"]}", {kernel["symbol"]}, '
+        f"{_RUNS_HERE[kernel['kind']]}}},"
+        for kernel in kernels
+    ]
+    table = ["static const compiled_kernel kernels[] = {", *rows, "};"]
+    table += ["static const int kernel_count = sizeof kernels / sizeof *kernels;"]
+    return "\n".join(
+        [*above, '#include "levels.h"', *_lines(tables), *numbers, *symbols, *table, "#endif", ""]
+    )

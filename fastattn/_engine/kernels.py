@@ -11,6 +11,7 @@ from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
 from .addresses import give_scratch, take_scratch
+from .bfloat16 import takes_pairs
 from .launcher import Entry, Launcher
 from .record import Record
 
@@ -66,6 +67,32 @@ class Kernels(NamedTuple):
     share: Entry
     launcher: Launcher
     again: Again
+
+    @classmethod
+    def named(
+        cls, name: str, entries: Mapping[str, Entry], launcher: Launcher, again: Again
+    ) -> Kernels:
+        """Sort a backend's entries by operation and compute dtype, which their names say."""
+
+        def of(operation: str) -> dict[np.dtype, Entry]:
+            return {
+                np.dtype(dtype): entries[f"{operation}_{dtype}"] for dtype in ("float32", "float64")
+            }
+
+        pairs = entries.get("attend_pairs")
+        return cls(
+            name=name,
+            attend=of("attend"),
+            fold=of("fold"),
+            attend_pairs=pairs if takes_pairs(able=pairs is not None) else None,
+            compare=of("compare"),
+            fuse=of("fuse"),
+            normalise=of("normalise"),
+            hand_out=entries["hand_out"],
+            share=entries["share"],
+            launcher=launcher,
+            again=again,
+        )
 
     def attending(self, problem: Problem | RaggedProblem) -> Entry:
         """Return the kernel of fused attention that a problem takes."""

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import numba
-import numpy as np
 
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
-from fastattn._engine.bfloat16 import takes_pairs
 from fastattn._engine.engine import Engine
 from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher
 
-from . import allocation, attention, cache, compile, launch, repeat, shared
-from . import fuse as fusing
-from . import similarity as comparing
-from . import softmax as normalising
-from .emit import DOTS_PAIRS
+from . import cache, compile, launch, repeat
+from .entry_points import ENTRIES
 
 __all__ = [
     "about",
@@ -40,26 +35,7 @@ __all__ = [
 
 name = "numba"
 
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-
-engine = Engine(
-    Kernels(
-        name=name,
-        attend={_FLOAT32: attention.attend_float32, _FLOAT64: attention.attend_float64},
-        fold={_FLOAT32: attention.fold_float32, _FLOAT64: attention.fold_float64},
-        attend_pairs=attention.attend_pairs if takes_pairs(DOTS_PAIRS) else None,
-        compare={_FLOAT32: comparing.compare_float32, _FLOAT64: comparing.compare_float64},
-        fuse={_FLOAT32: fusing.fuse_float32, _FLOAT64: fusing.fuse_float64},
-        normalise={
-            _FLOAT32: normalising.normalise_float32,
-            _FLOAT64: normalising.normalise_float64,
-        },
-        hand_out=allocation.hand_out,
-        share=shared.share,
-        launcher=Launcher(launch.layer),
-        again=repeat.again,
-    )
-)
+engine = Engine(Kernels.named(name, ENTRIES, Launcher(launch.layer), repeat.again))
 prepare_attention = engine.prepare_attention
 allocate = engine.allocate
 prepare_varlen = engine.prepare_varlen
@@ -92,9 +68,6 @@ def refusal(problem: Problem | RaggedProblem) -> str | None:
 
 def warmup() -> None:
     """Compile every kernel, or load it from the disk cache."""
-    kernels = engine.kernels
-    tables = (kernels.attend, kernels.fold, kernels.normalise, kernels.compare, kernels.fuse)
-    entries = [entry for table in tables for entry in table.values()]
-    entries += [kernels.hand_out, kernels.share]
-    entries += [kernels.attend_pairs] if kernels.attend_pairs else []
+    unused = [] if engine.kernels.attend_pairs else ["attend_pairs"]
+    entries = [entry for name, entry in ENTRIES.items() if name not in unused]
     compile.warm([*entries, *launch.DRIVERS, *repeat.DRIVERS])
