@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastattn._core import backends, repeats
 from fastattn._core.arrays import (
-    as_array,
-    check_mask_dtype,
     check_out,
     deliver,
-    dtypes,
     finite_number,
     is_direct,
     result_array,
     same_memory,
 )
+from fastattn._core.reduced import Rows, order_of
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -50,7 +47,8 @@ def softmax(
     x : array_like
         Scores of any shape.
     axis : int, tuple of ints or None
-        The axis or axes that the weights add up over; None: all.
+        The axis or axes that the weights add up over; None: all. The default is the last axis, the
+        keys; SciPy's is None.
     scale : float
         Factor of the scores, any finite number.
     mask : array_like, broadcasts to the shape of `x`, optional
@@ -76,9 +74,11 @@ def softmax(
 
     Notes
     -----
-    Agrees with ``scipy.special.softmax`` for real floats. Where a mask hides a whole row its
-    weights are 0. Several axes that cannot be walked as one (say 0 and 2 of three, or a transposed
-    `x` with None) cost a copy of `x`; a single axis never does, whatever its stride.
+    Agrees with ``scipy.special.softmax`` for real floats, given the same `axis`. Where a mask hides
+    a whole row its weights are 0.
+
+    Several axes that cannot be walked as one (say 0 and 2 of three, or a transposed `x` with None)
+    cost a copy of `x`; a single axis never does, whatever its stride.
 
     Examples
     --------
@@ -121,7 +121,9 @@ def log_softmax(
 
     Notes
     -----
-    Agrees with ``scipy.special.log_softmax`` for real floats. Hidden entries are -inf.
+    Agrees with ``scipy.special.log_softmax`` for real floats, given the same `axis`: -1 by default,
+    None in SciPy. Hidden entries are -inf. A logarithm near 0, that of a weight near 1, is as exact
+    as any other, to a few ulp of itself.
 
     Examples
     --------
@@ -136,137 +138,115 @@ def logsumexp(
     x: ArrayLike,
     axis: Axis = -1,
     *,
+    b: ArrayLike | None = None,
     keepdims: bool = False,
+    return_sign: bool = False,
     scale: float = 1.0,
     mask: ArrayLike | None = None,
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
 ) -> Any:
-    r"""Add up on the exponential scale: :math:`\log \sum_j e^{s_j}`, without overflow.
+    r"""Add up on the exponential scale: :math:`\log \sum_j b_j e^{s_j}`, without overflow.
 
     Parameters
     ----------
     x, axis, scale, mask, backend, threads
         As for `softmax`.
+    b : array_like, broadcasts with `x`, optional
+        Factors of the exponentials, of any sign. Where one is 0, `x` does not count, whatever it
+        holds, and neither does a factor where `x` is -inf. None: all 1.
     keepdims : bool
         Keep the reduced axes with size 1.
+    return_sign : bool
+        Append the sign of the sum, and take the logarithm of its size.
     out : ndarray, the shape of the result, optional
         Where to store the result; may overlap `x`. None: a new array.
 
     Returns
     -------
     lse : ndarray or NumPy scalar
-        `x` without `axis` (or with size 1 there), of the dtype of `x`, float64 for integers; a
-        scalar, as NumPy's reductions give, where no axis is left. `out` itself where given.
+        `x`, broadcast with `b`, without `axis` (or with size 1 there); a scalar, as NumPy's
+        reductions give, where no axis is left. `out` itself where given. Of the dtype of `x`,
+        float64 for integers; `b` takes part in the dtype as in NumPy, but for Python numbers. NaN
+        where the sum is negative and no sign is returned.
+    sign : ndarray or NumPy scalar
+        Only with `return_sign`: 1, 0, -1, or NaN where the sum is NaN; shape and dtype of `lse`.
 
     Raises
     ------
     ValueError, TypeError
-        Exactly where `softmax` would.
+        Exactly where `softmax` would, and if `b` does not broadcast with `x`.
 
     Notes
     -----
-    Agrees with ``scipy.special.logsumexp`` for real floats. Over nothing, or where everything is
-    hidden, it is -inf.
+    Agrees with ``scipy.special.logsumexp`` for real floats, given the same `axis`: -1 by default,
+    None in SciPy. Over nothing, or where everything is hidden, it is -inf, with the sign 0.
+
+    The largest entries and the rest are added apart. So a result near 0 is right to a few ulp of
+    itself where the largest entry is near 0, and where entries are equal and their number cancels
+    it (``[-log(2), -log(2)]``). Where the largest entry and the logarithm of the sum cancel
+    otherwise, as in a normalised row of log-probabilities, an error of about an ulp of the largest
+    entry remains, that of the sum; where factors of both signs cancel, the error of their terms.
 
     Examples
     --------
     >>> import fastattn
     >>> fastattn.logsumexp([1000.0, 1000.0]).round(5)
     np.float64(1000.69315)
+    >>> fastattn.logsumexp([0.0, -40.0])
+    np.float64(4.248354255291589e-18)
+    >>> lse, sign = fastattn.logsumexp([1.0, 2.0], b=[1, -1], return_sign=True)
+    >>> lse.round(5), sign
+    (np.float64(1.54132), np.float64(-1.0))
     """
-    keepdims = bool(keepdims)
-    call, scale, workers = _begin(
-        "logsumexp keepdims" if keepdims else "logsumexp",
-        x,
-        axis,
-        scale,
-        mask,
-        out,
-        backend,
-        threads,
-    )
+    keepdims, return_sign = bool(keepdims), bool(return_sign)
+    kind = "logsumexp keepdims" if keepdims else "logsumexp"
+    call, scale, workers = _begin(kind, x, axis, scale, mask, out, backend, threads)
+    if b is not None:
+        found = _with_factors(x, axis, b, scale, mask, keepdims, return_sign, out, backend, workers)
+        return found if return_sign else found[0]
     again = repeats.find(call, x, mask, out)
-    if again is not None:
-        return again if out is not None else again[()]
-    rows = _Rows.of(x, axis, mask)
-    shape = tuple(
-        1 if at in rows.axes else size
-        for at, size in enumerate(rows.shape)
-        if keepdims or at not in rows.axes
+    if again is None:
+        rows = Rows.of(x, axis, mask)
+        result = result_array(out, rows.reduced(keepdims), rows.dtype, rows.inputs)
+        target = result.reshape(rows.outer, copy=False)
+        repeat = backends.pick(backend).logsumexp(rows.x, rows.mask, target, scale, workers)
+        repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
+        again = deliver(result, out)
+    lse = again if out is not None else again[()]
+    if not return_sign:
+        return lse
+    # Without factors nothing is negative; NaN stays.
+    sign = np.where(np.isnan(again), again, again > -np.inf).astype(again.dtype)
+    return lse, sign[()]
+
+
+def _with_factors(
+    x: Any,
+    axis: Any,
+    b: Any,
+    scale: float,
+    mask: Any,
+    keepdims: bool,
+    return_sign: bool,
+    out: Any,
+    backend: str | None,
+    workers: int,
+) -> tuple[Any, Any]:
+    """Compute logsumexp with factors `b`, and the signs of the sums if they are asked for."""
+    rows = Rows.of(x, axis, mask, b)
+    # Side by side: a kernel steps through both results alike.
+    both = np.empty((*rows.outer, 2), rows.dtype)
+    target, signs = both[..., 0], both[..., 1]
+    backends.pick(backend).logsumexp(
+        rows.x, rows.mask, target, scale, workers, rows.factors, signs if return_sign else None
     )
-    result = result_array(out, shape, rows.dtype, rows.inputs)
-    target = result.reshape(rows.outer, copy=False)
-    repeat = backends.pick(backend).logsumexp(rows.x, rows.mask, target, scale, workers)
-    repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
-    return deliver(result, out) if out is not None else result[()]
-
-
-class _Rows(NamedTuple):
-    """Scores with the reduced axes moved last and joined into one: (*outer, n)."""
-
-    x: np.ndarray
-    mask: np.ndarray | None
-    inputs: tuple[np.ndarray | None, ...]  # as given, for telling overlaps
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    outer: tuple[int, ...]
-    dtype: np.dtype
-
-    @classmethod
-    def of(cls, x: Any, axis: Any, mask: Any) -> _Rows:
-        """Check the operands and view them as rows."""
-        x = as_array("x", x)
-        _, dtype = dtypes(("x", x.dtype, x.shape))
-        axes = _axes(axis, x.shape)
-        given = x
-        if mask is not None:
-            mask = as_array("mask", mask)
-            check_mask_dtype(mask.dtype, mask.shape)
-        inputs = (given, mask)
-        if mask is not None:
-            try:
-                mask = np.broadcast_to(mask, x.shape)
-            except ValueError:
-                raise ValueError(
-                    f"mask of shape {mask.shape} does not broadcast to x's {x.shape}: every dim "
-                    "must be equal or 1"
-                ) from None
-        outer = tuple(size for at, size in enumerate(x.shape) if at not in axes)
-        length = math.prod(x.shape[at] for at in axes)
-        joined = (*outer, length)
-        x = np.broadcast_to(_joined(x, axes, joined), joined)
-        if mask is not None:
-            mask = np.broadcast_to(_joined(mask, axes, joined), joined)
-        return cls(x, mask, inputs, given.shape, axes, outer, dtype)
-
-
-def _axes(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the reduced axes, non-negative and ascending."""
-    if axis is None:
-        return tuple(range(len(shape)))
-    if not shape and axis in (0, -1):
-        return ()
-    try:
-        return tuple(sorted(np.lib.array_utils.normalize_axis_tuple(axis, len(shape), "axis")))
-    except np.exceptions.AxisError:
-        raise ValueError(
-            f"axis {axis!r} does not exist in x of shape {shape}: from {-len(shape)} to "
-            f"{len(shape) - 1}, a tuple of these, or None for all"
-        ) from None
-    except ValueError:
-        raise ValueError(f"axis {axis!r} names an axis of x of shape {shape} twice") from None
-    except TypeError:
-        raise TypeError(f"axis must be an int, a tuple of ints or None, not {axis!r}") from None
-
-
-def _order(axes: tuple[int, ...], dims: int) -> tuple[int, ...]:
-    return (*(at for at in range(dims) if at not in axes), *axes)
-
-
-def _joined(x: np.ndarray, axes: tuple[int, ...], joined: tuple[int, ...]) -> np.ndarray:
-    return x.transpose(_order(axes, x.ndim)).reshape(joined)
+    shape = rows.reduced(keepdims)
+    result = result_array(out, shape, rows.dtype, ())
+    result[...] = target.reshape(shape)
+    lse = deliver(result, out) if out is not None else result[()]
+    return lse, signs.reshape(shape).copy()[()] if return_sign else None
 
 
 def _begin(
@@ -288,7 +268,7 @@ def _weights(
     again = repeats.find(call, x, mask, out)
     if again is not None:
         return again
-    rows = _Rows.of(x, axis, mask)
+    rows = Rows.of(x, axis, mask)
     result, target = _target(rows, out)
     function = getattr(backends.pick(backend), kind)
     repeat = function(rows.x, rows.mask, target, scale, workers)
@@ -296,10 +276,10 @@ def _weights(
     return deliver(result, out)  # type: ignore[no-any-return]
 
 
-def _target(rows: _Rows, out: Any) -> tuple[np.ndarray, np.ndarray]:
+def _target(rows: Rows, out: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the result in the caller's shape and the same memory as (*outer, n)."""
     joined = (*rows.outer, rows.x.shape[-1])
-    order = _order(rows.axes, len(rows.shape))
+    order = order_of(rows.axes, len(rows.shape))
     if out is not None:
         checked = check_out(out, rows.shape, rows.dtype)
         x, mask = rows.inputs

@@ -230,7 +230,7 @@ def attention_state(
     Notes
     -----
     Parts merged in order give the very bits of one call over all keys. A part that does not start
-    at key 0 keeps its segments of 512 keys apart until it is merged, ``L * (Ev + 2)`` numbers each,
+    at key 0 keeps its segments of 512 keys apart until it is merged, ``L * (Ev + 3)`` numbers each,
     in the precision computed in: float32 for halves.
 
     Examples

@@ -121,9 +121,19 @@ class Backend(Protocol):
         """Fill out (*rows, n) as `softmax` does."""
 
     def logsumexp(
-        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+        self,
+        x: np.ndarray,
+        mask: np.ndarray | None,
+        out: np.ndarray,
+        scale: float,
+        threads: int,
+        factors: np.ndarray | None = None,
+        sign: np.ndarray | None = None,
     ) -> Repeat | None:
-        """Fill out (*rows) from x and mask (*rows, n)."""
+        """Fill out (*rows) from x, mask and factors (*rows, n) of the exponentials.
+
+        `sign` has the shape, strides and dtype of `out`, and comes with factors only.
+        """
 
     def fuse(
         self, weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int

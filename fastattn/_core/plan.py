@@ -147,9 +147,9 @@ def scratch_layout(
         rows * columns * item,
         segment * features * item,
         0 if value_in_place else segment * columns * item,
-        task_rows * 5 * 8,
+        task_rows * 6 * 8,
         (SEGMENT_KEYS // PANEL_KEYS) * 8,
-        block * 16,
+        block * 24,
         PANEL_KEYS * features * item if key_staged else 0,
         padded(SEGMENT_KEYS // PAGE_KEYS) * 8,
         2 * (SEGMENT_KEYS // PANEL_KEYS) * 8,
@@ -212,7 +212,7 @@ def plan_attention(
     )
     partial_bytes = 0
     if split:
-        row_bytes = (padded(value_features) + 2) * item
+        row_bytes = (padded(value_features) + 3) * item
         if not keep_partials:
             wave_entries = max(1, min(entries, _PARTIAL_BYTES // max(1, rows * row_bytes)))
             partial = wave_entries * rows * row_bytes

@@ -162,6 +162,7 @@ class Partials(NamedTuple):
 
     row_max: np.ndarray  # (rows, segments)
     row_sum: np.ndarray  # (rows, segments)
+    row_rest: np.ndarray  # (rows, segments), the sum but for one maximum, where an lse may be asked
     output: np.ndarray  # (rows, segments, Ev rounded up to lanes)
     exact: np.ndarray  # (rows,), whether the power-of-two part of scale went onto the query
 
@@ -169,6 +170,7 @@ class Partials(NamedTuple):
     def empty(cls, rows: int, segments: int, problem: Problem) -> Partials:
         width = padded(problem.value.shape[-1])
         return cls(
+            np.empty((rows, segments), problem.dtype),
             np.empty((rows, segments), problem.dtype),
             np.empty((rows, segments), problem.dtype),
             np.empty((rows, segments, width), problem.dtype),
@@ -212,9 +214,11 @@ def point_partials(record: Record, partial: Partials, state: Partials) -> None:
     record.point(
         partial_max=partial.row_max,
         partial_sum=partial.row_sum,
+        partial_rest=partial.row_rest,
         partial_output=partial.output,
         state_max=state.row_max,
         state_sum=state.row_sum,
+        state_rest=state.row_rest,
         state_output=state.output,
         state_exact=state.exact,
     )

@@ -89,10 +89,17 @@ class Engine:
         return normalize.log_softmax(self.kernels, x, mask, out, scale, threads)
 
     def logsumexp(
-        self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
+        self,
+        x: np.ndarray,
+        mask: np.ndarray | None,
+        out: np.ndarray,
+        scale: float,
+        threads: int,
+        factors: np.ndarray | None = None,
+        sign: np.ndarray | None = None,
     ) -> Planned | None:
-        """Fill out (*rows) from x and mask (*rows, n)."""
-        return normalize.logsumexp(self.kernels, x, mask, out, scale, threads)
+        """Fill out (*rows), and sign too, from x, mask and factors (*rows, n)."""
+        return normalize.logsumexp(self.kernels, x, mask, out, scale, threads, factors, sign)
 
     def allocate(
         self,

@@ -57,8 +57,8 @@ ATTENTION = Layout(
     entry_mask entry_query_ids entry_key_ids entry_alibi entry_offsets entry_lengths
     ragged sequences borders first_task query_splits key_splits offsets_step
     metric shaped rescaled
-    state_output state_max state_sum state_exact resume suspend
-    partial_output partial_max partial_sum
+    state_output state_max state_sum state_rest state_exact resume suspend
+    partial_output partial_max partial_sum partial_rest keeps_rest
     scratch scratch_stride
     at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
     at_stage at_chunks at_ids at_record at_ahead
@@ -88,9 +88,11 @@ SOFTMAX = Layout(
     block_rows row_blocks row_shift blocks task_blocks chunk_keys chunks
     x x_row x_key x_line x_lane x_code
     mask mask_row mask_step mask_line mask_key mask_code mask_kind
-    output output_row output_key output_line output_lane output_code
-    maxima sums sums_stride state_max state_sum
-    scratch scratch_stride at_stats at_lanes at_block at_turned block_stride
+    factors factors_row factors_key factors_code
+    output output_row output_key output_line output_lane output_code sign
+    maxima sums rests sums_stride state_max state_sum state_rest
+    scratch scratch_stride
+    at_stats at_parts at_lanes at_weights at_block at_turned at_factors block_stride
     """,
     "rest power_first power_second",
 )

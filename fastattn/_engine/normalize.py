@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,19 +81,37 @@ def logsumexp(
     out: np.ndarray,
     scale: float,
     threads: int,
+    factors: np.ndarray | None = None,
+    sign: np.ndarray | None = None,
 ) -> Planned | None:
-    """Fill out (*rows) from x and mask (*rows, n)."""
+    """Fill out (*rows), and sign too, from x, mask and factors (*rows, n)."""
     if x.shape[-1] == 0:
         out[...] = -np.inf
+        if sign is not None:
+            sign[...] = 0.0
         return None
-    return _normalise(kernels, LOGSUMEXP_RESULT, x, mask, out[..., None], scale, threads)
+    signed = _Factors(factors, sign) if factors is not None else None
+    return _normalise(kernels, LOGSUMEXP_RESULT, x, mask, out[..., None], scale, threads, signed)
+
+
+class _Factors(NamedTuple):
+    """Factors (*rows, n) of the exponentials, and where the signs of the sums go, if anywhere."""
+
+    factors: np.ndarray
+    sign: np.ndarray | None  # the strides of the result
 
 
 class _Rows:
     """The rows of one call: entries of rows at one stride, and how their keys lie."""
 
-    def __init__(self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray) -> None:
-        self.operands = [x, x if mask is None else mask, out]
+    def __init__(
+        self,
+        x: np.ndarray,
+        mask: np.ndarray | None,
+        out: np.ndarray,
+        factors: np.ndarray | None,
+    ) -> None:
+        self.operands = [x, x if mask is None else mask, out, x if factors is None else factors]
         strides = [one.strides[:-1] for one in self.operands]
         order = sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis]))
         shape = tuple(x.shape[axis] for axis in order)
@@ -115,12 +134,13 @@ def _normalise(
     out: np.ndarray,
     scale: float,
     threads: int,
+    signed: _Factors | None = None,
 ) -> Planned | None:
     if x.size == 0:
         return None
     dtype = computed(out.dtype)
     item = dtype.itemsize
-    view = _Rows(x, mask, out)
+    view = _Rows(x, mask, out, None if signed is None else signed.factors)
     rows, keys = view.rows, view.keys
     entries = math.prod(view.shape)
     in_place = x.dtype == dtype and x.dtype.isnative
@@ -130,8 +150,8 @@ def _normalise(
         and view.row_steps[0] == x.itemsize
         and view.key_steps[0] != x.itemsize
     )
-    sideways = rows > 1 and (keys <= _SHORT_KEYS or columns)
-    direct = not sideways and in_place and mask is None and scale == 1.0
+    sideways = rows > 1 and (keys <= _SHORT_KEYS or columns) and signed is None
+    direct = not sideways and in_place and mask is None and scale == 1.0 and signed is None
     direct = direct and view.key_steps[0] == item
     record = Record(SOFTMAX)
     block_rows = 1
@@ -142,7 +162,8 @@ def _normalise(
         block_rows = min(block_rows, padded(rows))
     too_few = entries * -(-rows // block_rows) < 2 * threads and threads > 1
     chunk_keys = keys
-    if block_rows * keys * item > (_CHUNK_BYTES if too_few else _BLOCK_BYTES):
+    largest = _CHUNK_BYTES if too_few else _BLOCK_BYTES
+    if block_rows * keys * item > largest and signed is None:
         chunk_keys = max(SEGMENT_KEYS, _CHUNK_BYTES // (block_rows * item))
     chunks = -(-keys // chunk_keys)
     shifted = sideways and not rounded and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES
@@ -167,19 +188,24 @@ def _normalise(
         row_blocks=row_blocks,
         chunk_keys=chunk_keys,
         chunks=chunks,
-        **_factors(scale),
+        **_scale_factors(scale),
     )
     describe_entries(record, view.shape, view.entry_steps)
     _describe(record, view, mask, sideways)
+    if signed is not None:
+        _describe_factors(record, view, signed, out)
     width = block_rows if sideways else padded(chunk_keys)
     lines = chunk_keys if sideways else 1
     workers = min(threads, entries * row_blocks * chunks)
     lay_out(
         record,
         at_stats=2 * max(block_rows, LANES) * item,
+        at_parts=2 * LANES * 8,
         at_lanes=LANES * LANES * item,
+        at_weights=_weights_numbers(operation, chunk_keys, sideways) * item,
         at_block=lines * width * item,
         at_turned=lines * width * item if rounded and sideways else 0,
+        at_factors=0 if signed is None else width * item,
     )
     record.set(block_stride=width * item)
     launcher, entry = kernels.launcher, kernels.normalise[dtype]
@@ -194,11 +220,30 @@ def _normalise(
     most = _PAGE_BYTES // out.itemsize if paged else _TASK_NUMBERS
     planned = _phase(plan, record, WHOLE, blocks, numbers, workers, most)
     planned(*operands)
+    if signed is not None:
+        return None
     # Where a result lies decides nothing: the same plan serves other arrays.
     return None if shifted or (out.nbytes >= _STREAM_BYTES and not rounded) else planned
 
 
-def _factors(scale: float) -> dict[str, float]:
+def _weights_numbers(operation: int, keys: int, sideways: bool) -> int:
+    """Numbers of scratch for the exponentials of a segment, which logarithms go through twice."""
+    if operation == SOFTMAX_RESULT:
+        return 0
+    return padded(min(keys, SEGMENT_KEYS)) * (LANES if sideways else 1)
+
+
+def _describe_factors(record: Record, view: _Rows, signed: _Factors, out: np.ndarray) -> None:
+    record.point(factors=signed.factors)
+    record.set(
+        factors_row=view.row_steps[3],
+        factors_key=view.key_steps[3],
+        factors_code=storage_code(signed.factors.dtype),
+        sign=0 if signed.sign is None else address(signed.sign) - address(out),
+    )
+
+
+def _scale_factors(scale: float) -> dict[str, float]:
     """Split a factor so that no product on the way leaves the range of the dtype."""
     mantissa, exponent = math.frexp(scale)
     return dict(
@@ -210,7 +255,8 @@ def _factors(scale: float) -> dict[str, float]:
 
 def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bool) -> None:
     x = view.operands[0]
-    (x_row, mask_row, out_row), (x_key, mask_key, out_key) = view.row_steps, view.key_steps
+    x_row, mask_row, out_row, _ = view.row_steps
+    x_key, mask_key, out_key, _ = view.key_steps
     record.set(
         x_row=x_row,
         x_key=x_key,
@@ -266,18 +312,23 @@ def _run_phases(
     entries = rows // int(record.words[word["rows"]])
     state = entries * int(record.words[word["padded_rows"]])
     maxima = np.empty((chunks, state), dtype)
-    sums = np.empty((-(-keys // SEGMENT_KEYS), state), dtype)
+    # Logarithms have the sum in two numbers, which add up in float64.
+    parts = ("sum",) if operation == SOFTMAX_RESULT else ("sum", "rest")
+    wide = dtype if operation == SOFTMAX_RESULT else np.dtype(np.float64)
+    sums = {part: np.empty((-(-keys // SEGMENT_KEYS), state), dtype) for part in parts}
     record.set(sums_stride=state * dtype.itemsize)
-    record.point(maxima=maxima, sums=sums)
+    record.point(maxima=maxima, **{f"{part}s": sums[part] for part in parts})
     _phase(plan, record, FIND_MAX, blocks, numbers, workers)(*operands)
     with np.errstate(all="ignore"):
         state_max = np.fmax.reduce(maxima, axis=0)
         record.point(state_max=state_max)
         _phase(plan, record, FIND_SUM, blocks, numbers, workers)(*operands)
         # Sums of segments from left to right: `cumsum` cannot take another order, `sum` would.
-        state_sum = np.cumsum(sums, axis=0, dtype=dtype)[-1].copy()
+        states = {
+            f"state_{part}": np.cumsum(sums[part], axis=0, dtype=wide)[-1].copy() for part in parts
+        }
         state_max[np.isnan(maxima).any(axis=0)] = np.nan
-    record.point(state_sum=state_sum)
+    record.point(**states)
     if operation == LOGSUMEXP_RESULT:
         record.set(chunk_keys=0, chunks=1)
         blocks //= chunks

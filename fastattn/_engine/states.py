@@ -54,6 +54,7 @@ def attention_state(kernels: Kernels, problem: Problem, key_start: int, threads:
     if rows == 0:
         return _State(sizes, threads, folded, state)
     record = make_record(problem, plan, _any_output(problem))
+    record.set(keeps_rest=1)  # `finish` may ask for the log-sum-exp
     if not folded:
         record.set(entries=entries, split=1, segment_tasks=plan.segments)
         point_partials(record, state, state)
@@ -75,10 +76,10 @@ def merge_states(kernels: Kernels, state: _State, following: _State) -> _State:
     """Fold two states, the left one's keys first; neither is changed."""
     left, right = state.parts, following.parts
     if not state.folded:
-        row_max, row_sum, output = (
-            np.concatenate(pair, 1) for pair in zip(left[:3], right[:3], strict=True)
+        row_max, row_sum, row_rest, output = (
+            np.concatenate(pair, 1) for pair in zip(left[:4], right[:4], strict=True)
         )
-        return state._replace(parts=Partials(row_max, row_sum, output, left.exact))
+        return state._replace(parts=Partials(row_max, row_sum, row_rest, output, left.exact))
     merged = Partials(*(array.copy() for array in left))
     if len(left.exact):
         _fold_parts(
@@ -117,5 +118,6 @@ def _fold_parts(
     record = make_record(problem, plan_problem(problem, state.threads), output, lse)
     point_partials(record, state.parts, into)
     segments = state.parts.row_max.shape[1]
+    record.set(keeps_rest=1)
     record.set(entries=math.prod(problem.query.shape[:-3]), segment_tasks=segments)
     fold(kernels, record, problem, len(into.exact), state.threads, resume, suspend)

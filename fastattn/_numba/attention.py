@@ -18,8 +18,10 @@ from .blocks import (
     END,
     EXACT,
     RUNNING_MAX,
+    RUNNING_REST,
     RUNNING_SUM,
     fuse_visible_block,
+    keeps_rest,
     normalise_block,
     padded,
     partial_row,
@@ -57,7 +59,7 @@ from .record import (
     read_record,
     read_record_of,
 )
-from .rows import any_nan_in_row, fold_row
+from .rows import any_nan_in_row, fold_rest, fold_row
 from .simd import cast, item_size, largest_finite, same_lanes, splat
 from .storage import widen_row
 
@@ -224,32 +226,32 @@ def attend_rows(
 def finish_rows(tag, call, entry_index, first_row, rows, scratch):
     """Step finish for all rows of a task."""
     width = padded(call.value_features) * item_size(tag)
-    zeros = scratch + call.at_block
     head, i = place_of_row(call, first_row)
     plain = call.lse == 0 and call.sinks == 0 and call.weights == 0
     output = call.output + operand_offset(call, OUTPUT, entry_index)
     for r in range(rows):
         exact = load_int64(slot(call, scratch, EXACT, r), 0) != 0
-        max_place = slot(call, scratch, RUNNING_MAX, r)
-        sum_place = slot(call, scratch, RUNNING_SUM, r)
+        row_max = load_scalar(tag, slot(call, scratch, RUNNING_MAX, r))
+        row_sum = load_scalar(tag, slot(call, scratch, RUNNING_SUM, r))
         running = scratch + call.at_running + r * width
         if plain:
-            row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
             target = output + head * call.output_head + i * call.output_row
             write_output(tag, call, row_max, row_sum, running, target)
             i += 1
             if i == call.queries:
                 head, i = head + 1, 0
             continue
-        finish_row(tag, call, entry_index, head, i, max_place, sum_place, running, exact, zeros)
+        rest = load_scalar(tag, slot(call, scratch, RUNNING_REST, r))
+        row_sum, share = finish_row(
+            tag, call, entry_index, head, i, row_max, row_sum, rest, running, exact
+        )
         if call.weights:
             index = entry_index * call.groups_of_heads * call.queries + first_row + r
             place = call.weights + index * call.keys * item_size(tag)
             begin = load_int64(slot(call, scratch, BEGIN, r), 0)
             end = load_int64(slot(call, scratch, END, r), 0)
-            row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
             factor = row_factor(tag, call, exact)
-            finish_weights(tag, call, place, begin, end, row_max, row_sum, factor)
+            finish_weights(tag, call, place, begin, end, row_max, row_sum, share, factor)
         i += 1
         if i == call.queries:
             head, i = head + 1, 0
@@ -306,16 +308,18 @@ def attend(tag, kind, call_address, worker):
 
 
 @device
-def finish_folded(tag, call, index, max_place, sum_place, running, exact, scratch):
-    """Step finish for row `index` of a fold; the state at the two places stays as it is."""
+def finish_folded(tag, call, index, max_place, sum_place, rest_place, state, exact, scratch):
+    """Step finish for row `index` of a fold; its state stays as it is."""
+    item = item_size(tag)
     rows = call.groups_of_heads * call.queries
     entry_index, row = divmod(call.first_entry * rows + index, rows)
     head, i = divmod(row, call.queries)
-    own_max, own_sum = slot(call, scratch, RUNNING_MAX, 0), slot(call, scratch, RUNNING_SUM, 0)
-    store_scalar(own_max, load_scalar(tag, max_place))
-    store_scalar(own_sum, load_scalar(tag, sum_place))
-    zeros = scratch + call.at_block
-    finish_row(tag, call, entry_index, head, i, own_max, own_sum, running, exact, zeros)
+    running = scratch + call.at_running
+    for offset in range(0, padded(call.value_features) * item, LANES * item):
+        store(running + offset, load(tag, state + offset))
+    row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+    rest = load_scalar(tag, rest_place)
+    finish_row(tag, call, entry_index, head, i, row_max, row_sum, rest, running, exact)
 
 
 @device(inlined=True)
@@ -324,15 +328,16 @@ def fold(tag, call_address, worker):
     call = read_record(call_address)
     item = item_size(tag)
     scratch = call.scratch + worker * call.scratch_stride
-    running = scratch + call.at_running
     width = padded(call.value_features) * item
     rows = call.groups_of_heads * call.queries
+    keeping = keeps_rest(call)
     while True:
         first = atomic_next(call_address) * BLOCK_ROWS
         if first >= call.stop_task * BLOCK_ROWS:
             break
         for index in range(first, min(first + BLOCK_ROWS, call.entries * rows)):
             row_max, row_sum = call.state_max + index * item, call.state_sum + index * item
+            rest = call.state_rest + index * item
             state = call.state_output + index * width
             exact = load_int64(call.state_exact, index) != 0
             factor = row_factor(tag, call, exact)
@@ -343,11 +348,14 @@ def fold(tag, call_address, worker):
                 segment_max = load_scalar(tag, call.partial_max + place * item)
                 segment_sum = load_scalar(tag, call.partial_sum + place * item)
                 row = call.partial_output + place * width
+                if keeping:
+                    segment_rest = load_scalar(tag, call.partial_rest + place * item)
+                    fold_rest(
+                        tag, row_max, row_sum, rest, segment_max, segment_sum, segment_rest, factor
+                    )
                 fold_row(tag, row_max, row_sum, state, segment_max, segment_sum, row, width, factor)
             if not call.suspend:
-                for offset in range(0, width, LANES * item):
-                    store(running + offset, load(tag, state + offset))
-                finish_folded(tag, call, index, row_max, row_sum, running, exact, scratch)
+                finish_folded(tag, call, index, row_max, row_sum, rest, state, exact, scratch)
 
 
 @entry

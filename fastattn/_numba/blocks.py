@@ -13,16 +13,16 @@ from .elementary import exp2_lowest
 from .emit import LANES
 from .memory import load, load_scalar, store, store_first, store_scalar
 from .native import load_int64
-from .paired import fuse_visible_row, normalise_row, zero_columns
+from .paired import fuse_visible_row, normalise_apart, normalise_row, zero_columns
 from .record import NO_MASK
-from .rows import any_nan_in_row, fold_row, row_maximum
+from .rows import any_nan_in_row, fold_rest, fold_row, row_maximum
 from .scores import bias_row, documents_row, mask_row, reveal_row, shape_row
 from .simd import cast, item_size
 
 LOG2_E = 1.4426950408889634
 
 # Words of eight bytes, one array a name over the rows of a task. As in `record`, not Python's.
-BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM = map(np.int64, range(5))
+BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM, RUNNING_REST = map(np.int64, range(6))
 
 
 @device
@@ -35,6 +35,18 @@ def padded(length):
 def slot(call, scratch, name, row):
     """Address of a row's word in the scratch of one worker."""
     return scratch + call.at_rows + 8 * (name * call.task_rows + row)
+
+
+@device
+def segment_state(call, scratch, row):
+    """Address of a row's maximum over one segment; its sum and the rest of it stand behind."""
+    return scratch + call.at_state + 24 * row
+
+
+@device
+def keeps_rest(call):
+    """Whether somebody wants the logarithm of the sums: see `rows.rest_of_weights`."""
+    return call.lse != 0 or call.keeps_rest != 0
 
 
 @device
@@ -117,10 +129,11 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
     high_padded = padded(high)
     factor, other = row_factor(tag, call, True), row_factor(tag, call, False)
     lowest, other_lowest = exp2_lowest(factor), exp2_lowest(other)
+    keeping = keeps_rest(call)
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
         row_max = row_maximum(tag, row, low, high_padded)
-        store_scalar(scratch + call.at_state + 16 * r, row_max)
+        store_scalar(segment_state(call, scratch, r), row_max)
     # In a loop of its own: the maxima of all rows are known, so that no row waits for its own.
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
@@ -132,18 +145,24 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
             for column in range(low, high, LANES):
                 score = load(tag, row + column * item)
                 store_first(target + column * item, score, high - column)
-        state = scratch + call.at_state + 16 * r
+        state = segment_state(call, scratch, r)
         exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
         row_max = load_scalar(tag, state)
-        row_sum = cast(tag, 0.0)
+        row_sum = rest = cast(tag, 0.0)
         if row_max == -np.inf:
             zero_columns(tag, call, row, low, high_padded)
         else:
             own, own_lowest = factor, lowest
             if not exact:
                 own, own_lowest = other, other_lowest
-            row_sum = normalise_row(tag, call, row, low, high_padded, row_max, own, own_lowest)
+            if keeping:
+                row_sum, rest = normalise_apart(
+                    tag, call, row, low, high_padded, row_max, own, own_lowest
+                )
+            else:
+                row_sum = normalise_row(tag, call, row, low, high_padded, row_max, own, own_lowest)
         store_scalar(state + 8, row_sum)
+        store_scalar(state + 16, rest)
 
 
 @device
@@ -153,7 +172,7 @@ def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, 
     width = padded(call.value_features) * item
     for r in range(rows):
         target = result + r * width
-        row_max = load_scalar(tag, scratch + call.at_state + 16 * r)
+        row_max = load_scalar(tag, segment_state(call, scratch, r))
         if row_max != -np.inf and any_nan_in_row(tag, target, width):
             exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
             fuse_visible_row(
@@ -178,30 +197,36 @@ def settle_block(tag, call, entry_index, segment, first_row, block, rows, result
     Where it is `fresh`, the output is the running one already.
     """
     item = item_size(tag)
+    keeping = keeps_rest(call)
     width = padded(call.value_features) * item
     for r in range(rows):
-        segment_max = load_scalar(tag, scratch + call.at_state + 16 * r)
-        segment_sum = load_scalar(tag, scratch + call.at_state + 16 * r + 8)
+        state = segment_state(call, scratch, r)
+        segment_max = load_scalar(tag, state)
+        segment_sum, segment_rest = load_scalar(tag, state + 8), load_scalar(tag, state + 16)
         row = result + r * width
         if fresh:
             store_scalar(slot(call, scratch, RUNNING_MAX, block + r), segment_max)
             store_scalar(slot(call, scratch, RUNNING_SUM, block + r), segment_sum)
+            store_scalar(slot(call, scratch, RUNNING_REST, block + r), segment_rest)
         elif call.split:
             place = partial_row(call, entry_index, first_row + block + r, segment)
             store_scalar(call.partial_max + place * item, segment_max)
             store_scalar(call.partial_sum + place * item, segment_sum)
+            store_scalar(call.partial_rest + place * item, segment_rest)
             for offset in range(0, width, LANES * item):
                 store(call.partial_output + place * width + offset, load(tag, row + offset))
         else:
             exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+            factor = row_factor(tag, call, exact)
+            max_place = slot(call, scratch, RUNNING_MAX, block + r)
+            sum_place = slot(call, scratch, RUNNING_SUM, block + r)
+            if keeping:
+                rest_place = slot(call, scratch, RUNNING_REST, block + r)
+                fold_rest(
+                    tag, max_place, sum_place, rest_place, segment_max, segment_sum, segment_rest,
+                    factor,
+                )  # fmt: skip
+            running = scratch + call.at_running + (block + r) * width
             fold_row(
-                tag,
-                slot(call, scratch, RUNNING_MAX, block + r),
-                slot(call, scratch, RUNNING_SUM, block + r),
-                scratch + call.at_running + (block + r) * width,
-                segment_max,
-                segment_sum,
-                row,
-                width,
-                row_factor(tag, call, exact),
+                tag, max_place, sum_place, running, segment_max, segment_sum, row, width, factor
             )

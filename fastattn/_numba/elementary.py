@@ -1,4 +1,4 @@
-"""Elementary functions on vectors: exp2, exp, tanh; and the natural logarithm of a scalar.
+"""Elementary functions on vectors: exp2, exp, tanh. The logarithm stands in `logarithm`.
 
 All are the project's own, so that their bits are the same on every machine. Each reduces its
 argument to an integer n and a small remainder f, evaluates a polynomial in f by Horner's rule in
@@ -12,7 +12,7 @@ exp2 and exp stay within 1.0 ULP in float32 (measured over every argument).
 import math
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from .emit import LANES, constant, fma_ir
@@ -214,70 +214,3 @@ def inverse_exponent(typing_context, x):
         return builder.bitcast(inverse, args[0].type)
 
     return sig, codegen
-
-
-@intrinsic
-def _bits_of(typing_context, number):
-    sig = types.int64(types.float64)
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], ir.IntType(64))
-
-    return sig, codegen
-
-
-@intrinsic
-def _float_of(typing_context, bits):
-    sig = types.float64(types.int64)
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return sig, codegen
-
-
-@intrinsic
-def _scalar_fma(typing_context, a, b, c):
-    sig = types.float64(types.float64, types.float64, types.float64)
-
-    def codegen(context, builder, sig, args):
-        return fma_ir(builder, *args)
-
-    return sig, codegen
-
-
-# 2 (atanh(y) / y - 1) / y^2 in powers of y^2, |y| <= (sqrt 2 - 1) / (sqrt 2 + 1).
-_ATANH = (
-    0.6666666666666666,
-    0.4,
-    0.28571428571428503,
-    0.22222222222252955,
-    0.181818181750467,
-    0.15384616240665697,
-    0.13333267554759004,
-    0.11767825745236031,
-    0.10437362638966984,
-    0.10909707786470813,
-)
-_LN2_HEAD, _LN2_TAIL = _LN2[types.float64]
-
-
-@njit(nogil=True, boundscheck=False, error_model="numpy")
-def natural_log(x):
-    """ln x of a positive normal float64; 0 gives -inf, inf and NaN stay."""
-    if not x > 0.0:
-        return -math.inf if x == 0.0 else math.nan
-    if x == math.inf:
-        return x
-    bits = _bits_of(x)
-    # Exponent n so that the mantissa lies in [sqrt(1/2), sqrt(2)).
-    exponent = (bits - 0x3FE6A09E667F3BCD) >> 52
-    mantissa = _float_of(bits - (exponent << 52))
-    y = (mantissa - 1.0) / (mantissa + 1.0)
-    square = y * y
-    total = _ATANH[9]
-    for i in range(8, -1, -1):
-        total = _scalar_fma(total, square, _ATANH[i])
-    n = float(exponent)
-    low = _scalar_fma(n, _LN2_TAIL, y * square * total)
-    return _scalar_fma(n, _LN2_HEAD, 2.0 * y + low)

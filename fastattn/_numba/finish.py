@@ -4,47 +4,66 @@ import numpy as np
 
 from .blocks import LOG2_E, padded
 from .compile import device
-from .elementary import exp2_lowest, exp2_product, natural_log
+from .elementary import exp2_lowest, exp2_product
 from .emit import LANES
+from .logarithm import log_of_sum
 from .memory import load, load_first, load_scalar, native_code, store, store_first, store_scalar
-from .pack import clear_row
+from .pairs import times
 from .record import LSE, OUTPUT, SINKS, operand_offset
-from .rows import fold_row
+from .rows import correction
 from .simd import cast, fma, item_size, select_equal, splat, unless_nan
 from .storage import round_row
 
 
 @device
-def finish_row(tag, call, entry_index, head, i, max_place, sum_place, running, exact, zeros):
+def finish_row(tag, call, entry_index, head, i, row_max, row_sum, rest, running, exact):
     """Write the output and the log-sum-exp of query i of a head, from its state.
 
-    The state at the two places takes the sink in, its maximum as scored again; overwrites the rows
-    `running` and `zeros`.
+    Returns the sum with the sink's weight, and the share of itself that the sink leaves to every
+    weight: what `finish_weights` needs. `running` is brought to that share.
     """
-    # What turns a maximum, as scored, into a final score.
-    scale = unit = 1.0
+    # What turns a maximum, as scored, into a final score; it is never rounded to one.
+    scale = 1.0
     if not call.shaped and exact:
         scale = call.rest
+    base, share = np.float64(row_max), cast(tag, 1.0)
     if call.sinks:
         place = call.sinks + operand_offset(call, SINKS, entry_index) + head * call.sinks_head
         sink = load_scalar(tag, place)
         if sink != -np.inf:
-            # A sink is a final score: fold in that unit.
-            final = cast(tag, np.float64(load_scalar(tag, max_place)) * scale)
-            store_scalar(max_place, final)
-            fold_sink(tag, call, max_place, sum_place, running, sink, zeros)
-            unit, scale = scale, 1.0
-    row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+            lead = fma(base, scale, -np.float64(sink))
+            row_sum, rest, share = fold_sink(tag, call, lead, row_sum, rest, running)
+            if not lead >= 0.0:
+                base, scale = np.float64(sink), 1.0
     target = call.output + operand_offset(call, OUTPUT, entry_index)
     target += head * call.output_head + i * call.output_row
     write_output(tag, call, row_max, row_sum, running, target)
     if call.lse:
         lse = -np.inf
-        if row_max != -np.inf:
-            lse = natural_log(np.float64(row_sum)) + np.float64(row_max) * scale
+        if base != -np.inf:
+            base, base_rest = times(base, scale)
+            lse = log_of_sum(base, base_rest, 1.0, np.float64(rest))
         target = call.lse + operand_offset(call, LSE, entry_index)
         store_scalar(target + head * call.lse_head + i * call.lse_row, cast(tag, lse))
-    store_scalar(max_place, cast(tag, np.float64(row_max) / unit))
+    return row_sum, share
+
+
+@device
+def fold_sink(tag, call, lead, row_sum, rest, running):
+    """Fold a sink into a row's state: a key of weight 1 without a value, as the last segment.
+
+    `lead` is the row's maximum less the sink, both final scores; -inf for an empty row, whose
+    output is not read. Returns the sum, the rest of it but for the maximum, and the row's share.
+    """
+    zero, one, factor = cast(tag, 0.0), cast(tag, 1.0), cast(tag, LOG2_E)
+    if lead >= 0.0:
+        weight = correction(tag, cast(tag, -lead), zero, factor)
+        return row_sum + weight, rest + weight, one
+    share = correction(tag, cast(tag, lead), zero, factor)
+    wide, item = splat(share), item_size(tag)
+    for place in range(running, running + padded(call.value_features) * item, LANES * item):
+        store(place, load(tag, place) * wide)
+    return fma(row_sum, share, one), row_sum * share, share
 
 
 @device
@@ -85,20 +104,11 @@ def divided(weighted, total, inverse, zero):
 
 
 @device
-def fold_sink(tag, call, max_place, sum_place, running, sink, zeros):
-    """Fold a sink into a row's running state: weight without a value. Overwrites `zeros`."""
-    width = padded(call.value_features)
-    clear_row(tag, zeros, 0, width)
-    one, factor = cast(tag, 1.0), cast(tag, LOG2_E)
-    wide = width * item_size(tag)
-    fold_row(tag, max_place, sum_place, running, sink, one, zeros, wide, factor)
-
-
-@device
-def finish_weights(tag, call, target, begin, end, row_max, row_sum, factor):
+def finish_weights(tag, call, target, begin, end, row_max, row_sum, share, factor):
     """Turn the scores of a row, keys begin to end, into weights; other keys have none.
 
-    A hidden key has the weight 0 even in a row of NaN.
+    `row_max` is the largest of the scores, whatever the sink: all are as scored, and only their
+    distances turn into final ones. A hidden key has the weight 0 even in a row of NaN.
     """
     item = item_size(tag)
     hidden = cast(tag, -np.inf)
@@ -109,10 +119,10 @@ def finish_weights(tag, call, target, begin, end, row_max, row_sum, factor):
         store_first(target + column * item, zero, begin - column)
     for column in range(end, call.keys, LANES):
         store_first(target + column * item, zero, call.keys - column)
-    maximum, total = splat(row_max), splat(row_sum)
+    maximum, total, left = splat(row_max), splat(row_sum), splat(share)
     wide, lowest = splat(factor), splat(exp2_lowest(factor))
     for column in range(begin, end, LANES):
         place = target + column * item
         score = load_first(place, end - column, hidden)
-        weight = exp2_product(score - maximum, wide, lowest) / total
+        weight = exp2_product(score - maximum, wide, lowest) * left / total
         store_first(place, select_equal(score, hidden, zero, weight), end - column)

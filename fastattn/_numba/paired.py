@@ -31,7 +31,7 @@ from .pack import PREFETCH_KEYS, pack_ahead
 from .places import row_place, values_wait
 from .record import by_record
 from .scores import product_columns, rows_at_once
-from .simd import absolute, cast, lane_max, lane_sum, larger, same_lanes, splat
+from .simd import absolute, cast, lane_max, lane_sum, larger, same_lanes, select_equal, splat
 from .storage import BFLOAT
 
 PAIR = np.int32(0)
@@ -201,6 +201,22 @@ def normalise_pairs(tag, call, scores, low, high, row_max, factor, least):
 
 
 @device
+def normalise_pairs_apart(tag, call, scores, low, high, row_max, factor, least):
+    """As `rows.normalise_apart`, from the weights before they are rounded."""
+    maximum, wide, lowest = splat(row_max), splat(factor), splat(least)
+    zero = splat(cast(tag, 0.0))
+    total = zero
+    for column in range(low, high, LANES):
+        weight = exp2_product(load(tag, scores + 4 * column) - maximum, wide, lowest)
+        total = total + select_equal(weight, cast(tag, 1.0), zero, weight)
+    row_sum = normalise_pairs(tag, call, scores, low, high, row_max, factor, least)
+    rest = row_sum - cast(tag, 1.0)
+    if row_sum < cast(tag, 2.0):
+        rest = lane_sum(total)
+    return row_sum, rest
+
+
+@device
 def zero_pairs(tag, call, scores, low, high):
     """Weights of a row that sees no key of the segment."""
     zero = splat(cast(tag, 0.0))
@@ -349,6 +365,7 @@ score_block = by_record(scores.score_block, score_pairs)
 scale_row = by_record(pack.scale_row, scale_pairs)
 narrow_query = by_record(keep_query, narrow_pairs)
 normalise_row = by_record(rows.normalise_row, normalise_pairs)
+normalise_apart = by_record(rows.normalise_apart, normalise_pairs_apart)
 zero_columns = by_record(rows.zero_columns, zero_pairs)
 stage_values = by_record(places.stage_values, stage_pairs)
 place_values = by_record(places.place_values, place_pairs)

@@ -13,7 +13,18 @@ from .memory import load, load_scalar, store, store_scalar
 from .native import load_int64
 from .places import stage_values, values_wait
 from .scores import product_columns, rows_at_once
-from .simd import any_nan, cast, first_lane, fma, item_size, lane_max, lane_sum, larger, splat
+from .simd import (
+    any_nan,
+    cast,
+    first_lane,
+    fma,
+    item_size,
+    lane_max,
+    lane_sum,
+    larger,
+    select_equal,
+    splat,
+)
 
 # Values are fetched this many keys before their turn where a task has few rows: they come straight
 # from memory then. More rows find them in a cache, and lose 5 % by asking.
@@ -55,6 +66,33 @@ def normalise_row(tag, call, scores, low, high, row_max, factor, least):
         store(place, weight)
         total = total + weight
     return lane_sum(total)
+
+
+@device
+def rest_of_weights(tag, weights, low, high):
+    """The sum of the weights of columns low to high that are not 1, added as the others are.
+
+    A row's logarithm is that of one maximum, whose weight is 1, and the rest: added to 1, a rest
+    below its last place would be lost, and with it the log-sum-exp near the maximum.
+    """
+    item = item_size(tag)
+    zero = splat(cast(tag, 0.0))
+    total = zero
+    for place in range(weights + low * item, weights + high * item, LANES * item):
+        weight = load(tag, place)
+        total = total + select_equal(weight, cast(tag, 1.0), zero, weight)
+    return lane_sum(total)
+
+
+@device
+def normalise_apart(tag, call, scores, low, high, row_max, factor, least):
+    """As `normalise_row`; returns the sum, and the rest of it but for one maximum."""
+    row_sum = normalise_row(tag, call, scores, low, high, row_max, factor, least)
+    # From 2 on the rest keeps its digits beside the 1; below, a single weight is 1.
+    rest = row_sum - cast(tag, 1.0)
+    if row_sum < cast(tag, 2.0):
+        rest = rest_of_weights(tag, scores, low, high)
+    return row_sum, rest
 
 
 @device
@@ -168,6 +206,23 @@ def correction(tag, row_max, new_max, factor):
     """2^((row_max - new_max) factor), the weight of an older maximum under a newer one."""
     power = exp2_product(splat(row_max - new_max), splat(factor), splat(exp2_lowest(factor)))
     return first_lane(power)
+
+
+@device
+def fold_rest(
+    tag, max_place, sum_place, rest_place, segment_max, segment_sum, segment_rest, factor
+):
+    """Fold one segment's rest into the running one, before `fold_row` folds its sum."""
+    if segment_max == -np.inf:
+        return
+    old_max, old_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
+    rest = segment_rest
+    if old_max >= segment_max:
+        gain = correction(tag, segment_max, old_max, factor)
+        rest = fma(segment_sum, gain, load_scalar(tag, rest_place))
+    elif old_max != -np.inf:
+        rest = fma(old_sum, correction(tag, old_max, segment_max, factor), segment_rest)
+    store_scalar(rest_place, rest)
 
 
 @device

@@ -4,7 +4,8 @@ Steps: gather (scores of a block, read in place where they can be), maximum, wei
 and their sum), settle (rows of inf and NaN), finish (divide or subtract, store). A block is one row
 with its keys on the lanes, or rows side by side on the lanes, key after key. Both add in the same
 order: sixteen virtual lanes over a segment of 512 keys, the written tree, segments from left to
-right.
+right. For logarithms the sum is two numbers, that of the maxima and the rest, or what is near 0
+would be lost. Rows whose exponentials have factors are done whole, keys on the lanes.
 
 Rows too long for a core's cache, or too few for the cores, are cut into chunks of whole segments:
 each step then is a phase of its own over all chunks, with the same bits.
@@ -24,105 +25,37 @@ from fastattn._engine.layouts import (
 )
 
 from .compile import device, entry
-from .elementary import natural_log
 from .emit import LANES
-from .halves import (
-    add_halves,
-    is_half,
-    store_number,
-    widen_lines,
-)
+from .gather import gather, gather_factors, score_at
+from .halves import store_number
+from .logarithm import log_of_sum
 from .memory import (
     load,
     load_as,
     load_first,
     load_scalar,
     native_code,
-    prefetch,
     store,
     store_first,
     store_scalar,
 )
-from .pack import pack_matrix
-from .record import FLOAT_MASK, NO_MASK, operand_offset, reader
-from .scores import mask_row
+from .native import load_float64, store_float64
+from .record import NO_MASK, operand_offset, reader
 from .simd import any_nan, cast, first_lane, item_size, splat
 from .softmax_finish import finish_line, round_out, turn_out
 from .tasks import take_tasks
-from .weigh import find_max, find_max_sideways, weigh, weigh_and_finish, weigh_sideways
+from .weigh import (
+    find_max,
+    find_max_sideways,
+    weigh,
+    weigh_and_finish,
+    weigh_apart,
+    weigh_sideways,
+    weigh_sideways_apart,
+)
 
 read_call = reader(layouts.SOFTMAX)
-X, MASK, OUTPUT = range(3)
-# Lines that are fetched before their turn.
-COPY_AHEAD = 24
-
-
-@device
-def copy_lines(tag, source, source_stride, lines, lanes, target, target_stride):
-    """Copy lines that lie too far apart for the machine to fetch them ahead by itself."""
-    item = item_size(tag)
-    whole = lanes // LANES * LANES
-    zero = cast(tag, 0.0)
-    for _ in range(lines):
-        ahead = source + COPY_AHEAD * source_stride
-        for offset in range(0, lanes * item, 64):
-            prefetch(ahead + offset)
-        for lane in range(0, whole, LANES):
-            store(target + lane * item, load(tag, source + lane * item))
-        if whole < lanes:
-            rest = load_first(source + whole * item, lanes - whole, zero)
-            store(target + whole * item, rest)
-        source += source_stride
-        target += target_stride
-
-
-@device(inlined=True)
-def gather(tag, call, x, mask, lines, lanes, target, turned):
-    """Step gather: scale and mask `lines` x `lanes` scores into scratch rows.
-
-    Halves whose keys lie side by side are widened into scratch `turned` before they are turned.
-    """
-    item = item_size(tag)
-    stride = call.block_stride
-    if call.sideways and call.x_lane == item and call.x_code == native_code(tag):
-        copy_lines(tag, x, call.x_line, lines, lanes, target, stride)
-    elif call.x_lane == 2 and is_half(call.x_code):
-        widen_lines(tag, call.x_code, x, call.x_line, lines, lanes, target, stride)
-    elif call.sideways and call.x_line == 2 and is_half(call.x_code):
-        row = lines * item
-        widen_lines(tag, call.x_code, x, call.x_lane, lanes, lines, turned, row)
-        pack_matrix(tag, native_code(tag), turned, item, row, lines, lanes, target, stride)
-    else:
-        pack_matrix(tag, call.x_code, x, call.x_line, call.x_lane, lines, lanes, target, stride)
-    first, second = splat(cast(tag, call.power_first)), splat(cast(tag, call.power_second))
-    rest = splat(cast(tag, call.rest))
-    for line in range(lines):
-        row = target + line * stride
-        if call.scaled:
-            for place in range(row, row + lanes * item, LANES * item):
-                store(place, load(tag, place) * first * second * rest)
-        if call.mask_kind != NO_MASK:
-            biases = mask + line * call.mask_line
-            done = 0
-            if call.mask_kind == FLOAT_MASK and call.mask_key == 2 and is_half(call.mask_code):
-                done = add_halves(tag, call.mask_code, biases, row, lanes)
-            mask_row(tag, call, biases, row, done, lanes)
-
-
-@device(inlined=True)
-def score_at(tag, call, x, mask):
-    """One score, with the arithmetic of `gather`."""
-    score = load_as(tag, call.x_code, x)
-    if call.scaled:
-        score = score * cast(tag, call.power_first) * cast(tag, call.power_second)
-        score = score * cast(tag, call.rest)
-    if call.mask_kind != NO_MASK:
-        bias = load_as(np.float64(0), call.mask_code, mask)
-        if call.mask_kind == FLOAT_MASK:
-            score = cast(tag, -np.inf if bias == -np.inf else score + bias)
-        elif bias == 0.0:
-            score = cast(tag, -np.inf)
-    return score
+X, MASK, OUTPUT, FACTORS = range(4)
 
 
 @device
@@ -154,6 +87,110 @@ def settle(tag, call, x, mask, scan, fill, row_max, target, target_key):
 
 
 @device
+def settle_factors(tag, call, x, mask, factors, keys, max_place, parts, row):
+    """Step settle for a row of exponentials with factors: +inf with its sign, NaN, or nothing."""
+    seen, infinite, total = False, False, 0.0
+    for k in range(keys):
+        factor = load_as(np.float64(0), call.factors_code, factors + k * call.factors_key)
+        score = np.float64(score_at(tag, call, x + k * call.x_key, mask + k * call.mask_step))
+        if factor != 0.0 and score != -np.inf:
+            seen = True
+            if not (abs(score) < np.inf and abs(factor) < np.inf):
+                # Of both signs, or with a NaN among them, the sum is NaN.
+                infinite = True
+                total += np.inf * factor if score < np.inf else score * factor
+    if seen and not infinite:
+        total = np.nan  # sums of finite terms that overflow both ways
+    largest = np.inf if seen else -np.inf
+    store_scalar(max_place, cast(tag, largest))
+    store_float64(parts, row, total)
+    store_float64(parts, LANES + row, 0.0)
+
+
+@device(inlined=True)
+def weigh_group(tag, call, place, keys, maximum, first, here, count, block, own, scratch):
+    """Step weigh for softmax, of up to sixteen rows: exponentials to the block, sums to `own`."""
+    keep = call.phase != FIND_SUM
+    sums = 0
+    if call.phase == FIND_SUM:
+        sums = call.sums + first // SEGMENT_KEYS * call.sums_stride + here
+    if call.sideways:
+        lanes = scratch + call.at_lanes
+        stride = call.block_stride
+        total = weigh_sideways(
+            tag, place, keys, stride, maximum, keep, lanes, sums, call.sums_stride, count
+        )
+    else:
+        weights = block if keep else 0
+        ahead = call.x_row if call.phase == WHOLE else 0
+        row_max = first_lane(maximum)
+        row_sum = weigh(tag, place, keys, row_max, weights, sums, call.sums_stride, ahead)
+        total = splat(row_sum)
+    if call.phase == FINISH:
+        total = load_first(call.state_sum + here, count, cast(tag, 0.0))
+    store(own, maximum)
+    store(own + LANES * item_size(tag), total)
+
+
+@device
+def weigh_group_apart(tag, call, place, keys, maximum, first, here, count, factors, own, scratch):
+    """Step weigh for logarithms, of up to sixteen rows: their sums in two numbers go to scratch.
+
+    The plain sums, which tell rows of NaN, go behind the maxima at `own`.
+    """
+    item = item_size(tag)
+    parts, weights = scratch + call.at_parts, scratch + call.at_weights
+    sums = rests = 0
+    if call.phase == FIND_SUM:
+        offset = first // SEGMENT_KEYS * call.sums_stride + here
+        sums, rests = call.sums + offset, call.rests + offset
+    if call.phase == FINISH:
+        for r in range(count):
+            row = here // item + r
+            store_float64(parts, r, load_float64(call.state_sum, row))
+            store_float64(parts, LANES + r, load_float64(call.state_rest, row))
+    elif call.sideways:
+        weigh_sideways_apart(
+            tag, place, keys, call.block_stride, maximum, weights, scratch + call.at_lanes,
+            sums, rests, call.sums_stride, count, parts,
+        )  # fmt: skip
+    else:
+        ahead = call.x_row if call.phase == WHOLE else 0
+        at_max, rest = weigh_apart(
+            tag, place, keys, first_lane(maximum), factors, weights, sums, rests,
+            call.sums_stride, ahead,
+        )  # fmt: skip
+        store_float64(parts, 0, at_max)
+        store_float64(parts, LANES, rest)
+    store(own, maximum)
+    store(own + LANES * item, splat(cast(tag, 0.0)))
+    for r in range(count):
+        total = load_float64(parts, r) + load_float64(parts, LANES + r)
+        store_scalar(own + (LANES + r) * item, cast(tag, total))
+
+
+@device
+def finish_logarithms(tag, call, output, group, count, own, parts):
+    """The logarithms of up to sixteen rows: results of logsumexp, or what log_softmax subtracts."""
+    item = item_size(tag)
+    for r in range(count):
+        at_max, rest = load_float64(parts, r), load_float64(parts, LANES + r)
+        if call.operation != LOGSUMEXP_RESULT:
+            logarithm = log_of_sum(0.0, 0.0, at_max, rest)
+            store_scalar(own + (LANES + r) * item, cast(tag, logarithm))
+            continue
+        target = output + (group + r) * call.output_row
+        if call.sign:
+            total = at_max + rest
+            sign = np.nan if total != total else np.float64(total > 0.0) - np.float64(total < 0.0)
+            store_number(tag, call.output_code, target + call.sign, cast(tag, sign))
+            if total < 0.0:
+                at_max, rest = -at_max, -rest
+        lse = log_of_sum(np.float64(load_scalar(tag, own + r * item)), 0.0, at_max, rest)
+        store_number(tag, call.output_code, target, cast(tag, lse))
+
+
+@device
 def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
     """All steps of one phase for one block: some rows by one chunk of keys."""
     item = item_size(tag)
@@ -172,11 +209,17 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
     state = (entry_index * call.padded_rows + row) * item
     maxima = call.maxima + chunk * call.sums_stride + state
     block, stats = scratch + call.at_block, scratch + call.at_stats
+    parts, factors = scratch + call.at_parts, 0
     lines, lanes = (keys, rows) if sideways else (1, keys)
     place = x
     if not call.direct:
         gather(tag, call, x, mask, lines, lanes, block, scratch + call.at_turned)
         place = block
+    given = call.factors
+    if given:
+        given += operand_offset(call, FACTORS, entry_index) + row * call.factors_row
+        factors = scratch + call.at_factors
+        gather_factors(tag, call, given, keys, block, factors)
     source = block if operation == SOFTMAX_RESULT else place
     for group in range(0, rows, LANES):
         count = min(rows - group, LANES)
@@ -192,37 +235,16 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
                 continue
         else:
             maximum = load_first(call.state_max + here, count, zero)
-        total = maximum
-        if phase != FINISH or operation == SOFTMAX_RESULT:
-            keep = operation == SOFTMAX_RESULT and phase != FIND_SUM
-            sums = 0
-            if phase == FIND_SUM:
-                sums = call.sums + first // SEGMENT_KEYS * call.sums_stride + here
-            if sideways:
-                total = weigh_sideways(
-                    tag,
-                    place + group * item,
-                    keys,
-                    stride,
-                    maximum,
-                    keep,
-                    scratch + call.at_lanes,
-                    sums,
-                    call.sums_stride,
-                    count,
-                )
-            else:
-                weights = block if keep else 0
-                ahead = call.x_row if phase == WHOLE else 0
-                row_max = first_lane(maximum)
-                row_sum = weigh(tag, place, keys, row_max, weights, sums, call.sums_stride, ahead)
-                total = splat(row_sum)
-        if phase == FINISH:
-            total = load_first(call.state_sum + here, count, zero)
-        store(own, maximum)
-        store(own + step, total)
+        where = place + group * item if sideways else place
+        if operation == SOFTMAX_RESULT:
+            weigh_group(tag, call, where, keys, maximum, first, here, count, block, own, scratch)
+        else:
+            weigh_group_apart(
+                tag, call, where, keys, maximum, first, here, count, factors, own, scratch
+            )
+        total = load(tag, own + step)
         if any_nan((maximum - maximum) + (total - total)):
-            if settle_rows(tag, call, x, mask, group, count, keys, own, block):
+            if settle_rows(tag, call, x, mask, given, group, count, keys, own, block, parts):
                 source = block
             maximum, total = load(tag, own), load(tag, own + step)
         if phase == FIND_SUM:
@@ -233,14 +255,7 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
             store(own, splat(cast(tag, 1.0)) / total)
             store(own + step, splat(zero) - total)
         else:
-            for r in range(count):
-                logarithm = natural_log(np.float64(load_scalar(tag, own + step + r * item)))
-                if operation == LOGSUMEXP_RESULT:
-                    lse = logarithm + np.float64(load_scalar(tag, own + r * item))
-                    target = output + (group + r) * call.output_row
-                    store_number(tag, call.output_code, target, cast(tag, lse))
-                else:
-                    store_scalar(own + step + r * item, cast(tag, logarithm))
+            finish_logarithms(tag, call, output, group, count, own, parts)
         if not sideways:
             store(own, splat(load_scalar(tag, own)))
             store(own + step, splat(load_scalar(tag, own + step)))
@@ -264,7 +279,7 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
 
 
 @device
-def settle_rows(tag, call, x, mask, group, count, keys, own, block):
+def settle_rows(tag, call, x, mask, factors, group, count, keys, own, block, parts):
     """Step settle for some rows of a group: their statistics become those of final values.
 
     Returns whether it settled any.
@@ -276,6 +291,10 @@ def settle_rows(tag, call, x, mask, group, count, keys, own, block):
         row_max = load_scalar(tag, place)
         row_sum = load_scalar(tag, place + LANES * item)
         if row_sum == row_sum and abs(row_max) < np.inf:
+            continue
+        found = True
+        if call.factors:
+            settle_factors(tag, call, x, mask, factors, keys, place, parts, r)
             continue
         row = group + r
         scan = 0 if call.phase == FINISH else keys
@@ -294,10 +313,12 @@ def settle_rows(tag, call, x, mask, group, count, keys, own, block):
             target,
             target_key,
         )
-        found = True
         # log 1 and a shift of 0 leave final values as they are, and so does a division by 1.
         store_scalar(place, cast(tag, 0.0) if final else row_max)
         store_scalar(place + LANES * item, cast(tag, 1.0))
+        if call.operation != SOFTMAX_RESULT:
+            store_float64(parts, r, 1.0)
+            store_float64(parts, LANES + r, 0.0)
     return found
 
 
@@ -318,7 +339,7 @@ def normalise_late(tag, call, entry_index, row, pending, scratch):
     store(stats, splat(row_max))
     store(stats + step, splat(row_sum))
     if not abs(row_sum - row_max) < np.inf:
-        settle_rows(tag, call, x, call.mask, 0, 1, call.keys, stats, block)
+        settle_rows(tag, call, x, call.mask, 0, 0, 1, call.keys, stats, block, 0)
     total = splat(load_scalar(tag, stats + step))
     store(stats, splat(cast(tag, 1.0)) / total)
     store(stats + step, splat(cast(tag, 0.0)) - total)

@@ -12,8 +12,27 @@ from fastattn._engine.layouts import SOFTMAX_RESULT
 from .compile import device
 from .elementary import exp_nonpositive
 from .emit import LANES
-from .memory import load, load_first, prefetch, store, store_first, store_scalar, stream
-from .simd import cast, item_size, lane_max, lane_sum, larger, splat
+from .memory import (
+    load,
+    load_first,
+    load_scalar,
+    prefetch,
+    store,
+    store_first,
+    store_scalar,
+    stream,
+)
+from .native import load_float64, store_float64
+from .simd import (
+    cast,
+    item_size,
+    lane_max,
+    lane_sum,
+    larger,
+    select_above,
+    select_equal,
+    splat,
+)
 from .softmax_finish import final
 
 
@@ -40,36 +59,87 @@ def find_max(tag, place, keys):
     return lane_max(larger(larger(first, second), larger(third, fourth)))
 
 
+@device(inlined=True)
+def weigh_segment(tag, place, begin, stop, row_max, weights, ahead):
+    """The lanes' sums of the exponentials of keys begin to stop, which are in one segment.
+
+    They go to `weights` if that is not 0. `ahead` bytes further lies what is read next.
+    """
+    item = item_size(tag)
+    maximum = splat(row_max)
+    whole = stop // LANES * LANES
+    lanes = splat(cast(tag, 0.0))
+    for k in range(begin, whole, LANES):
+        weight = exp_nonpositive(load(tag, place + k * item) - maximum)
+        prefetch(place + k * item + ahead)
+        lanes = lanes + weight
+        if weights:
+            store(weights + k * item, weight)
+    if whole < stop:
+        scores = load_first(place + whole * item, stop - whole, cast(tag, -np.inf))
+        weight = exp_nonpositive(scores - maximum)
+        lanes = lanes + weight
+        if weights:
+            store(weights + whole * item, weight)
+    return lanes
+
+
 @device
 def weigh(tag, place, keys, row_max, weights, sums, sums_stride, ahead):
     """Step weigh, keys on the lanes: the sum of exponentials, which go to `weights` if not 0.
 
     Each segment's own sum goes to `sums` if not 0. `ahead` bytes further lies what is read next.
     """
-    item = item_size(tag)
-    maximum = splat(row_max)
     total = cast(tag, 0.0)
     for segment in range(0, keys, SEGMENT_KEYS):
         stop = min(segment + SEGMENT_KEYS, keys)
-        whole = stop // LANES * LANES
-        lanes = splat(cast(tag, 0.0))
-        for k in range(segment, whole, LANES):
-            weight = exp_nonpositive(load(tag, place + k * item) - maximum)
-            prefetch(place + k * item + ahead)
-            lanes = lanes + weight
-            if weights:
-                store(weights + k * item, weight)
-        if whole < stop:
-            scores = load_first(place + whole * item, stop - whole, cast(tag, -np.inf))
-            weight = exp_nonpositive(scores - maximum)
-            lanes = lanes + weight
-            if weights:
-                store(weights + whole * item, weight)
-        segment_sum = lane_sum(lanes)
+        segment_sum = lane_sum(weigh_segment(tag, place, segment, stop, row_max, weights, ahead))
         total = total + segment_sum
         if sums:
             store_scalar(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum)
     return total
+
+
+@device
+def weigh_apart(tag, place, keys, row_max, factors, weights, sums, rests, sums_stride, ahead):
+    """As `weigh`, for logarithms: the sum in two numbers, of the maxima and of the rest.
+
+    Each exponential is taken times its factor, if there are `factors`; scratch `weights` holds
+    those of a segment. Without factors, a sum from 2 on is as good as its parts, and all of it
+    counts as the rest. Each segment's own numbers go to `sums` and `rests` if not 0.
+    """
+    item = item_size(tag)
+    total, rest = 0.0, 0.0
+    for segment in range(0, keys, SEGMENT_KEYS):
+        stop = min(segment + SEGMENT_KEYS, keys)
+        first = weights - segment * item
+        at_max = cast(tag, 0.0)
+        others = lane_sum(weigh_segment(tag, place, segment, stop, row_max, first, ahead))
+        if factors or (others >= cast(tag, 1.0) and others < cast(tag, 2.0)):
+            at_max, others = set_apart(tag, weights, factors, segment, stop)
+        total += np.float64(at_max)
+        rest += np.float64(others)
+        if sums:
+            offset = segment // SEGMENT_KEYS * sums_stride
+            store_scalar(sums + offset, at_max)
+            store_scalar(rests + offset, others)
+    return total, rest
+
+
+@device
+def set_apart(tag, weights, factors, begin, stop):
+    """The sums of one segment's exponentials, times their factors, that are 1 and that are not."""
+    item = item_size(tag)
+    one, zero = cast(tag, 1.0), splat(cast(tag, 0.0))
+    factor = splat(one)
+    at_max, rest = zero, zero
+    for k in range(begin, stop, LANES):
+        weight = load(tag, weights + (k - begin) * item)
+        if factors:
+            factor = load_first(factors + k * item, stop - k, cast(tag, 0.0))
+        at_max = at_max + select_equal(weight, one, factor, zero)
+        rest = rest + select_equal(weight, one, zero, weight * factor)
+    return lane_sum(at_max), lane_sum(rest)
 
 
 @device
@@ -129,28 +199,101 @@ def find_max_sideways(tag, place, keys, stride):
     return larger(first, second)
 
 
+@device(inlined=True)
+def clear_lanes(tag, lanes):
+    """Empty the virtual lanes of sixteen rows in scratch."""
+    step = LANES * item_size(tag)
+    for lane in range(lanes, lanes + LANES * step, step):
+        store(lane, splat(cast(tag, 0.0)))
+
+
+@device(inlined=True)
+def fold_lanes(tag, lanes):
+    """Add up the virtual lanes of sixteen rows, by the written tree."""
+    step = LANES * item_size(tag)
+    half = LANES // 2
+    while half:
+        for lane in range(lanes, lanes + half * step, step):
+            store(lane, load(tag, lane) + load(tag, lane + half * step))
+        half //= 2
+    return load(tag, lanes)
+
+
 @device
 def weigh_sideways(tag, place, keys, stride, maximum, keep, lanes, sums, sums_stride, count):
     """Step weigh for `count` rows on the lanes; scratch `lanes` holds the virtual lanes of each."""
     step = LANES * item_size(tag)
-    zero = splat(cast(tag, 0.0))
-    total = zero
+    total = splat(cast(tag, 0.0))
     for segment in range(0, keys, SEGMENT_KEYS):
-        for lane in range(lanes, lanes + LANES * step, step):
-            store(lane, zero)
+        clear_lanes(tag, lanes)
         for k in range(segment, min(segment + SEGMENT_KEYS, keys)):
             weight = exp_nonpositive(load(tag, place + k * stride) - maximum)
             lane = lanes + k % LANES * step
             store(lane, load(tag, lane) + weight)
             if keep:
                 store(place + k * stride, weight)
-        half = LANES // 2
-        while half:
-            for lane in range(lanes, lanes + half * step, step):
-                store(lane, load(tag, lane) + load(tag, lane + half * step))
-            half //= 2
-        segment_sum = load(tag, lanes)
+        segment_sum = fold_lanes(tag, lanes)
         total = total + segment_sum
         if sums:
             store_first(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum, count)
     return total
+
+
+@device
+def weigh_sideways_apart(
+    tag, place, keys, stride, maximum, weights, lanes, sums, rests, sums_stride, count, parts
+):
+    """As `weigh_apart` without factors, for `count` rows on the lanes.
+
+    The two numbers of each row go to `parts`, float64, those of the maxima first. Returns the plain
+    sums, which tell rows of NaN.
+    """
+    step = LANES * item_size(tag)
+    zero, two = splat(cast(tag, 0.0)), splat(cast(tag, 2.0))
+    total = zero
+    for row in range(2 * LANES):
+        store_float64(parts, row, 0.0)
+    for segment in range(0, keys, SEGMENT_KEYS):
+        stop = min(segment + SEGMENT_KEYS, keys)
+        first = weights - segment * step
+        clear_lanes(tag, lanes)
+        for k in range(segment, stop):
+            weight = exp_nonpositive(load(tag, place + k * stride) - maximum)
+            lane = lanes + k % LANES * step
+            store(lane, load(tag, lane) + weight)
+            store(first + k * step, weight)
+        others, at_max = fold_lanes(tag, lanes), zero
+        total = total + others
+        below = select_above(two, others, others, zero)
+        if lane_max(below) >= cast(tag, 1.0):
+            apart, ones = set_apart_sideways(tag, weights, stop - segment, lanes)
+            at_max = select_above(two, others, ones, zero)
+            others = select_above(two, others, apart, others)
+        store(lanes, at_max)
+        store(lanes + step, others)
+        for row in range(LANES):
+            place_of_row = lanes + row * item_size(tag)
+            own = np.float64(load_scalar(tag, place_of_row))
+            store_float64(parts, row, load_float64(parts, row) + own)
+            own = np.float64(load_scalar(tag, place_of_row + step))
+            store_float64(parts, LANES + row, load_float64(parts, LANES + row) + own)
+        if sums:
+            offset = segment // SEGMENT_KEYS * sums_stride
+            store_first(sums + offset, at_max, count)
+            store_first(rests + offset, others, count)
+    return total
+
+
+@device
+def set_apart_sideways(tag, weights, keys, lanes):
+    """As `set_apart` without factors, of sixteen rows: the sums that are not 1, and the ones."""
+    step = LANES * item_size(tag)
+    one, zero = cast(tag, 1.0), splat(cast(tag, 0.0))
+    ones = zero
+    clear_lanes(tag, lanes)
+    for k in range(keys):
+        weight = load(tag, weights + k * step)
+        lane = lanes + k % LANES * step
+        store(lane, load(tag, lane) + select_equal(weight, one, zero, weight))
+        ones = ones + select_equal(weight, one, splat(one), zero)
+    return fold_lanes(tag, lanes), ones

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastattn.reference.fusion import fuse_visible
-from fastattn.reference.normalize import masked
+from fastattn.reference.normalize import log_of_sum, masked
 from fastattn.reference.similarity import similarity as similarity_of
 
 __all__ = ["attention", "distances", "key_ranges", "per_head", "resolve_offset", "scores"]
@@ -82,14 +82,30 @@ def attention(
         weights = np.where(attended, np.exp(final - row_max), 0.0)
         sink_weight = np.where(sink == -np.inf, 0.0, np.exp(sink - row_max))
         row_sum = np.where(empty, 1.0, np.sum(weights, axis=-1, keepdims=True) + sink_weight)
+        lse = (row_max + log_of_row(final, weights, row_max, sink, sink_weight))[..., 0]
         weights = np.where(attended, weights / row_sum, 0.0)
-        lse = np.where(empty, -np.inf, row_max + np.log(row_sum))[..., 0]
         output = fuse_visible(weights, value, attended)
     results = [output, *([lse] if return_lse else []), *([weights] if return_weights else [])]
     if single:
         rows = [-2, *([-1] if return_lse else []), *([-2] if return_weights else [])]
         results = [result.take(0, axis) for result, axis in zip(results, rows, strict=True)]
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def log_of_row(
+    final: Float64Array,
+    weights: Float64Array,
+    row_max: Float64Array,
+    sink: Float64Array,
+    sink_weight: Float64Array,
+) -> Float64Array:
+    """Compute the logarithm of the sum of weights and sink; 0 for an empty row."""
+    is_max = final == row_max
+    at_max = np.sum(np.where(is_max, weights, 0.0), axis=-1, keepdims=True)
+    rest = np.sum(np.where(is_max, 0.0, weights), axis=-1, keepdims=True)
+    at_sink = np.where(sink == row_max, sink_weight, 0.0)
+    total = log_of_sum(at_max + at_sink, rest + (sink_weight - at_sink))
+    return np.where(row_max == -np.inf, 0.0, total)
 
 
 def scores(

@@ -181,9 +181,22 @@ def log_softmax(x: Array, mask: Array | None, out: Array, scale: float, threads:
     store(out, normalize.log_softmax(x, scale=scale, mask=mask))
 
 
-def logsumexp(x: Array, mask: Array | None, out: Array, scale: float, threads: int) -> None:
-    """Store `fastattn.reference.logsumexp` along the last axis into `out`."""
-    store(out, normalize.logsumexp(x, scale=scale, mask=mask))
+def logsumexp(
+    x: Array,
+    mask: Array | None,
+    out: Array,
+    scale: float,
+    threads: int,
+    factors: Array | None = None,
+    sign: Array | None = None,
+) -> None:
+    """Store `fastattn.reference.logsumexp` along the last axis into `out`, its sign into `sign`."""
+    signed = sign is not None
+    found = normalize.logsumexp(x, b=factors, scale=scale, mask=mask, return_sign=signed)
+    lse, signs = found if isinstance(found, tuple) else (found, None)
+    store(out, lse)
+    if sign is not None and signs is not None:
+        store(sign, signs)
 
 
 def fuse(weights: Array, value: Array, out: Array, reduce: bool, threads: int) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastattn.reference.normalize import log_of_sum
+
 __all__ = ["fuse", "fuse_visible", "merge_states"]
 
 Float64Array = NDArray[np.float64]
@@ -66,5 +68,8 @@ def merge_states(
         share_sum = np.where(empty, 1.0, np.sum(shares, axis=0))
         parts = np.where((lses == -np.inf)[..., None], 0.0, outputs * shares[..., None])
         output = np.sum(parts, axis=0) / share_sum[..., None]
-        lse = np.where(empty, -np.inf, lse_max + np.log(share_sum))
+        is_max = lses == lse_max
+        at_max = np.sum(np.where(is_max, shares, 0.0), axis=0)
+        rest = np.sum(np.where(is_max, 0.0, shares), axis=0)
+        lse = np.where(empty, -np.inf, lse_max + log_of_sum(at_max, rest))
     return output, lse

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["log_softmax", "logsumexp", "masked", "softmax"]
+__all__ = ["log_of_sum", "log_softmax", "logsumexp", "masked", "softmax"]
 
 Float64Array = NDArray[np.float64]
 Axis = int | tuple[int, ...] | None
@@ -39,9 +39,8 @@ def log_softmax(
     """Compute ``scale·x − logsumexp(scale·x)`` along `axis`, also where `softmax` underflows."""
     with np.errstate(all="ignore"):
         scores = masked(x, scale, mask)
-        row_max = _finite_max(scores, axis)
-        row_sum = np.sum(np.exp(scores - row_max), axis=axis, keepdims=True)
-        logarithms = scores - row_max - np.log(row_sum)
+        row_max, at_max, rest = parts_of_sum(scores, axis)
+        logarithms = scores - row_max - log_of_sum(at_max, rest)
         return logarithms if mask is None else np.where(scores == -np.inf, -np.inf, logarithms)
 
 
@@ -49,17 +48,48 @@ def logsumexp(
     x: ArrayLike,
     axis: Axis = -1,
     *,
+    b: ArrayLike | None = None,
     scale: float = 1.0,
     mask: ArrayLike | None = None,
     keepdims: bool = False,
-) -> Float64Array:
-    """Compute ``log(sum(exp(scale·x)))`` along `axis`; −inf for an empty slice."""
+    return_sign: bool = False,
+) -> Float64Array | tuple[Float64Array, Float64Array]:
+    """Compute ``log(sum(b·exp(scale·x)))`` along `axis`; −inf for an empty slice.
+
+    A sum that is negative gives NaN, or with `return_sign` the logarithm of its size beside its
+    sign. Where `b` is 0 there is nothing, whatever `x` holds.
+    """
     with np.errstate(all="ignore"):
         scores = masked(x, scale, mask)
-        row_max = _finite_max(scores, axis)
-        row_sum = np.sum(np.exp(scores - row_max), axis=axis, keepdims=True)
-        result: Float64Array = np.log(row_sum) + row_max
-    return result if keepdims else np.squeeze(result, axis=axis)
+        if b is not None:
+            scores, b = np.broadcast_arrays(scores, np.asarray(b, dtype=np.float64))
+        row_max, at_max, rest = parts_of_sum(scores, axis, b)
+        result, sign = row_max + log_of_sum(at_max, rest), np.sign(at_max + rest)
+        if not return_sign:
+            result = np.where(sign < 0, np.nan, result)
+    results = [result, sign] if keepdims else [np.squeeze(one, axis=axis) for one in (result, sign)]
+    return (results[0], results[1]) if return_sign else results[0]
+
+
+def parts_of_sum(
+    scores: Float64Array, axis: Axis, b: Float64Array | None = None
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Take a sum of exponentials apart, relative to the largest: that, its part, the rest."""
+    factors = np.ones(scores.shape) if b is None else b
+    scores = np.where(factors == 0.0, -np.inf, scores)
+    row_max = np.max(scores, axis=axis, keepdims=True, initial=-np.inf)
+    row_max = np.where(np.isinf(row_max), 0.0, row_max)  # inf - inf must not arise
+    terms = np.where(scores == -np.inf, 0.0, factors * np.exp(scores - row_max))
+    is_max = scores == row_max
+    at_max = np.sum(np.where(is_max, terms, 0.0), axis=axis, keepdims=True)
+    return row_max, at_max, np.sum(np.where(is_max, 0.0, terms), axis=axis, keepdims=True)
+
+
+def log_of_sum(at_max: Float64Array, rest: Float64Array) -> Float64Array:
+    """Compute ``log(|at_max + rest|)``, also where the sum is near 1 and the rest is small."""
+    ratio = rest / at_max
+    near = np.log(np.abs(at_max)) + np.log1p(ratio)
+    return np.where((ratio > -0.5) & (ratio < np.inf), near, np.log(np.abs(at_max + rest)))
 
 
 def masked(x: ArrayLike, scale: float, mask: ArrayLike | None) -> Float64Array:
@@ -74,9 +104,3 @@ def masked(x: ArrayLike, scale: float, mask: ArrayLike | None) -> Float64Array:
 def hide(scores: Float64Array, mask: NDArray[Any]) -> Float64Array:
     """Put −inf wherever a float mask is −inf, whatever the score holds there (+inf, NaN)."""
     return np.where(mask == -np.inf, -np.inf, scores)
-
-
-def _finite_max(scores: Float64Array, axis: Axis) -> Float64Array:
-    """Find the largest score, or 0 where it is infinite: ``inf - inf`` must not arise."""
-    row_max = np.max(scores, axis=axis, keepdims=True, initial=-np.inf)
-    return np.where(np.isinf(row_max), 0.0, row_max)

@@ -7,9 +7,11 @@
 4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf,
    among them those of another document.
 5. **normalise**: per segment of 512 keys the row maximum, ``exp2`` of the distance to it, and the
-   row sum on 16 lanes with a written-out tree.
+   row sum on 16 lanes with a written-out tree; where the log-sum-exp is asked for, also the rest of
+   that sum, all but one maximum, which would be lost in the sum where it is small.
 6. **fuse**: one chain of multiply-adds over the keys of the segment; segments fold left.
-7. **finish**: fold the sink, divide by the row sum, log-sum-exp, empty rows.
+7. **finish**: fold the sink, divide by the row sum, log-sum-exp from the rest, empty rows. Returned
+   weights come from the scores' own maximum, times the share that the sink leaves.
 
 Only segments, lanes and chains decide bits, and they are constants counted from key 0; blocks of
 rows and panels are free. NumPy has no fused multiply-add and works in float64 here, so this file
@@ -59,6 +61,7 @@ class Partial(NamedTuple):
 
     row_max: Float64Array
     row_sum: Float64Array
+    rest: Float64Array  # the sum without one weight of 1
     output: Float64Array
 
 
@@ -215,8 +218,10 @@ def attend_block(
         scores = shape(scores, segment, block, shaping)
         scores = reveal(scores, segment, block, columns_of(key_ids, segment))
         row_max, weights, row_sum = normalise(scores, shaping.exponent_factor)
+        rest = sum_of_lanes(np.where(weights == 1.0, 0.0, weights))
+        rest = np.where(row_sum < 2.0, rest, row_sum - 1.0)
         output = fuse(weights, value[..., first : segment.stop, :], scores != -np.inf)
-        partials.append(Partial(row_max, row_sum, output))
+        partials.append(Partial(row_max, row_sum, rest, output))
     return partials
 
 
@@ -304,13 +309,18 @@ def normalise(
     row_max = np.max(scores, axis=-1, initial=-np.inf)
     weights = np.exp2((scores - row_max[..., None]) * exponent_factor)
     weights = np.where(scores == -np.inf, 0.0, weights)
-    lanes = np.zeros((*row_max.shape, LANES))
-    for first in range(0, scores.shape[-1], LANES):
+    return row_max, weights, sum_of_lanes(weights)
+
+
+def sum_of_lanes(weights: Float64Array) -> Float64Array:
+    """Add up each row on 16 lanes, then the lanes by their tree."""
+    lanes = np.zeros((*weights.shape[:-1], LANES))
+    for first in range(0, weights.shape[-1], LANES):
         some = weights[..., first : first + LANES]
         lanes[..., : some.shape[-1]] += some
-    for width in (8, 4, 2, 1):  # the lane tree
+    for width in (8, 4, 2, 1):
         lanes = lanes[..., :width] + lanes[..., width : 2 * width]
-    return row_max, weights, lanes[..., 0]
+    return lanes[..., 0]
 
 
 def fuse(weights: Float64Array, value: Float64Array, attended: BoolArray) -> Float64Array:
@@ -337,12 +347,17 @@ def fold(left: Partial, right: Partial, exponent_factor: float) -> Partial:
     correction = np.exp2((left.row_max - row_max) * exponent_factor)
     share = np.exp2((right.row_max - row_max) * exponent_factor)
     row_sum = left.row_sum * correction + right.row_sum * share
+    # One of the larger maxima stays apart, whichever side it is on; all else joins the rest.
+    joins_left = left.row_max >= right.row_max
+    rest = np.where(joins_left, left.rest, left.row_sum * correction)
+    rest = rest + np.where(joins_left, right.row_sum * share, right.rest)
     output = left.output * correction[..., None] + right.output * share[..., None]
     skip_left, skip_right = left.row_max == -np.inf, right.row_max == -np.inf
     row_sum = np.where(skip_right, left.row_sum, np.where(skip_left, right.row_sum, row_sum))
+    rest = np.where(skip_right, left.rest, np.where(skip_left, right.rest, rest))
     output = np.where(skip_left[..., None], right.output, output)
     output = np.where(skip_right[..., None], left.output, output)
-    return Partial(row_max, row_sum, output)
+    return Partial(row_max, row_sum, rest, output)
 
 
 def finish(
@@ -352,10 +367,11 @@ def finish(
     partial = partial._replace(row_max=partial.row_max * shaping.lse_factor)
     if sinks is not None:
         sink = per_head(sinks)[..., None]
-        partial = fold(partial, Partial(sink, np.ones_like(sink), np.zeros((1, 1))), LOG2_E)
+        alone = Partial(sink, np.ones_like(sink), np.zeros_like(sink), np.zeros((1, 1)))
+        partial = fold(partial, alone, LOG2_E)
     empty = partial.row_max == -np.inf
     output = np.where(empty[..., None], 0.0, partial.output / partial.row_sum[..., None])
-    lse = partial.row_max + np.log(partial.row_sum)
+    lse = partial.row_max + np.log1p(partial.rest)
     return output, np.where(empty, -np.inf, lse)
 
 
@@ -387,9 +403,6 @@ def columns_of(array: NDArray[Any] | None, segment: range) -> NDArray[Any] | Non
 
 def join_rows(blocks: tuple[Partial, ...]) -> Partial:
     """Join one segment of all blocks of rows."""
-    row_max, row_sum, output = zip(*blocks, strict=True)
-    return Partial(
-        np.concatenate(row_max, axis=-1),
-        np.concatenate(row_sum, axis=-1),
-        np.concatenate(output, axis=-2),
-    )
+    *sums, output = zip(*blocks, strict=True)
+    row_max, row_sum, rest = (np.concatenate(one, axis=-1) for one in sums)
+    return Partial(row_max, row_sum, rest, np.concatenate(output, axis=-2))

@@ -1,0 +1,88 @@
+"""The natural logarithm of a sum of two numbers, exact where the sum is near 1, in float64.
+
+A log-sum-exp is `base + ln(large + small)`, where the large number is one weight of 1, or several,
+and the small one the rest. It is near 0 where both terms are, or where they cancel: then what
+counts is the rest alone, of which the rounded sum may hold nothing.
+"""
+
+import math
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .compile import device
+from .pairs import paired
+from .simd import fma
+
+# 2 (atanh(y) / y - 1) / y^2 in powers of y^2, |y| <= (sqrt 2 - 1) / (sqrt 2 + 1).
+ATANH = (
+    0.6666666666666666,
+    0.4,
+    0.28571428571428503,
+    0.22222222222252955,
+    0.181818181750467,
+    0.15384616240665697,
+    0.13333267554759004,
+    0.11767825745236031,
+    0.10437362638966984,
+    0.10909707786470813,
+)
+# ln 2 as a short head, whose products with exponents are exact, and a tail.
+LN_TWO_HEAD, LN_TWO_TAIL = 0.693147180559663, 2.8235290563031577e-13
+SMALLEST_NORMAL = 2.0**-1022
+
+
+@intrinsic
+def _bits_of(typing_context, number):
+    sig = types.int64(types.float64)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return sig, codegen
+
+
+@intrinsic
+def _float_of(typing_context, bits):
+    sig = types.float64(types.int64)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return sig, codegen
+
+
+@device
+def log_of_sum(base, base_rest, large, small):
+    """`base + base_rest + ln(large + small)`; -inf where the sum is 0, NaN where it is negative.
+
+    Within an ulp of the result, and 2^-61 of the terms where they cancel.
+    """
+    total, rest = paired(large, small)
+    if not total > 0.0:
+        return -math.inf if total == 0.0 else math.nan
+    if not (total < math.inf and abs(base) < math.inf):
+        return base + (total - 1.0)
+    shift = 0.0
+    if total < SMALLEST_NORMAL:
+        total, rest, shift = total * 2.0**54, rest * 2.0**54, -54.0
+    # Exponent n so that the mantissa lies in [sqrt(1/2), sqrt(2)).
+    bits = _bits_of(total)
+    exponent = (bits - 0x3FE6A09E667F3BCD) >> 52
+    mantissa = _float_of(bits - (exponent << 52))
+    rest = rest * _float_of((1023 - exponent) << 52)
+    # ln(mantissa + rest) = 2 atanh y; the quotient y with what its rounding left.
+    above, above_rest = paired(mantissa - 1.0, rest)
+    below, below_rest = paired(mantissa, 1.0)
+    y = above / below
+    y_rest = (fma(-y, below, above) + (above_rest - y * (below_rest + rest))) / below
+    square = y * y
+    series = ATANH[9]
+    for i in range(8, -1, -1):
+        series = fma(series, square, ATANH[i])
+    n = float(exponent) + shift
+    low = fma(n, LN_TWO_TAIL, y * square * series) + (2.0 * y_rest + base_rest)
+    high, high_rest = paired(base, n * LN_TWO_HEAD)
+    high, last_rest = paired(high, 2.0 * y)
+    return high + (high_rest + (last_rest + low))
