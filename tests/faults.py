@@ -160,14 +160,14 @@ _FAULTS = {
     ),
     "lse_without_scale": (
         "_numba/finish.py",
-        "+ np.float64(row_max) * scale",
-        "+ np.float64(row_max)",
+        "base, base_rest = times(base, scale)",
+        "base, base_rest = times(base, 1.0)",
         OPTIONS,
     ),
     "weights_not_divided_by_their_sum": (
         "_numba/finish.py",
-        "wide, lowest) / total",
-        "wide, lowest)",
+        "wide, lowest) * left / total",
+        "wide, lowest) * left",
         OPTIONS,
     ),
     "softcap_slope": (

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tolerances
 
+import fastattn
 from fastattn import reference
 
 
@@ -82,6 +83,15 @@ def truth_of(results, operands, keys: int, size: float) -> Truth:
         tolerances.lse_error(dtype, features, size, finite_max(lse)),
         tolerances.weight_error(dtype, features, size),
     )
+
+
+def assert_weights_are_outputs(weights, query, key, value_dtype, *, about: Any = "", **options):
+    """Assert that weights are the output of the same call whose values are the identity."""
+    keys = key.shape[-2]
+    identity = np.broadcast_to(np.eye(keys, dtype=value_dtype), (*key.shape[:-2], keys, keys))
+    output = fastattn.attention(query, key, identity, **options)
+    tolerance = tolerances.weight_beside_output(output.dtype)
+    assert_close(weights, as_float64(output), tolerance, about=about)
 
 
 def rounded_options(options, dtype: np.dtype) -> dict[str, Any]:

@@ -65,21 +65,20 @@ RAGGED_FAULTS = {
     ),
     "sink_folded_twice": (
         "_numba/finish.py",
-        "            fold_sink(tag, call, max_place, sum_place, running, sink, zeros)\n",
-        "            for _ in range(2):\n"
-        "                fold_sink(tag, call, max_place, sum_place, running, sink, zeros)\n",
+        "        return row_sum + weight, rest + weight, one\n",
+        "        return row_sum + weight + weight, rest + weight + weight, one\n",
         SINKS,
     ),
     "sink_left_out_of_empty_rows": (
         "_numba/finish.py",
         "if sink != -np.inf:",
-        "if sink != -np.inf and load_scalar(tag, max_place) != -np.inf:",
+        "if sink != -np.inf and row_max != -np.inf:",
         EMPTY_SINKS,
     ),
-    "maximum_stays_in_the_unit_of_the_sink": (
+    "maximum_met_by_the_sink_as_it_was_scored": (
         "_numba/finish.py",
-        "cast(tag, np.float64(row_max) / unit)",
-        "cast(tag, np.float64(row_max))",
+        "lead = fma(base, scale, -np.float64(sink))",
+        "lead = base - np.float64(sink)",
         SINKS,
     ),
     "sink_of_the_first_head": (

@@ -1,7 +1,10 @@
-"""The project's own exp and exp2: at most one unit in the last place from the truth.
+"""The project's own exp, exp2 and logarithm: at most one unit in the last place from the truth.
 
 A sample is always on; every float32 there is between -104 and 0 stands behind the marker `long`.
 """
+
+import decimal
+from decimal import Decimal
 
 import numba
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from fastattn._numba.elementary import exp2_lowest, exp2_product, exp_nonpositive
 from fastattn._numba.emit import LANES
+from fastattn._numba.logarithm import log_of_sum
 from fastattn._numba.memory import load, store
 from fastattn._numba.simd import cast, splat
 
@@ -92,6 +96,44 @@ def test_ends_of_the_range(dtype):
     x[:6] = [0.0, -0.0, -np.inf, np.nan, -1e30, -np.finfo(dtype).tiny]
     for result in (evaluate(exp_all, x), evaluate(exp2_all, x, dtype(1.25))):
         np.testing.assert_array_equal(result[:6], [1, 1, 0, np.nan, 0, 1])
+
+
+@numba.njit
+def logarithm_of(base, large, small):
+    return log_of_sum(base, 0.0, large, small)
+
+
+def test_logarithm_of_a_sum_and_a_base(seed):
+    """Within an ulp, near 0 too; where base and logarithm cancel, within 2^-60 of them."""
+    rng = np.random.default_rng(seed)
+    context = decimal.Context(prec=400)
+    for _ in range(400):
+        large = float(rng.choice([1.0, 2.0, 3.0, 64.0, 0.7, 1e300, 2.0**-1060, rng.uniform(0, 9)]))
+        small = (
+            float(10.0 ** rng.uniform(-320, 3) * rng.choice([1, -1])) if rng.random() < 0.8 else 0.0
+        )
+        if large + small <= 0:
+            continue
+        logarithm = context.ln(context.add(Decimal(large), Decimal(small)))
+        for base in (0.0, -float(logarithm), float(rng.standard_normal() * 10)):
+            exact = context.add(Decimal(base), logarithm)
+            error = abs(context.subtract(Decimal(logarithm_of(base, large, small)), exact))
+            ulp = np.spacing(abs(float(exact)))
+            assert error <= ulp + 2.0**-60 * abs(base), (base, large, small)
+
+
+def test_logarithm_of_what_is_no_number():
+    for base, large, small, expected in (
+        (0.0, 0.0, 0.0, -np.inf),
+        (1.0, 1.0, -1.0, -np.inf),
+        (0.0, 1.0, -2.0, np.nan),
+        (0.0, np.nan, 0.0, np.nan),
+        (np.nan, 1.0, 0.0, np.nan),
+        (np.inf, 1.0, 0.0, np.inf),
+        (-np.inf, 1.0, 0.0, -np.inf),
+        (2.0, np.inf, 0.0, np.inf),
+    ):
+        np.testing.assert_array_equal(logarithm_of(base, large, small), expected)
 
 
 @pytest.mark.long

@@ -21,6 +21,12 @@ SUM_ROUNDINGS = 0.5
 SEGMENT_KEYS = 512
 # Roundings of a subnormal sum: each product may lose half of the smallest number.
 UNDERFLOW_ROUNDINGS = 64.0
+# Roundings of a log-sum-exp near 0: exponential, their sum, logarithm, result.
+LOGARITHM_ROUNDINGS = 4.0
+# What is left of terms that cancel, in parts of their spacing: float32 is computed in float64.
+LOST_IN_CANCELLING = 2.0**-7
+# A log-sum-exp is never off by more than this many times what SciPy's is, over a distribution.
+SCIPY_RATIO = 2.0
 # Single operations against SciPy's or NumPy's formula in float64.
 SOFTMAX_ROUNDINGS = 8.0
 FUSE_ROUNDINGS = 2.0
@@ -50,6 +56,21 @@ def score_error(dtype, features: int, score_size: float) -> float:
 def weight_error(dtype, features: int, score_size: float) -> float:
     """Relative error of a weight, and of a log-sum-exp apart from its own size."""
     return WEIGHT_ROUNDINGS * epsilon(dtype) + score_error(dtype, features, score_size)
+
+
+def weight_beside_output(dtype) -> float:
+    """Absolute error of a weight against the output of the same call whose values are the identity.
+
+    Both see the same scores, so their size is no excuse: what the bound above lets pass where
+    scores are large, this one does not.
+    """
+    small = float(rounding(dtype, 1.0)) if is_small(dtype) else 0.0
+    return WEIGHT_ROUNDINGS * epsilon(np.float32 if is_small(dtype) else dtype) + 2 * small
+
+
+def near_zero_error(dtype, distance: ArrayLike = 0.0) -> np.ndarray:
+    """Relative error of a logarithm of a sum near 1, whose rest is that far below its maximum."""
+    return epsilon(dtype) * (LOGARITHM_ROUNDINGS + np.asarray(distance))
 
 
 def output_error(dtype, features: int, score_size: float, keys: int, value_size: float) -> float:

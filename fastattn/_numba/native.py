@@ -156,3 +156,23 @@ def store_float64(typingctx, address, index, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float64), codegen
+
+
+@intrinsic
+def bits_of(typingctx, number):
+    """Return the bits of a float64 as int64."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], _INT64)
+
+    return types.int64(types.float64), codegen
+
+
+@intrinsic
+def float_of(typingctx, bits):
+    """Return the float64 that has these bits."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], _DOUBLE)
+
+    return types.float64(types.int64), codegen

@@ -35,6 +35,11 @@ from .simd import (
 )
 from .softmax_finish import final
 
+# From here on a sum is as good as its parts: what is small beside it counts for little. Below, up
+# to seven equal maxima are told from the rest, which counts where their logarithm is cancelled.
+# Rows that are not peaked have sums above it, and are gone through once.
+WHOLE_SUM = 8.0
+
 
 @device
 def find_max(tag, place, keys):
@@ -105,8 +110,8 @@ def weigh_apart(tag, place, keys, row_max, factors, weights, sums, rests, sums_s
     """As `weigh`, for logarithms: the sum in two numbers, of the maxima and of the rest.
 
     Each exponential is taken times its factor, if there are `factors`; scratch `weights` holds
-    those of a segment. Without factors, a sum from 2 on is as good as its parts, and all of it
-    counts as the rest. Each segment's own numbers go to `sums` and `rests` if not 0.
+    those of a segment. Without factors, a sum from `WHOLE_SUM` on is taken whole, as the rest. Each
+    segment's own numbers go to `sums` and `rests` if not 0.
     """
     item = item_size(tag)
     total, rest = 0.0, 0.0
@@ -115,7 +120,7 @@ def weigh_apart(tag, place, keys, row_max, factors, weights, sums, rests, sums_s
         first = weights - segment * item
         at_max = cast(tag, 0.0)
         others = lane_sum(weigh_segment(tag, place, segment, stop, row_max, first, ahead))
-        if factors or (others >= cast(tag, 1.0) and others < cast(tag, 2.0)):
+        if factors or (others >= cast(tag, 1.0) and others < cast(tag, WHOLE_SUM)):
             at_max, others = set_apart(tag, weights, factors, segment, stop)
         total += np.float64(at_max)
         rest += np.float64(others)
@@ -249,7 +254,7 @@ def weigh_sideways_apart(
     sums, which tell rows of NaN.
     """
     step = LANES * item_size(tag)
-    zero, two = splat(cast(tag, 0.0)), splat(cast(tag, 2.0))
+    zero, bound = splat(cast(tag, 0.0)), splat(cast(tag, WHOLE_SUM))
     total = zero
     for row in range(2 * LANES):
         store_float64(parts, row, 0.0)
@@ -264,11 +269,11 @@ def weigh_sideways_apart(
             store(first + k * step, weight)
         others, at_max = fold_lanes(tag, lanes), zero
         total = total + others
-        below = select_above(two, others, others, zero)
+        below = select_above(bound, others, others, zero)
         if lane_max(below) >= cast(tag, 1.0):
             apart, ones = set_apart_sideways(tag, weights, stop - segment, lanes)
-            at_max = select_above(two, others, ones, zero)
-            others = select_above(two, others, apart, others)
+            at_max = select_above(bound, others, ones, zero)
+            others = select_above(bound, others, apart, others)
         store(lanes, at_max)
         store(lanes + step, others)
         for row in range(LANES):

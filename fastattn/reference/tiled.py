@@ -7,11 +7,9 @@
 4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf,
    among them those of another document.
 5. **normalise**: per segment of 512 keys the row maximum, ``exp2`` of the distance to it, and the
-   row sum on 16 lanes with a written-out tree; where the log-sum-exp is asked for, also the rest of
-   that sum, all but one maximum, which would be lost in the sum where it is small.
+   row sum on 16 lanes with a written-out tree; for the log-sum-exp, its rest without one maximum.
 6. **fuse**: one chain of multiply-adds over the keys of the segment; segments fold left.
-7. **finish**: fold the sink, divide by the row sum, log-sum-exp from the rest, empty rows. Returned
-   weights come from the scores' own maximum, times the share that the sink leaves.
+7. **finish**: fold the sink, divide by the row sum, log-sum-exp from the rest, empty rows.
 
 Only segments, lanes and chains decide bits, and they are constants counted from key 0; blocks of
 rows and panels are free. NumPy has no fused multiply-add and works in float64 here, so this file
@@ -214,8 +212,7 @@ def attend_block(
     keys = value.shape[-2]
     for first in range(0, max(keys, 1), SEGMENT_KEYS):
         segment = range(first, min(first + SEGMENT_KEYS, keys))
-        scores = score(query, panels, segment, block, similarity)
-        scores = shape(scores, segment, block, shaping)
+        scores = shape(score(query, panels, segment, block, similarity), segment, block, shaping)
         scores = reveal(scores, segment, block, columns_of(key_ids, segment))
         row_max, weights, row_sum = normalise(scores, shaping.exponent_factor)
         rest = sum_of_lanes(np.where(weights == 1.0, 0.0, weights))
@@ -347,16 +344,12 @@ def fold(left: Partial, right: Partial, exponent_factor: float) -> Partial:
     correction = np.exp2((left.row_max - row_max) * exponent_factor)
     share = np.exp2((right.row_max - row_max) * exponent_factor)
     row_sum = left.row_sum * correction + right.row_sum * share
-    # One of the larger maxima stays apart, whichever side it is on; all else joins the rest.
-    joins_left = left.row_max >= right.row_max
-    rest = np.where(joins_left, left.rest, left.row_sum * correction)
-    rest = rest + np.where(joins_left, right.row_sum * share, right.rest)
+    at_left, at_right = left.rest + right.row_sum * share, left.row_sum * correction + right.rest
+    rest = np.where(left.row_max >= right.row_max, at_left, at_right)  # one maximum stays apart
     output = left.output * correction[..., None] + right.output * share[..., None]
-    skip_left, skip_right = left.row_max == -np.inf, right.row_max == -np.inf
-    row_sum = np.where(skip_right, left.row_sum, np.where(skip_left, right.row_sum, row_sum))
-    rest = np.where(skip_right, left.rest, np.where(skip_left, right.rest, rest))
-    output = np.where(skip_left[..., None], right.output, output)
-    output = np.where(skip_right[..., None], left.output, output)
+    for empty, other in ((left.row_max == -np.inf, right), (right.row_max == -np.inf, left)):
+        row_sum, rest = np.where(empty, other.row_sum, row_sum), np.where(empty, other.rest, rest)
+        output = np.where(empty[..., None], other.output, output)
     return Partial(row_max, row_sum, rest, output)
 
 
@@ -367,12 +360,11 @@ def finish(
     partial = partial._replace(row_max=partial.row_max * shaping.lse_factor)
     if sinks is not None:
         sink = per_head(sinks)[..., None]
-        alone = Partial(sink, np.ones_like(sink), np.zeros_like(sink), np.zeros((1, 1)))
-        partial = fold(partial, alone, LOG2_E)
+        one, zero = np.ones_like(sink), np.zeros_like(sink)
+        partial = fold(partial, Partial(sink, one, zero, np.zeros((1, 1))), LOG2_E)
     empty = partial.row_max == -np.inf
     output = np.where(empty[..., None], 0.0, partial.output / partial.row_sum[..., None])
-    lse = partial.row_max + np.log1p(partial.rest)
-    return output, np.where(empty, -np.inf, lse)
+    return output, np.where(empty, -np.inf, partial.row_max + np.log1p(partial.rest))
 
 
 def block_of_rows(rows: Rows, first: int) -> Rows:
