@@ -2,9 +2,9 @@
 
 ``python tests/faults.py`` lists them; ``python tests/faults.py NAME...`` seeds those, each by
 itself, and runs its tests. Those of ragged batches and biases stand in `ragged_faults`, those of
-caches and halves in `cache_faults`, of pairs of bfloat16 in `pair_faults`, of the compiled path in
-`compiled_faults`, of budgets in `allocation_faults` and `shared_faults`, of the multi-head module,
-pictures and examples in `module_faults`.
+caches and halves in `cache_faults`, of pairs of bfloat16 in `pair_faults`, of logarithms in
+`logarithm_faults`, of the compiled path in `compiled_faults`, of budgets in `allocation_faults` and
+`shared_faults`, of the multi-head module, pictures and examples in `module_faults`.
 
 A fault names a file of the package, a piece of it that occurs once, what to put there, and the
 tests that must go red. The package is copied first: the working tree is never touched.
@@ -22,6 +22,7 @@ from pathlib import Path
 from allocation_faults import ALLOCATION_FAULTS
 from cache_faults import CACHE_FAULTS
 from compiled_faults import COMPILED_FAULTS
+from logarithm_faults import LOGARITHM_FAULTS
 from module_faults import MODULE_FAULTS
 from pair_faults import PAIR_FAULTS
 from ragged_faults import RAGGED_FAULTS
@@ -363,6 +364,7 @@ _PLACES = (
     RAGGED_FAULTS,
     CACHE_FAULTS,
     PAIR_FAULTS,
+    LOGARITHM_FAULTS,
     COMPILED_FAULTS,
     ALLOCATION_FAULTS,
     SHARED_FAULTS,

@@ -34,7 +34,7 @@ SMALLEST_NORMAL = 2.0**-1022
 def log_of_sum(base, base_rest, large, small):
     """`base + base_rest + ln(large + small)`; -inf where the sum is 0, NaN where it is negative.
 
-    Within an ulp of the result, and 2^-60 of the terms where they cancel.
+    Within an ulp of the result, and 2^-58 where base and logarithm cancel.
     """
     total, rest = paired(large, small)
     if not total > 0.0:

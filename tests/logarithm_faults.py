@@ -1,0 +1,143 @@
+"""Faults to seed in weights with sinks and in logarithms of sums; entries as in `faults`."""
+
+_WEIGHTS = "tests/test_weights.py::test_"
+_LOGARITHMS = "tests/test_logarithms.py::test_"
+AT_ANY_SIZE = _WEIGHTS + "weights_are_outputs_at_any_size_of_score -k numba-beside"
+SMALL_REST = _LOGARITHMS + "a_rest_below_the_last_place_of_one_counts -k numba"
+TIES = _LOGARITHMS + "equal_maxima_that_cancel_their_number -k numba"
+EVERY_WAY = _LOGARITHMS + "bits_of_peaked_rows_are_the_same_every_way -k numba"
+OF_ATTENTION = _LOGARITHMS + "lse_of_attention_near_zero -k numba"
+OVER_SEGMENTS = _LOGARITHMS + "lse_near_zero_over_segments_states_and_splits -k numba"
+SINKS_NEAR_ZERO = _LOGARITHMS + "lse_near_zero_with_sinks -k numba"
+HALVES = _LOGARITHMS + "lse_of_halves_near_zero -k numba"
+SIGNS = _LOGARITHMS + "factors_of_every_sign_as_scipy_has_them -k numba"
+HIDDEN_FACTORS = _LOGARITHMS + "factors_with_scale_and_mask -k numba"
+FACTOR_DTYPES = _LOGARITHMS + "factors_take_part_in_the_dtype_as_in_scipy -k reference"
+LOGARITHM = "tests/test_elementary.py::test_logarithm_of_a_sum_and_a_base"
+
+LOGARITHM_FAULTS = {
+    # Weights with sinks.
+    "weights_without_the_share_of_the_sink": (
+        "_numba/finish.py",
+        "wide, lowest) * left / total",
+        "wide, lowest) / total",
+        AT_ANY_SIZE,
+    ),
+    "sink_met_by_a_rounded_maximum": (
+        "_numba/finish.py",
+        "lead = fma(base, scale, -np.float64(sink))",
+        "lead = np.float64(cast(tag, base * scale * 1.0001)) - np.float64(sink)",
+        AT_ANY_SIZE,
+    ),
+    # The rest of a sum, in attention.
+    "rest_from_the_rounded_sum": (
+        "_numba/rows.py",
+        "        rest = rest_of_weights(tag, scores, low, high)\n",
+        "        rest = row_sum - cast(tag, 1.0)\n",
+        OF_ATTENTION,
+    ),
+    "rest_with_the_maximum": (
+        "_numba/rows.py",
+        "total = total + select_equal(weight, cast(tag, 1.0), zero, weight)",
+        "total = total + weight",
+        OF_ATTENTION,
+    ),
+    "rest_of_pairs_from_the_rounded_sum": (
+        "_numba/paired.py",
+        "        rest = lane_sum(total)\n",
+        "        rest = row_sum - cast(tag, 1.0)\n",
+        HALVES,
+    ),
+    "rest_of_a_smaller_segment_forgotten": (
+        "_numba/rows.py",
+        "rest = fma(segment_sum, gain, load_scalar(tag, rest_place))",
+        "rest = load_scalar(tag, rest_place)",
+        OVER_SEGMENTS,
+    ),
+    "rest_below_a_larger_segment_forgotten": (
+        "_numba/rows.py",
+        "rest = fma(old_sum, correction(tag, old_max, segment_max, factor), segment_rest)",
+        "rest = segment_rest",
+        OVER_SEGMENTS,
+    ),
+    "rest_not_kept_by_states": (
+        "_engine/states.py",
+        "    record.set(keeps_rest=1)  # `finish` may ask for the log-sum-exp\n",
+        "",
+        OVER_SEGMENTS,
+    ),
+    "sink_left_out_of_the_rest": (
+        "_numba/finish.py",
+        "return row_sum + weight, rest + weight, one",
+        "return row_sum + weight, rest, one",
+        SINKS_NEAR_ZERO,
+    ),
+    # The rest of a sum, in logsumexp and log_softmax.
+    "maximum_not_set_apart": (
+        "_numba/weigh.py",
+        "if factors or (others >= cast(tag, 1.0) and others < cast(tag, WHOLE_SUM)):",
+        "if factors:",
+        SMALL_REST,
+    ),
+    "maximum_not_set_apart_across_the_lanes": (
+        "_numba/weigh.py",
+        "if lane_max(below) >= cast(tag, 1.0):",
+        "if lane_max(below) >= cast(tag, 2.0):",
+        EVERY_WAY,
+    ),
+    "equal_maxima_taken_for_the_rest": (
+        "_numba/weigh.py",
+        "WHOLE_SUM = 8.0",
+        "WHOLE_SUM = 2.0",
+        TIES,
+    ),
+    "chunks_forget_the_maxima": (
+        "_numba/weigh.py",
+        "            store_scalar(sums + offset, at_max)\n",
+        "            store_scalar(sums + offset, cast(tag, 0.0))\n",
+        EVERY_WAY,
+    ),
+    "logarithm_of_the_rounded_sum": (
+        "_numba/logarithm.py",
+        "above, above_rest = paired(mantissa - 1.0, rest)",
+        "above, above_rest = paired(mantissa - 1.0, 0.0)",
+        LOGARITHM,
+    ),
+    "quotient_of_the_logarithm_rounded": (
+        "_numba/logarithm.py",
+        "(2.0 * y_rest + base_rest)",
+        "base_rest",
+        LOGARITHM,
+    ),
+    # Factors.
+    "factors_of_the_maxima_forgotten": (
+        "_numba/weigh.py",
+        "select_equal(weight, one, factor, zero)",
+        "select_equal(weight, one, splat(one), zero)",
+        SIGNS,
+    ),
+    "sign_of_infinite_terms_lost": (
+        "_numba/softmax.py",
+        "total += np.inf * factor if score < np.inf else score * factor",
+        "total += np.inf * abs(factor) if score < np.inf else score * abs(factor)",
+        SIGNS,
+    ),
+    "factor_of_zero_hides_nothing": (
+        "_numba/gather.py",
+        "store(scores + offset, select_equal(factor, zero, splat(hidden), score))",
+        "store(scores + offset, score)",
+        SIGNS,
+    ),
+    "factor_of_a_hidden_key_seen": (
+        "_numba/gather.py",
+        "store(target + offset, select_equal(score, hidden, splat(zero), factor))",
+        "store(target + offset, factor)",
+        HIDDEN_FACTORS,
+    ),
+    "small_integers_promote_like_large_ones": (
+        "_core/reduced.py",
+        "dtype = np.result_type(factors.dtype, np.float16)",
+        "dtype = np.dtype(np.float64)",
+        FACTOR_DTYPES,
+    ),
+}
