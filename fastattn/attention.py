@@ -146,10 +146,12 @@ def attention(
     A row that sees no key is 0, with lse -inf and weights 0. What a hidden key or value holds, NaN
     included, never reaches a result. A NaN in a visible input reaches exactly the rows that see it.
 
-    Accuracy: at most 1.5 times the error of plain NumPy in the same dtype. float16 and bfloat16
-    are computed in float32 and rounded once; what float16 cannot hold becomes inf. Values larger
-    than the largest float divided by S may overflow, since sums of them are divided last: scale
-    them by a power of two, and the output back.
+    Accuracy: at most 1.5 times the error of plain NumPy in the same dtype, for weights as for
+    outputs. A log-sum-exp near 0 is as exact as the distances of the scores to the largest, unless
+    that one and the logarithm of the sum cancel. float16 and bfloat16 are computed in float32 and
+    rounded once; what float16 cannot hold becomes inf. Values larger than the largest float divided
+    by S may overflow, since sums of them are divided last: scale them by a power of two, and the
+    output back.
 
     Where the CPU multiplies pairs of bfloat16 faster than float32 (AMD from Zen 4 on), queries,
     keys and values of bfloat16 are multiplied as they are, weights are rounded to bfloat16 and

@@ -183,11 +183,11 @@ def logsumexp(
     Agrees with ``scipy.special.logsumexp`` for real floats, given the same `axis`: -1 by default,
     None in SciPy. Over nothing, or where everything is hidden, it is -inf, with the sign 0.
 
-    The largest entries and the rest are added apart. So a result near 0 is right to a few ulp of
-    itself where the largest entry is near 0, and where entries are equal and their number cancels
-    it (``[-log(2), -log(2)]``). Where the largest entry and the logarithm of the sum cancel
-    otherwise, as in a normalised row of log-probabilities, an error of about an ulp of the largest
-    entry remains, that of the sum; where factors of both signs cancel, the error of their terms.
+    The largest entry and the rest are added apart. So a result near 0 is right to a few ulp of
+    itself where the largest entry is near 0, and where up to seven equal entries cancel their
+    number, as in ``[-log(2), -log(2)]``. Where the largest entry and the logarithm of the sum
+    cancel otherwise, as in a normalised row of log-probabilities, an error of about an ulp of the
+    largest entry remains, that of the sum; where factors of both signs cancel, that of their terms.
 
     Examples
     --------
