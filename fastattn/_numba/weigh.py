@@ -64,41 +64,32 @@ def find_max(tag, place, keys):
     return lane_max(larger(larger(first, second), larger(third, fourth)))
 
 
-@device(inlined=True)
-def weigh_segment(tag, place, begin, stop, row_max, weights, ahead):
-    """The lanes' sums of the exponentials of keys begin to stop, which are in one segment.
-
-    They go to `weights` if that is not 0. `ahead` bytes further lies what is read next.
-    """
-    item = item_size(tag)
-    maximum = splat(row_max)
-    whole = stop // LANES * LANES
-    lanes = splat(cast(tag, 0.0))
-    for k in range(begin, whole, LANES):
-        weight = exp_nonpositive(load(tag, place + k * item) - maximum)
-        prefetch(place + k * item + ahead)
-        lanes = lanes + weight
-        if weights:
-            store(weights + k * item, weight)
-    if whole < stop:
-        scores = load_first(place + whole * item, stop - whole, cast(tag, -np.inf))
-        weight = exp_nonpositive(scores - maximum)
-        lanes = lanes + weight
-        if weights:
-            store(weights + whole * item, weight)
-    return lanes
-
-
 @device
 def weigh(tag, place, keys, row_max, weights, sums, sums_stride, ahead):
     """Step weigh, keys on the lanes: the sum of exponentials, which go to `weights` if not 0.
 
     Each segment's own sum goes to `sums` if not 0. `ahead` bytes further lies what is read next.
     """
+    item = item_size(tag)
+    maximum = splat(row_max)
     total = cast(tag, 0.0)
     for segment in range(0, keys, SEGMENT_KEYS):
         stop = min(segment + SEGMENT_KEYS, keys)
-        segment_sum = lane_sum(weigh_segment(tag, place, segment, stop, row_max, weights, ahead))
+        whole = stop // LANES * LANES
+        lanes = splat(cast(tag, 0.0))
+        for k in range(segment, whole, LANES):
+            weight = exp_nonpositive(load(tag, place + k * item) - maximum)
+            prefetch(place + k * item + ahead)
+            lanes = lanes + weight
+            if weights:
+                store(weights + k * item, weight)
+        if whole < stop:
+            scores = load_first(place + whole * item, stop - whole, cast(tag, -np.inf))
+            weight = exp_nonpositive(scores - maximum)
+            lanes = lanes + weight
+            if weights:
+                store(weights + whole * item, weight)
+        segment_sum = lane_sum(lanes)
         total = total + segment_sum
         if sums:
             store_scalar(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum)
@@ -117,9 +108,8 @@ def weigh_apart(tag, place, keys, row_max, factors, weights, sums, rests, sums_s
     total, rest = 0.0, 0.0
     for segment in range(0, keys, SEGMENT_KEYS):
         stop = min(segment + SEGMENT_KEYS, keys)
-        first = weights - segment * item
         at_max = cast(tag, 0.0)
-        others = lane_sum(weigh_segment(tag, place, segment, stop, row_max, first, ahead))
+        others = weigh(tag, place + segment * item, stop - segment, row_max, weights, 0, 0, ahead)
         if factors or (others >= cast(tag, 1.0) and others < cast(tag, WHOLE_SUM)):
             at_max, others = set_apart(tag, weights, factors, segment, stop)
         total += np.float64(at_max)
