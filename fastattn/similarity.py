@@ -43,9 +43,9 @@ def similarity(
     key : array_like, (..., S, E)
         S keys. Batch dims broadcast.
     metric : {"cosine", "dot", "scaled_dot", "euclidean"}
-        ``cosine``: :math:`q \cdot k / (|q||k|)`, 0 for a zero vector; ``dot`` and ``scaled_dot``:
-        :math:`q \cdot k`; ``euclidean``: :math:`-|q - k|^2`, from differences, so that larger is
-        more similar for every metric.
+        ``cosine``: :math:`q \cdot k / (|q||k|)`, within -1 and 1, 0 for a zero vector; ``dot`` and
+        ``scaled_dot``: :math:`q \cdot k`; ``euclidean``: :math:`-|q - k|^2`, from differences, so
+        that larger is more similar for every metric.
     scale : float, optional
         Any finite number. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when E is 0), else 1.
     out : ndarray, (..., L, S), optional
@@ -70,8 +70,10 @@ def similarity(
 
     Notes
     -----
-    Norms neither overflow at 1e30 nor underflow at 1e-30. Beside the result, memory is a few
-    blocks per thread. The bits of an entry depend on its query, its key and the scale alone.
+    Norms neither overflow at 1e30 nor underflow at 1e-30, and errors do not grow with E. Beside the
+    result, memory is a few blocks per thread. The bits of an entry depend on its query, its key and
+    the scale alone, and query and key may change places: ``similarity(x, x)`` is symmetric, so that
+    ``scipy.spatial.distance.squareform(1 - similarity(x, x))`` takes it.
 
     Examples
     --------

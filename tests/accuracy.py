@@ -1,13 +1,18 @@
 """Accuracy against plain NumPy in the same dtype over a stated distribution: contract point 4.
 
-``PYTHONPATH=. python tests/accuracy.py --cases 1000`` prints the figures;
-`test_accuracy.py` holds the bounds.
+``PYTHONPATH=. python tests/accuracy.py --cases 1000`` prints the figures, ``--table`` those of
+every metric, dtype and kind of features from E = 1 to 1 000 000; `test_accuracy.py` holds the
+bounds.
 
 The distribution: S log-uniform in 1..32768, L in 32..128, E in 1..128, Ev in 16..128 (float64,
 whose truth is computed in long doubles: L in 8..16, E in 1..48, Ev in 16..32); normal queries, keys
 and values; the scale is ``s / sqrt(E)`` with s log-uniform in 0.1..30; a third of the cases has
 offsets on its keys, a third on its values (0.1 to 100), a third has one element in a hundred 30
 times larger; a quarter is causal.
+
+The table has a few rows and keys, so that E can be large: features that are normal, positive
+(uniform in 0..1) or constant along each vector, whose roundings do not cancel. Halves are judged
+against what NumPy makes of them in float32, rounded once.
 
 The error of a case is the root mean square over its outputs, in ulps of the largest value. Printed
 beside it is how many cases are beyond the same bound by their largest single error: with large
@@ -25,6 +30,7 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import strategies
 import tolerances
 
 import fastattn
@@ -138,11 +144,103 @@ def report(figures, dtype) -> str:
     )
 
 
+# --- wide vectors --------------------------------------------------------------------------------
+
+WIDTHS = (1, 3, 16, 64, 128, 256, 512, 768, 1536, 4096, 16384, 150528, 1_000_000)
+METRICS = ("dot", "scaled_dot", "cosine", "euclidean")
+KINDS = ("signed", "positive", "constant")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def draw_vectors(rng, kind, shape, dtype):
+    """Vectors whose features are normal, uniform in 0..1, or all alike along each vector."""
+    if kind == "constant":
+        column = rng.uniform(0.5, 2, (*shape[:-1], 1)).astype(dtype)
+        return np.ascontiguousarray(np.broadcast_to(column, shape))
+    drawn = rng.standard_normal(shape, np.float32) if kind == "signed" else rng.random(shape)
+    return drawn.astype(dtype)
+
+
+def compare_plainly(query, key, metric):
+    """Similarities as NumPy users write them, in the dtype of the inputs; no scale."""
+    if metric == "euclidean":
+        return np.stack([-((row - key) ** 2).sum(axis=-1) for row in query])
+    if metric == "cosine":
+        query, key = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (query, key))
+    return query @ key.T
+
+
+def measure_wide(metric, dtype, kind, features, seed=0) -> tuple[Figure, Figure]:
+    """Errors of `similarity` and of `attention` at one width, over calls of 1, 3 and 8 rows."""
+    dtype = strategies.dtype_of(dtype)
+    rng = np.random.default_rng([seed, features, *map(ord, f"{metric}{dtype}{kind}")])
+    computed = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    wide = np.dtype(np.float64 if computed == np.float32 else np.longdouble)
+    key, value = draw_vectors(rng, kind, (16, features), dtype), rng.standard_normal((16, 8))
+    value = value.astype(dtype)
+    scale = 10.0 if metric == "cosine" else 1 / math.sqrt(features)
+    errors: dict[str, list] = {"similarity": [], "attention": []}
+    for rows in (1,) * 4 + (3, 8):
+        query = draw_vectors(rng, kind, (rows, features), dtype)
+        results = [
+            (scores, soften(scores * scores.dtype.type(scale), value.astype(scores.dtype)))
+            for scores in (
+                compare_plainly(query.astype(kept), key.astype(kept), metric)
+                for kept in (wide, computed)
+            )
+        ]
+        (truth, true_output), (plain, plain_output) = results
+        ours = fastattn.similarity(query, key, metric=metric, scale=1.0)
+        output = fastattn.attention(query, key, value, similarity=metric, scale=scale)
+        for name, expected, *found in (
+            ("similarity", truth, ours, plain),
+            ("attention", true_output, output, plain_output),
+        ):
+            size = np.abs(truth if name == "similarity" else value.astype(wide)).max()
+            ulp = float(size) * tolerances.epsilon(dtype) or 1.0
+            errors[name].append(
+                [np.ravel((x.astype(dtype).astype(wide) - expected) / ulp) for x in found]
+            )
+    figures = []
+    for found in errors.values():
+        ours, plain = (np.concatenate(side).astype(np.float64) for side in zip(*found, strict=True))
+        rms = [float(np.sqrt(np.mean(x**2))) for x in (ours, plain)]
+        figures.append(Figure(seed, 16, scale, *rms, (abs(ours).max(), abs(plain).max())))
+    return tuple(figures)
+
+
+def soften(scores, value):
+    """The softmax of scores times values, in their dtype."""
+    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return p @ value
+
+
+def print_table(widths=WIDTHS) -> None:
+    """A line per metric, dtype and kind: of each width our error over NumPy's, of both calls."""
+    print("our error / NumPy's (our error in ulps of the largest score or value); ! is too much")
+    for dtype in DTYPES:
+        for metric in METRICS:
+            for kind in KINDS:
+                cells: dict[str, list[str]] = {"similarity": [], "attention": []}
+                for features in widths:
+                    both = measure_wide(metric, dtype, kind, features)
+                    for name, figure in zip(cells, both, strict=True):
+                        mark = "!" if figure.excess > 1 else ""
+                        cells[name].append(f"{figure.ratio:.2f} ({figure.ours:.2g}){mark}")
+                for name, row in cells.items():
+                    print(f"| {dtype} {metric} {kind} {name} | {' | '.join(row)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="widths up to a million instead")
     arguments = parser.parse_args()
+    if arguments.table:
+        print_table()
+        return
     for dtype in (np.float32, np.float64):
         seeds = range(arguments.seed, arguments.seed + arguments.cases)
         print(report([measure(seed, dtype) for seed in seeds], dtype), flush=True)

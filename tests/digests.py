@@ -54,6 +54,12 @@ def everything(seed: int = 0) -> str:
         add(fastattn.attention_varlen(*packed, splits, splits, causal=True))
         add(fastattn.softmax(draw(300, 700), axis=0), fastattn.log_softmax(draw(30, 700)))
         add(fastattn.logsumexp(draw(300, 700)), fastattn.fuse(draw(30, 700), draw(700, 20)))
+        for features in (130, 1040, 2100):
+            wide = draw(2, 30, features), draw(2, 90, features), draw(2, 90, 64)
+            for similarity in ("scaled_dot", "cosine", "euclidean"):
+                add(fastattn.attention(*wide, similarity=similarity))
+                add(fastattn.attention(wide[0][:, :1], *wide[1:], similarity=similarity))
+                add(fastattn.similarity(*wide[:2], metric=similarity))
         add(fastattn.similarity(draw(30, 70), draw(90, 70)))
         add(fastattn.similarity(draw(30, 70), draw(90, 70), metric="euclidean"))
     weights, budgets, capacities = rng.random((300, 70)), rng.random(300), 3 * rng.random(70)

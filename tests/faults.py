@@ -27,6 +27,7 @@ from module_faults import MODULE_FAULTS
 from pair_faults import PAIR_FAULTS
 from ragged_faults import RAGGED_FAULTS
 from shared_faults import SHARED_FAULTS
+from wide_faults import WIDE_FAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_RUN = 300
@@ -179,8 +180,8 @@ _FAULTS = {
     ),
     "key_norm_without_exponent": (
         "_numba/pack.py",
-        "value = load(tag, place + e * stride) * exponent",
-        "value = load(tag, place + e * stride)",
+        "value = load(tag, place + e * PANEL_KEYS * item) * exponent",
+        "value = load(tag, place + e * PANEL_KEYS * item)",
         COSINE,
     ),
     "power_of_scale_doubled": (
@@ -369,6 +370,7 @@ _PLACES = (
     ALLOCATION_FAULTS,
     SHARED_FAULTS,
     MODULE_FAULTS,
+    WIDE_FAULTS,
 )
 _EVERY = [fault for place in _PLACES for fault in place.items()]
 FAULTS = tuple(Fault(name, *fault) for name, fault in _EVERY)

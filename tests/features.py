@@ -84,6 +84,12 @@ def _window(left: int | None, right: int | None) -> Callable[[Case], None]:
     return apply
 
 
+def _wide(c: Case) -> None:
+    """More features than a chain of them has, or a run of chains; little else, to be quick."""
+    c.features = int(c.rng.choice((129, 272, 1030, 1040, 2064)))
+    c.rows, c.keys = min(c.rows, 7), min(c.keys, 65)
+
+
 def _key_length(c: Case) -> None:
     c.options["key_lengths"] = int(c.rng.integers(0, c.keys + 1))
 
@@ -225,6 +231,7 @@ FEATURES: dict[str, Callable[[Case], None]] = {
     "documents": _documents,
     "documents_of_each": _documents_of_each,
     "small_mask": _small_mask,
+    "wide": _wide,
 }
 
 # Features that set the same thing: of such a pair only one can be had.
@@ -235,6 +242,7 @@ EXCLUSIVE = (
         *("float64", "mixed", "integers", "booleans", "float16", "small_keys"),
         *BFLOAT16_SHAPING,
     },
+    {"wide", "many_rows", "two_segments"},
     {"fortran_transposed", "strided_unaligned", "byteswapped_broadcast", "read_only_columns"},
     {"dot", "cosine", "euclidean"},
     {"scale", "negative_scale", "zero_scale"},

@@ -24,6 +24,30 @@ def test_errors_of_a_thousand_cases(exact_backend, dtype):
     check([accuracy.measure(i, dtype) for i in range(1000)], dtype)
 
 
+def check_wide(dtype, widths, seed=0):
+    """No metric errs more than the contract allows, for features of either kind."""
+    for metric in accuracy.METRICS:
+        for kind in ("signed", "positive"):
+            for features in widths:
+                both = accuracy.measure_wide(metric, dtype, kind, features, seed)
+                for name, figure in zip(("similarity", "attention"), both, strict=True):
+                    if dtype == "bfloat16" and name == "attention":
+                        continue  # its weights may be rounded, which NumPy's are not
+                    about = f"{name} {metric} {dtype} {kind} E = {features}: {figure}"
+                    assert figure.excess <= 1, about
+
+
+@pytest.mark.parametrize("dtype", accuracy.DTYPES)
+def test_errors_of_wide_vectors(exact_backend, dtype, seed):
+    check_wide(dtype, (1, 100, 768, 1536, 4096, 20000), seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", accuracy.DTYPES)
+def test_errors_of_a_million_features(exact_backend, dtype):
+    check_wide(dtype, accuracy.WIDTHS)
+
+
 def test_the_measure_sees_an_unsegmented_sum():
     """The harness can fail: one float32 chain over thirty thousand keys is far beyond the bound."""
     value = np.random.default_rng(1).random((30000, 4), np.float32) + np.float32(10)

@@ -71,6 +71,16 @@ def test_relation_in_float64(exact_backend, relation, seed):
         compare(relation, call_of(case), case)
 
 
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_relation_of_wide_vectors(exact_backend, relation, seed):
+    """Chains, runs of chains and their sums end where they must, for many rows and for one."""
+    sizes = {"batch": (1, 2), "keys": 77, "value_features": 64}
+    for features, rows in ((1040, 9), (2064, 1), (272, 9), (1030, 3)):
+        for names in ((), ("cosine",), ("euclidean",), ("float16",), ("float64",)):
+            case = strategies.case(names, seed=seed, features=features, rows=rows, **sizes)
+            compare(relation, call_of(case), case)
+
+
 def random_relation(number, seed):
     """Draw one case and one relation; sizes at random, one segment border always crossed."""
     rng = np.random.default_rng([seed, 4, number])

@@ -34,6 +34,8 @@ FUSE_ROUNDINGS = 2.0
 
 def epsilon(dtype) -> float:
     """Spacing of the dtype's numbers at 1."""
+    if is_small(dtype):
+        return 2.0 ** -SMALL_DTYPES[np.dtype(dtype).name][0]
     return float(np.finfo(dtype).eps)
 
 
@@ -93,6 +95,19 @@ def softmax_error(dtype, score_size: float) -> float:
 def fuse_error(dtype, keys: int, product_size: float) -> float:
     """Absolute error of a weighted sum whose terms' sizes add up to `product_size`."""
     return epsilon(dtype) * (FUSE_ROUNDINGS + CHAIN_ROUNDINGS * math.sqrt(keys)) * product_size
+
+
+# Sums over features, however many, as parts of themselves where all terms have one sign and even
+# where all are alike, so that roundings add up: of squares, as near as NumPy's pairwise sum; of
+# products, whose chains are longer.
+WIDE_ROUNDINGS = {"euclidean": 4.0, "dot": 24.0}
+# Cosines err as the dot does, and norms.
+WIDE_ROUNDINGS["cosine"] = WIDE_ROUNDINGS["scaled_dot"] = WIDE_ROUNDINGS["dot"]
+
+
+def wide_error(dtype, metric: str, size: float) -> float:
+    """Absolute error of a score of this size over any number of features."""
+    return WIDE_ROUNDINGS[metric] * epsilon(dtype) * size
 
 
 # Small dtypes: computed in float32, then rounded once; the result may be off by this many times

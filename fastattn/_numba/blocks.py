@@ -14,9 +14,17 @@ from .emit import LANES
 from .memory import load, load_scalar, store, store_first, store_scalar
 from .native import load_int64
 from .paired import fuse_visible_row, normalise_apart, normalise_row, zero_columns
-from .record import NO_MASK
+from .record import COSINE, NO_MASK
 from .rows import any_nan_in_row, fold_rest, fold_row, row_maximum
-from .scores import bias_row, documents_row, mask_row, reveal_row, shape_row
+from .scores import (
+    bias_row,
+    clamp_row,
+    documents_row,
+    largest_cosine,
+    mask_row,
+    reveal_row,
+    shape_row,
+)
 from .simd import cast, item_size
 
 LOG2_E = 1.4426950408889634
@@ -94,13 +102,16 @@ def reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, s
     start = segment * SEGMENT_KEYS
     high_padded = padded(high)
     biased = call.mask_kind != NO_MASK or call.alibi != 0 or call.query_ids != 0
-    if alike and not biased and not call.rescaled and high == high_padded:
+    cosine = call.metric == COSINE
+    if alike and not biased and not call.rescaled and not cosine and high == high_padded:
         begin = load_int64(slot(call, scratch, BEGIN, block), 0) - start
         if begin <= low:
             return
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
         exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+        if cosine:
+            clamp_row(tag, largest_cosine(tag, call, exact), row, low, high_padded)
         if call.rescaled or not exact:
             shape_row(tag, call, row, low, high_padded, exact)
         begin = load_int64(slot(call, scratch, BEGIN, block + r), 0) - start

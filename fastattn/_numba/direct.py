@@ -11,10 +11,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastattn._core.plan import FEATURE_CHAIN
+
 from .emit import (
     I32,
     I64,
     LANES,
+    Loop,
     dot_ir,
     fma_ir,
     load_ir,
@@ -40,6 +43,9 @@ _LINE_STEPS = 64 // STEP_BYTES
 
 # Beside the storage types: bfloat16 that is multiplied as it is, in pairs of neighbours of the sum.
 PAIRS = 15
+
+# What the steps of a score tile ask for, in bytes a byte of a key that lies in a run.
+RUN_AHEAD = 64 * _STEP_LINES // STEP_BYTES
 
 # Rows of queries that the tiles take, if not one; and vectors of a row of values.
 FEW_ROWS = 4
@@ -73,31 +79,6 @@ def _call_chosen(context, builder, name, emit, args, codes=(HALF, BFLOAT, INT8))
         outlined(context, builder, whole, kinds, ir.VoidType(), emit_tile, rest)
         builder.branch(end)
     builder.position_at_end(end)
-
-
-class _Loop:
-    """A counted loop of at least one step, whose carried values circulate as phis."""
-
-    def __init__(self, builder, carried):
-        self.builder = builder
-        head = builder.block
-        self.body = builder.function.append_basic_block("direct.body")
-        builder.branch(self.body)
-        builder.position_at_end(self.body)
-        self.values = []
-        for start in carried:
-            phi = builder.phi(start.type)
-            phi.add_incoming(start, head)
-            self.values.append(phi)
-
-    def close(self, following, again):
-        """Go on with the `following` values while `again`."""
-        builder = self.builder
-        for phi, value in zip(self.values, following, strict=True):
-            phi.add_incoming(value, builder.block)
-        done = builder.function.append_basic_block("direct.done")
-        builder.cbranch(again, self.body, done)
-        builder.position_at_end(done)
 
 
 def _scaled(builder, words, scale, tiny):
@@ -160,7 +141,7 @@ def _emit_scores(builder, code, rows, args):
 
 def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
     """Emit the loop over the bytes of keys, with their scales at hand."""
-    source, row_stride, _, a, a_stride, c, c_stride, size, fetch = args
+    source, row_stride, _, a, a_stride, c, c_stride, size, run, fetch = args
     step, element, link = STEP_BYTES // item_of(code), ir.FloatType(), fma_ir
     if code == PAIRS:
         step, element, link = STEP_BYTES // 4, I32, dot_ir
@@ -168,13 +149,16 @@ def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
     offsets = [builder.mul(row_stride, I64(r)) for r in range(2 * LANES)]
     # Keys without gaps are asked for line by line, in the order of memory: the machine then guesses
     # what is next. Else a line of every fourth key, the next keys in the next steps.
-    run = builder.icmp_signed("==", row_stride, size)
     gap = builder.select(run, I64(64), builder.mul(row_stride, I64(_LINE_STEPS)))
     move = builder.select(run, I64(64 * _STEP_LINES), row_stride)
     turned = builder.select(run, move, builder.sub(builder.add(move, I64(64)), gap))
 
-    loop = _Loop(builder, [I64(0), a, fetch, *[_ZERO] * len(cells)])
-    byte, query, fetched, *sums = loop.values
+    whole = Loop(builder, [I64(0), a, fetch, ir.Constant(ir.IntType(1), 0)])
+    *begin, accumulate = whole.values
+    stop = builder.add(begin[0], I64(FEATURE_CHAIN * (4 if code == PAIRS else item_of(code))))
+    stop = builder.select(builder.icmp_signed("<", stop, size), stop, size)
+    chain = Loop(builder, [*begin, *[_ZERO] * len(cells)])
+    byte, query, fetched, *sums = chain.values
     place = builder.add(source, byte)
     starts = [builder.add(place, offset) for offset in offsets]
     groups = [
@@ -193,26 +177,33 @@ def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
     following = builder.add(byte, I64(STEP_BYTES))
     within = builder.and_(following, I64(STEP_BYTES * _LINE_STEPS - 1))
     moved = builder.select(builder.icmp_signed("==", within, I64(0)), turned, move)
-    loop.close(
-        [following, builder.add(query, I64(4 * step)), builder.add(fetched, moved), *sums],
-        builder.icmp_signed("<", following, size),
-    )
+    after = [following, builder.add(query, I64(4 * step)), builder.add(fetched, moved)]
+    chain.close([*after, *sums], builder.icmp_signed("<", following, stop))
     for (row, group), total in zip(cells, sums, strict=True):
         place = builder.add(c, builder.mul(c_stride, I64(row)))
-        store_ir(builder, builder.add(place, I64(4 * LANES * group)), total)
+        _put_sum(builder, builder.add(place, I64(4 * LANES * group)), total, accumulate)
+    more = ir.Constant(ir.IntType(1), 1)
+    whole.close([*after, more], builder.icmp_signed("<", following, size))
+
+
+def _put_sum(builder, place, total, accumulate):
+    """Store a vector of sums, or add it to what stands there."""
+    added = builder.fadd(load_ir(builder, place, _FLOATS), total)
+    store_ir(builder, place, builder.select(accumulate, added, total))
 
 
 @intrinsic
 def direct_scores(
-    typing_context, code, rows, source, row_stride, scales, a, a_stride, c, c_stride, size, fetch
-):
+    typing_context, code, rows, source, row_stride, scales, a, a_stride, c, c_stride, size, run,
+    fetch,
+):  # fmt: skip
     """C = scores in float32 of `rows` queries at `a` and of two sixteens of keys at `source`.
 
-    `rows` is 1 or `FEW_ROWS`. Keys have `size` bytes, a multiple of `STEP_BYTES`, of the small
-    storage type `code`, and int8 a scale each; strides in bytes. Meanwhile the keys at `fetch` are
-    asked for.
+    `rows` is 1 or `FEW_ROWS`. Of each key `size` bytes take part, a multiple of `STEP_BYTES`, of
+    the small storage type `code`, and int8 have a scale each; strides in bytes. Meanwhile the keys
+    at `fetch` are asked for, which lie like these: without gaps if they are a `run`.
     """
-    sig = types.void(*[types.int64] * 11)
+    sig = types.void(*[types.int64] * 10, types.boolean, types.int64)
 
     def codegen(context, builder, sig, args):
         _call_chosen(context, builder, "direct_scores", _emit_scores, args)
@@ -251,7 +242,7 @@ def _in_order(builder, code, sums):
 def _emit_fused(builder, code, rows, args):
     """Emit C[rows, STRIP * 16] (+)= sum over depth of A[rows, depth] times value rows."""
     a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate, fetch, fetch_stride = args
-    loop = _Loop(builder, [I64(0), b, fetch, *[_ZERO] * (rows * STRIP)])
+    loop = Loop(builder, [I64(0), b, fetch, *[_ZERO] * (rows * STRIP)])
     index, b_row, fetched, *sums = loop.values
     offset = builder.shl(index, I64(2))
     scale = None
@@ -279,9 +270,7 @@ def _put_strips(builder, code, rows, sums, c, c_stride, accumulate):
         ordered = _in_order(builder, code, sums[row * STRIP : (row + 1) * STRIP])
         for vector, total in enumerate(ordered):
             place = builder.add(c, builder.mul(c_stride, I64(row)))
-            place = builder.add(place, I64(4 * LANES * vector))
-            added = builder.fadd(load_ir(builder, place, _FLOATS), total)
-            store_ir(builder, place, builder.select(accumulate, added, total))
+            _put_sum(builder, builder.add(place, I64(4 * LANES * vector)), total, accumulate)
 
 
 @intrinsic
@@ -305,10 +294,10 @@ def direct_fused(
 
 @intrinsic
 def direct_pair_scores(
-    typing_context, rows, source, row_stride, a, a_stride, c, c_stride, size, fetch
+    typing_context, rows, source, row_stride, a, a_stride, c, c_stride, size, run, fetch
 ):
-    """As `direct_scores`, of bfloat16 pairs of features: queries and keys have `size` bytes."""
-    sig = types.void(*[types.int64] * 9)
+    """As `direct_scores`, of bfloat16 pairs of features: `size` bytes of queries and keys."""
+    sig = types.void(*[types.int64] * 8, types.boolean, types.int64)
 
     def codegen(context, builder, sig, args):
         rows, source, row_stride, *rest = args
@@ -341,7 +330,7 @@ def _value_pairs(builder, first, second, is_pair):
 def _emit_fused_pairs(builder, code, rows, args):
     """Emit C[rows, STRIP * 16] (+)= sum over pairs of A times pairs of value rows."""
     a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch, fetch_stride = args
-    loop = _Loop(builder, [I64(0), b, fetch, *[_ZERO] * (rows * STRIP)])
+    loop = Loop(builder, [I64(0), b, fetch, *[_ZERO] * (rows * STRIP)])
     index, b_row, fetched, *sums = loop.values
     key = builder.shl(index, I64(1))
     # An odd number of rows ends in half a pair: the row again, and nothing of it taken.

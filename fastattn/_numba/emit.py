@@ -183,3 +183,28 @@ def outlined(context, builder, name, kinds, result, emit, args):
         else:
             inner.ret(value)
     return builder.call(function, args)
+
+
+class Loop:
+    """A counted loop of at least one step, whose carried values circulate as phis."""
+
+    def __init__(self, builder, carried):
+        self.builder = builder
+        head = builder.block
+        self.body = builder.function.append_basic_block("loop.body")
+        builder.branch(self.body)
+        builder.position_at_end(self.body)
+        self.values = []
+        for start in carried:
+            phi = builder.phi(start.type)
+            phi.add_incoming(start, head)
+            self.values.append(phi)
+
+    def close(self, following, again):
+        """Go on with the `following` values while `again`."""
+        builder = self.builder
+        for phi, value in zip(self.values, following, strict=True):
+            phi.add_incoming(value, builder.block)
+        done = builder.function.append_basic_block("loop.done")
+        builder.cbranch(again, self.body, done)
+        builder.position_at_end(done)

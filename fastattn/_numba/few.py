@@ -5,16 +5,25 @@ As `score_block` and `fuse_block`, with the bits of both, for what the tiles of 
 
 import numpy as np
 
-from fastattn._core.plan import FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.plan import FEATURE_RUN, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from .compile import device
-from .direct import FEW_ROWS, STEP_BYTES, STRIP, direct_fused, direct_scores
+from .direct import (
+    FEW_ROWS,
+    RUN_AHEAD,
+    STEP_BYTES,
+    STRIP,
+    direct_fused,
+    direct_pair_scores,
+    direct_scores,
+)
 from .emit import LANES
 from .memory import load_scalar, native_code, store_scalar
 from .native import load_int64, store_int64
 from .places import row_place, scale_place
 from .record import DOT
 from .storage import BFLOAT, HALF, INT8
+from .sums import end_run, room_for_sums, run_target
 
 # Keys and values are asked for this many rows before their turn.
 AHEAD_KEYS = 64
@@ -91,6 +100,37 @@ def group_of_keys(call, j, size, scratch):
 
 
 @device
+def score_few_runs(
+    code, rows, source, stride, scales, queries, query_stride, c, depth, size, fetch
+):  # fmt: skip
+    """Scores of two sixteens of keys of `depth` features, or pairs of them, in `size` bytes.
+
+    Run by run, see `sums`; `code` is None for pairs of bfloat16.
+    """
+    is_run = stride == size
+    room, width = room_for_sums(), GROUP_KEYS * 4
+    for first in range(0, depth, FEATURE_RUN):
+        stop = min(first + FEATURE_RUN, depth)
+        skip, count = first * size // depth, (stop - first) * size // depth
+        target, target_stride = c, SCORE_STRIDE * 4
+        if depth > FEATURE_RUN:
+            target, target_stride = run_target(room, first), width
+        # Where the steps before have come to.
+        ahead = fetch + (skip * RUN_AHEAD if is_run else skip)
+        if code is None:
+            direct_pair_scores(
+                rows, source + skip, stride, queries + 4 * first, query_stride, target,
+                target_stride, count, is_run, ahead,
+            )  # fmt: skip
+        else:
+            direct_scores(
+                code, rows, source + skip, stride, scales, queries + 4 * first, query_stride,
+                target, target_stride, count, is_run, ahead,
+            )  # fmt: skip
+        end_run(np.float32(0), room, rows, width, depth, stop, c, SCORE_STRIDE * 4)
+
+
+@device
 def score_few(call, segment, queries, rows, low, high, scratch):
     """Steps pack and score for a block of few rows, columns low to high and some around them."""
     size = call.features * call.key_feature
@@ -102,9 +142,9 @@ def score_few(call, segment, queries, rows, low, high, scratch):
         if j + GROUP_KEYS > call.keys:
             scales = source + GROUP_KEYS * size
         c = scratch + call.at_scores + column * 4
-        direct_scores(
+        score_few_runs(
             call.key_code, FEW_ROWS if rows > 1 else 1, source, stride, scales, queries,
-            query_stride, c, SCORE_STRIDE * 4, size, fetch,
+            query_stride, c, call.features, size, fetch,
         )  # fmt: skip
 
 

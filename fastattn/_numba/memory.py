@@ -276,3 +276,18 @@ def transpose_four(typing_context, tag, whole, source, row_stride, last_row, tar
         return context.get_dummy_value()
 
     return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def stack_room(typing_context, size):
+    """Address of `size` (a literal) bytes on the stack, the same ones in every round of a loop."""
+    kind = ir.ArrayType(ir.IntType(8), size.literal_value)
+
+    def codegen(context, builder, sig, args):
+        # Not Numba's own `alloca_once`, which would clear them, byte by byte.
+        with builder.goto_entry_block():
+            place = builder.alloca(kind)
+        place.align = 64
+        return builder.ptrtoint(place, I64)
+
+    return types.int64(size), codegen

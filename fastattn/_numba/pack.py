@@ -5,7 +5,7 @@ rows; values are used where they lie unless their layout forbids it. Conversion 
 cosine norms and the exact part of scale happen here, so that the tiles never see them.
 """
 
-from fastattn._core.plan import PANEL_KEYS
+from fastattn._core.plan import FEATURE_RUN, PANEL_KEYS
 
 from .compile import device
 from .elementary import inverse_exponent
@@ -14,10 +14,12 @@ from .memory import (
     load,
     native_code,
     prefetch,
+    stack_room,
     store,
     store_scalar,
     transpose_four,
 )
+from .pairs import paired
 from .record import COSINE
 from .simd import (
     absolute,
@@ -33,9 +35,12 @@ from .simd import (
     square_root,
 )
 from .storage import widen_row
+from .sums import settled
 
 # How many rows ahead of packing keys are fetched.
 PREFETCH_KEYS = 32
+# Bytes of sixteen vectors.
+_CHAINS = 8 * LANES * LANES
 
 
 @device
@@ -122,17 +127,23 @@ def scale_row(tag, target, length, call, always, most):
 
 @device
 def normalise_query(tag, row, length):
-    """Divide a padded row by its Euclidean norm; a zero row stays zero. No overflow on the way."""
+    """Divide a padded row by its Euclidean norm; a zero row stays zero. No overflow on the way.
+
+    Feature e's square goes to chain e % 16 of its run of features; the lane tree adds the chains.
+    """
     item = item_size(tag)
-    largest = splat(cast(tag, 0.0))
+    largest = total = error = splat(cast(tag, 0.0))
     for i in range(0, length, LANES):
         largest = larger(largest, absolute(load(tag, row + i * item)))
     exponent = inverse_exponent(splat(lane_max(largest)))
-    total = splat(cast(tag, 0.0))
-    for i in range(0, length, LANES):
-        value = load(tag, row + i * item) * exponent
-        total = fma(value, value, total)
-    inverse = _inverse_norm(tag, splat(lane_sum(total)))
+    for first in range(0, length, FEATURE_RUN):
+        squares = splat(cast(tag, 0.0))
+        for i in range(first, min(first + FEATURE_RUN, length), LANES):
+            value = load(tag, row + i * item) * exponent
+            squares = fma(value, value, squares)
+        total, lost = paired(total, splat(lane_sum(squares)))
+        error = error + lost
+    inverse = _inverse_norm(tag, settled(total, error))
     for i in range(0, length, LANES):
         store(row + i * item, load(tag, row + i * item) * exponent * inverse)
 
@@ -144,20 +155,47 @@ def _inverse_norm(tag, squares):
 
 
 @device
+def _squares_of_keys(tag, place, exponent, first, stop):
+    """The sums of squares of sixteen keys over the features first to stop.
+
+    As `normalise_query` adds those of a run: features and lanes have changed places.
+    """
+    item = item_size(tag)
+    chains, size = stack_room(_CHAINS), LANES * item
+    for i in range(LANES):
+        store(chains + i * size, splat(cast(tag, 0.0)))
+    for e in range(first, stop):
+        value = load(tag, place + e * PANEL_KEYS * item) * exponent
+        chain = chains + e % LANES * size
+        store(chain, fma(value, value, load(tag, chain)))
+    half = LANES // 2
+    while half >= 1:
+        for i in range(half):
+            low, high = chains + i * size, chains + (i + half) * size
+            store(low, load(tag, low) + load(tag, high))
+        half //= 2
+    return load(tag, chains)
+
+
+@device
 def normalise_keys(tag, panel, features):
-    """Divide each key of a panel by its Euclidean norm: `normalise_query` across lanes."""
+    """Divide each key of a panel by its Euclidean norm, with the bits of `normalise_query`.
+
+    As far as operands are alike, similarities are then symmetric.
+    """
     item = item_size(tag)
     stride = PANEL_KEYS * item
     for place in range(panel, panel + stride, LANES * item):
-        largest = splat(cast(tag, 0.0))
+        largest = total = error = splat(cast(tag, 0.0))
         for e in range(features):
             largest = larger(largest, absolute(load(tag, place + e * stride)))
         exponent = inverse_exponent(largest)
-        total = splat(cast(tag, 0.0))
-        for e in range(features):
-            value = load(tag, place + e * stride) * exponent
-            total = fma(value, value, total)
-        inverse = _inverse_norm(tag, total)
+        for first in range(0, features, FEATURE_RUN):
+            stop = min(first + FEATURE_RUN, features)
+            squares = _squares_of_keys(tag, place, exponent, first, stop)
+            total, lost = paired(total, squares)
+            error = error + lost
+        inverse = _inverse_norm(tag, settled(total, error))
         for e in range(features):
             store(place + e * stride, load(tag, place + e * stride) * exponent * inverse)
 

@@ -21,16 +21,16 @@ from . import pack, places, rows, scores
 from .ahead import next_lines
 from .bfloat16 import dot_of_pair, rounded, store_interleaved, store_narrow
 from .compile import device
-from .direct import FEW_ROWS, STEP_BYTES, STRIP, direct_pair_fused, direct_pair_scores
+from .direct import FEW_ROWS, STEP_BYTES, STRIP, direct_pair_fused
 from .elementary import exp2_lowest, exp2_product
 from .emit import LANES
-from .few import GROUP_KEYS, chunk_of_values, group_of_keys, strip_ahead
+from .few import GROUP_KEYS, chunk_of_values, group_of_keys, score_few_runs, strip_ahead
 from .memory import load, load_scalar, native_code, store, store_scalar
 from .native import load_int64, store_int64
 from .pack import PREFETCH_KEYS, pack_ahead
 from .places import row_place, values_wait
 from .record import by_record
-from .scores import product_columns, rows_at_once
+from .scores import product_columns, rows_at_once, score_columns
 from .simd import absolute, cast, lane_max, lane_sum, larger, same_lanes, select_equal, splat
 from .storage import BFLOAT
 
@@ -143,9 +143,9 @@ def score_few_pairs(call, segment, queries, rows, low, high, scratch):
     for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
         source, stride, fetch = group_of_keys(call, segment * SEGMENT_KEYS + column, size, scratch)
         c = scratch + call.at_scores + column * 4
-        direct_pair_scores(
-            FEW_ROWS if rows > 1 else 1, source, stride, queries, query_stride, c,
-            SCORE_STRIDE * 4, size, fetch,
+        score_few_runs(
+            None, FEW_ROWS if rows > 1 else 1, source, stride, 0, queries, query_stride, c,
+            call.features // 2, size, fetch,
         )  # fmt: skip
 
 
@@ -174,9 +174,9 @@ def score_pairs(tag, call, segment, queries, rows, low, high, scratch):
         for row in range(0, rows, group):
             a = queries + row * query_stride
             c = scores + (row * SCORE_STRIDE + first) * 4
-            product_columns(
-                PAIR, group, a, query_stride, place, PANEL_KEYS * 4, c, SCORE_STRIDE * 4, pairs,
-                vectors, False, False, a, 0,
+            score_columns(
+                tag, PAIR, None, group, a, query_stride, place, PANEL_KEYS * 4, c,
+                SCORE_STRIDE * 4, pairs, vectors,
             )  # fmt: skip
 
 

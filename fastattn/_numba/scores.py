@@ -6,7 +6,14 @@ sixteen), in scratch rows `SCORE_STRIDE` apart.
 
 import numpy as np
 
-from fastattn._core.plan import BLOCK_ROWS, PANEL_KEYS, SCORE_STRIDE, SEGMENT_KEYS, TILE_ROWS
+from fastattn._core.plan import (
+    BLOCK_ROWS,
+    FEATURE_RUN,
+    PANEL_KEYS,
+    SCORE_STRIDE,
+    SEGMENT_KEYS,
+    TILE_ROWS,
+)
 
 from .compile import device
 from .elementary import tanh_product
@@ -23,13 +30,16 @@ from .simd import (
     item_size,
     keep_lanes,
     lane_floats,
+    larger,
     largest_finite,
+    select_above,
     select_bytes,
     select_equal,
     select_same,
     splat,
     tile_width,
 )
+from .sums import end_run, room_for_sums, run_target
 from .tile import distance_tile, product_tile
 from .unpacked import reads_unpacked, score_unpacked
 
@@ -137,14 +147,42 @@ def product_columns(
 
 
 @device
-def _distance_columns(tag, factor, a, a_stride, b, b_stride, c, c_stride, depth, vectors):
-    step = LANES * item_size(tag)
-    for vector in range(vectors):
-        o = vector * step
-        distance_tile(tag, 6, 1, factor, a, a_stride, b + o, b_stride, c + o, c_stride, depth)
-        for row in range(TILE_ROWS):
-            place = c + o + row * c_stride
-            store(place, splat(cast(tag, 0.0)) - load(tag, place))
+def _score_run(
+    tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+):  # fmt: skip
+    if factor is None:
+        product_columns(
+            kind, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors, False, False, a, 0
+        )  # fmt: skip
+    else:
+        for o in range(0, vectors * LANES * item_size(tag), LANES * item_size(tag)):
+            distance_tile(tag, 6, factor, a, a_stride, b + o, b_stride, c + o, c_stride, depth)
+
+
+@device
+def score_columns(
+    tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+):  # fmt: skip
+    """Scores of `rows` queries (see `rows_at_once`) and up to a panel of keys, run by run.
+
+    `kind` tells the elements of both, if not the tag's own. Distances, their differences times
+    `factor`, are of six rows; None means products.
+    """
+    if depth <= FEATURE_RUN:
+        _score_run(
+            tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+        )  # fmt: skip
+        return
+    item = item_size(tag)
+    width = vectors * LANES * item
+    room = room_for_sums()
+    for first in range(0, depth, FEATURE_RUN):
+        stop = min(first + FEATURE_RUN, depth)
+        _score_run(
+            tag, kind, factor, rows, a + first * item, a_stride, b + first * b_stride, b_stride,
+            run_target(room, first), width, stop - first, vectors,
+        )  # fmt: skip
+        end_run(tag, room, rows, width, depth, stop, c, c_stride)
 
 
 @device
@@ -183,35 +221,15 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
             a = queries + row * query_stride
             c = scores + (row * SCORE_STRIDE + first) * item
             if call.metric == EUCLIDEAN:
-                _distance_columns(
-                    tag,
-                    cast(tag, call.difference_factor),
-                    a,
-                    query_stride,
-                    place,
-                    PANEL_KEYS * item,
-                    c,
-                    SCORE_STRIDE * item,
-                    call.features,
-                    vectors,
-                )
+                score_columns(
+                    tag, tag, cast(tag, call.difference_factor), group, a, query_stride, place,
+                    PANEL_KEYS * item, c, SCORE_STRIDE * item, call.features, vectors,
+                )  # fmt: skip
             else:
-                product_columns(
-                    tag,
-                    group,
-                    a,
-                    query_stride,
-                    place,
-                    PANEL_KEYS * item,
-                    c,
-                    SCORE_STRIDE * item,
-                    call.features,
-                    vectors,
-                    False,
-                    False,
-                    a,
-                    0,
-                )
+                score_columns(
+                    tag, tag, None, group, a, query_stride, place, PANEL_KEYS * item, c,
+                    SCORE_STRIDE * item, call.features, vectors,
+                )  # fmt: skip
 
 
 @device
@@ -232,6 +250,28 @@ def shape_row(tag, call, scores, low, high, exact):
         if call.softcap > 0.0:
             score = tanh_product(score, slope) * cap
         store(place, score)
+
+
+@device
+def largest_cosine(tag, call, exact):
+    """1, times the power of two that went onto the query (`exact`)."""
+    if exact:
+        return cast(tag, call.query_first) * cast(tag, call.query_second)
+    return cast(tag, 1.0)
+
+
+@device
+def clamp_row(tag, most, scores, low, high):
+    """Keep one row's cosines, columns low to high, within plus and minus `most`.
+
+    Rounding takes some beyond, where an arc cosine is NaN. NaN stays NaN.
+    """
+    item = item_size(tag)
+    upper = absolute(splat(most))
+    lower = splat(cast(tag, 0.0)) - upper
+    for place in range(scores + low * item, scores + high * item, LANES * item):
+        score = larger(lower, load(tag, place))
+        store(place, select_above(score, upper, upper, score))
 
 
 @device

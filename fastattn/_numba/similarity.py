@@ -13,7 +13,7 @@ from fastattn._engine import layouts
 from .compile import device, entry
 from .emit import LANES
 from .halves import is_half
-from .memory import load, native_code, store
+from .memory import native_code
 from .native import load_int64, store_int64
 from .pack import (
     PREFETCH_KEYS,
@@ -24,11 +24,10 @@ from .pack import (
     scale_row,
 )
 from .record import COSINE, EUCLIDEAN, operand_offset, reader
-from .scores import product_columns, shape_row
-from .simd import cast, item_size, splat
+from .scores import clamp_row, largest_cosine, score_columns, shape_row
+from .simd import cast, item_size
 from .storage import pack_small
 from .tasks import put_row, take_tasks
-from .tile import distance_tile
 
 read_call = reader(layouts.SIMILARITY)
 QUERY, KEY, OUTPUT = range(3)
@@ -97,42 +96,16 @@ def score_tile(tag, call, queries, panel, target, stride, vectors):
     features = call.features
     query_stride = (features + LANES - 1) // LANES * LANES * item
     panel_stride = PANEL_KEYS * item
-    if call.metric != EUCLIDEAN:
-        product_columns(
-            tag,
-            TILE_ROWS,
-            queries,
-            query_stride,
-            panel,
-            panel_stride,
-            target,
-            stride,
-            features,
-            vectors,
-            False,
-            False,
-            queries,
-            0,
-        )
-        return
-    factor = cast(tag, call.difference_factor)
-    for offset in range(0, vectors * LANES * item, LANES * item):
-        c = target + offset
-        distance_tile(
-            tag,
-            6,
-            1,
-            factor,
-            queries,
-            query_stride,
-            panel + offset,
-            panel_stride,
-            c,
-            stride,
-            features,
-        )
-        for row in range(TILE_ROWS):
-            store(c + row * stride, splat(cast(tag, 0.0)) - load(tag, c + row * stride))
+    if call.metric == EUCLIDEAN:
+        score_columns(
+            tag, tag, cast(tag, call.difference_factor), TILE_ROWS, queries, query_stride, panel,
+            panel_stride, target, stride, features, vectors,
+        )  # fmt: skip
+    else:
+        score_columns(
+            tag, tag, None, TILE_ROWS, queries, query_stride, panel, panel_stride, target, stride,
+            features, vectors,
+        )  # fmt: skip
 
 
 @device
@@ -154,8 +127,11 @@ def score_panel(tag, call, panel, rows, keys, scratch, output):
         score_tile(tag, call, queries, panel, target, stride, vectors)
         for r in range(TILE_ROWS):
             exact = load_int64(scratch + call.at_exact, row + r) != 0
+            scores = target + r * stride
+            if call.metric == COSINE:
+                clamp_row(tag, largest_cosine(tag, call, exact), scores, 0, vectors * LANES)
             if call.rescaled or not exact:
-                shape_row(tag, call, target + r * stride, 0, vectors * LANES, exact)
+                shape_row(tag, call, scores, 0, vectors * LANES, exact)
         if not plain:
             streamed = call.streamed != 0 and place % 64 == 0
             for r in range(count):

@@ -1,17 +1,21 @@
 """The register tile: a few rows times a few vectors of columns, accumulated in registers.
 
 Both products of attention are this tile. Scores are query rows times a panel of packed keys; the
-fused output is weight rows times value rows. Each element of the result is one chain of fused
-multiply-adds over the depth, in order: how many rows and vectors a tile has changes no bit.
+fused output is weight rows times value rows. Each element of the result is a chain of fused
+multiply-adds over the depth, in order, or the sum of several, cut every `FEATURE_CHAIN` steps: how
+many rows and vectors a tile has changes no bit.
 """
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastattn._core.plan import FEATURE_CHAIN, SQUARE_CHAIN
+
 from .emit import (
     I64,
     LANES,
+    Loop,
     dot_ir,
     element_ir,
     fma_ir,
@@ -24,6 +28,8 @@ from .emit import (
     vector_ir,
 )
 from .memory import transposed
+
+_FALSE, _TRUE = (ir.Constant(ir.IntType(1), bit) for bit in (0, 1))
 
 
 def _emit_tile(builder, element, rows, vectors, whole, step, args):
@@ -48,17 +54,18 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
 
     cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
     a_rows = [at(a, a_stride, row) for row in range(rows)]
-    head = builder.block
-    body, done, add, put, out = (
-        builder.function.append_basic_block(f"tile.{part}")
-        for part in ("body", "done", "add", "put", "out")
-    )
-    nothing = builder.icmp_signed("<=", depth, I64(0))
-    builder.cbranch(nothing, done, body)
+    places = [at(c, c_stride, row, vector) for row, vector in cells]
+    with builder.if_then(builder.icmp_signed("<=", depth, I64(0))):
+        with builder.if_then(builder.not_(accumulate)):
+            for place in places:
+                store_ir(builder, place, zero)
+        builder.ret_void()
 
-    builder.position_at_end(body)
-    index, b_row, fetched = (builder.phi(I64) for _ in range(3))
-    sums = [builder.phi(kind) for _ in cells]
+    whole_depth = Loop(builder, [I64(0), b, fetch, accumulate])
+    *begin, adding = whole_depth.values
+    stop = _border(builder, begin[0], FEATURE_CHAIN, depth)
+    chain = Loop(builder, [*begin, *[zero] * len(cells)])
+    index, b_row, fetched, *sums = chain.values
     columns = [
         load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), packed)
         for vector in range(vectors)
@@ -73,37 +80,24 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
         for vector in range(vectors):
             old = sums[row * vectors + vector]
             linked.append(step(builder, wide, columns[vector], old))
-    moving = [index, b_row, fetched, *sums]
-    first = [I64(0), b, fetch, *[zero] * len(cells)]
     steps = (index, I64(1)), (b_row, b_stride), (fetched, fetch_stride)
-    after = [*(builder.add(*pair) for pair in steps), *linked]
-    for phi, start, new in zip(moving, first, after, strict=True):
-        phi.add_incoming(start, head)
-        phi.add_incoming(new, body)
-    builder.cbranch(builder.icmp_signed("<", after[0], depth), body, done)
+    after = [builder.add(*pair) for pair in steps]
+    chain.close([*after, *linked], builder.icmp_signed("<", after[0], stop))
 
-    builder.position_at_end(done)
-    results = [_phi(builder, (zero, head), (new, body)) for new in linked]
-    places = [at(c, c_stride, row, vector) for row, vector in cells]
-    builder.cbranch(accumulate, add, put)
-
-    builder.position_at_end(add)
-    for place, result in zip(places, results, strict=True):
-        store_ir(builder, place, builder.fadd(load_ir(builder, place, kind), result))
-    builder.branch(out)
-
-    builder.position_at_end(put)
-    for place, result in zip(places, results, strict=True):
-        store_ir(builder, place, result)
-    builder.branch(out)
-    builder.position_at_end(out)
+    with builder.if_else(adding) as (add, put):
+        with add:
+            for place, result in zip(places, linked, strict=True):
+                store_ir(builder, place, builder.fadd(load_ir(builder, place, kind), result))
+        with put:
+            for place, result in zip(places, linked, strict=True):
+                store_ir(builder, place, result)
+    whole_depth.close([*after, _TRUE], builder.icmp_signed("<", after[0], depth))
 
 
-def _phi(builder, *incoming):
-    phi = builder.phi(incoming[0][0].type)
-    for value, block in incoming:
-        phi.add_incoming(value, block)
-    return phi
+def _border(builder, first, length, end):
+    """Where a stretch of a depth ends, which begins at `first`."""
+    stop = builder.add(first, I64(length))
+    return builder.select(builder.icmp_signed("<", stop, end), stop, end)
 
 
 def _dot_step(builder, wide, column, total):
@@ -145,29 +139,71 @@ def product_tile(
     return sig, codegen
 
 
+def _emit_distances(builder, element, rows, factor, args):
+    """Emit C[rows, 16] = -(sum over depth of (A - B) squared), or of its product with `factor`."""
+    a, a_stride, b, b_stride, c, c_stride, depth = args
+    item, kind = item_bytes(element), vector_ir(element)
+    zeros = [ir.Constant(kind, [0.0] * LANES)] * rows
+    a_rows, c_rows = (
+        [builder.add(start, builder.mul(stride, I64(row))) for row in range(rows)]
+        for start, stride in ((a, a_stride), (c, c_stride))
+    )
+    whole = Loop(builder, [I64(0), b, _FALSE])
+    *begin, adding = whole.values
+    stop = _border(builder, begin[0], FEATURE_CHAIN, depth)
+    some = Loop(builder, [*begin, *zeros])
+    first, b_first, *sums = some.values
+    end = _border(builder, first, SQUARE_CHAIN, stop)
+    chain = Loop(builder, [first, b_first, *zeros])
+    index, b_row, *totals = chain.values
+    column = load_ir(builder, b_row, kind)
+    offset = builder.mul(index, I64(item))
+    linked = []
+    for place, total in zip(a_rows, totals, strict=True):
+        scalar = load_ir(builder, builder.add(place, offset), element_ir(element))
+        difference = builder.fsub(splat_ir(builder, scalar), column)
+        if factor is not None:
+            difference = builder.fmul(difference, factor)
+        linked.append(fma_ir(builder, difference, difference, total))
+    after = [builder.add(index, I64(1)), builder.add(b_row, b_stride)]
+    chain.close([*after, *linked], builder.icmp_signed("<", after[0], end))
+    added = [builder.fadd(old, new) for old, new in zip(sums, linked, strict=True)]
+    some.close([*after, *added], builder.icmp_signed("<", after[0], stop))
+    for place, total in zip(c_rows, added, strict=True):
+        negative = builder.fsub(zeros[0], total)
+        longer = builder.fadd(load_ir(builder, place, kind), negative)
+        store_ir(builder, place, builder.select(adding, longer, negative))
+    whole.close([*after, _TRUE], builder.icmp_signed("<", after[0], depth))
+
+
 @intrinsic(prefer_literal=True)
-def distance_tile(
-    typing_context, tag, rows, vectors, factor, a, a_stride, b, b_stride, c, c_stride, depth
-):
-    """C = sum over `depth` of ((A - B) factor) squared; otherwise as `product_tile`."""
-    sig = types.void(tag, rows, vectors, tag, *[types.int64] * 7)
-    shape = rows.literal_value, vectors.literal_value
+def distance_tile(typing_context, tag, rows, factor, a, a_stride, b, b_stride, c, c_stride, depth):
+    """C = -(sum over `depth` of ((A - B) factor) squared), of sixteen columns.
+
+    A chain is itself the sum of chains of `SQUARE_CHAIN` squares. Otherwise as `product_tile`.
+    """
+    sig = types.void(tag, rows, tag, *[types.int64] * 7)
+    count = rows.literal_value
 
     def emit(builder, args):
-        factor = splat_ir(builder, args[0])
-
-        def step(builder, wide, column, total):
-            difference = builder.fmul(builder.fsub(wide, column), factor)
-            return fma_ir(builder, difference, difference, total)
-
-        from_zero = ir.Constant(ir.IntType(1), 0)
-        nothing_new = args[1], I64(0)
-        _emit_tile(builder, tag, *shape, 0, step, [*args[1:], from_zero, *nothing_new])
+        factor, *rest = args
+        *_, c, c_stride, depth = rest
+        with builder.if_then(builder.icmp_signed("<=", depth, I64(0))):
+            for row in range(count):
+                place = builder.add(c, builder.mul(c_stride, I64(row)))
+                store_ir(builder, place, ir.Constant(vector_ir(tag), [0.0] * LANES))
+            builder.ret_void()
+        plain = builder.fcmp_ordered("==", factor, ir.Constant(factor.type, 1.0))
+        with builder.if_else(plain) as (then, otherwise):
+            with then:
+                _emit_distances(builder, tag, count, None, rest)
+            with otherwise:
+                _emit_distances(builder, tag, count, splat_ir(builder, factor), rest)
 
     def codegen(context, builder, sig, args):
-        name = f"fastattn.distance_tile.{tag}.{shape[0]}.{shape[1]}"
+        name = f"fastattn.distance_tile.{tag}.{count}"
         kinds = [element_ir(tag)] + [I64] * 7
-        outlined(context, builder, name, kinds, ir.VoidType(), emit, args[3:])
+        outlined(context, builder, name, kinds, ir.VoidType(), emit, args[2:])
         return context.get_dummy_value()
 
     return sig, codegen
@@ -186,13 +222,11 @@ def _emit_scores(builder, element, rows, args):
     # Lines are asked for in columns of sixteen: where four steps of the depth end, the next begins.
     turn = builder.sub(I64(64), builder.mul(step_stride, I64(3)))
     turn = builder.select(builder.icmp_signed("==", line_stride, I64(64)), step_stride, turn)
-    head = builder.block
-    body, out = (builder.function.append_basic_block(f"sixteen.{part}") for part in ("body", "out"))
-    builder.branch(body)
-
-    builder.position_at_end(body)
-    offset, fetched = builder.phi(I64), builder.phi(I64)
-    sums = [builder.phi(kind) for _ in range(rows)]
+    whole = Loop(builder, [I64(0), fetch, _FALSE])
+    *begin, adding = whole.values
+    stop = _border(builder, begin[0], FEATURE_CHAIN * item, width)
+    chain = Loop(builder, [*begin, *[ir.Constant(kind, [0.0] * LANES)] * rows])
+    offset, fetched, *linked = chain.values
     for line in range(4):
         near = builder.add(fetched, builder.mul(line_stride, I64(line)))
         prefetch_ir(builder, near, nearest=True)
@@ -202,7 +236,6 @@ def _emit_scores(builder, element, rows, args):
         for base in bases
         for step in steps
     ]
-    linked = list(sums)
     for column, keys in enumerate(transposed(builder, quads)):
         place = builder.add(offset, I64(column * item))
         for row in range(rows):
@@ -211,18 +244,11 @@ def _emit_scores(builder, element, rows, args):
     after = builder.add(offset, I64(4 * item))
     last = builder.icmp_signed("==", builder.and_(after, I64(16 * item - 1)), I64(0))
     moved = builder.add(fetched, builder.select(last, turn, step_stride))
-    zero = ir.Constant(kind, [0.0] * LANES)
-    starts = [I64(0), fetch, *[zero] * rows]
-    for phi, start, new in zip(
-        [offset, fetched, *sums], starts, [after, moved, *linked], strict=True
-    ):
-        phi.add_incoming(start, head)
-        phi.add_incoming(new, body)
-    builder.cbranch(builder.icmp_signed("<", after, width), body, out)
-
-    builder.position_at_end(out)
+    chain.close([after, moved, *linked], builder.icmp_signed("<", after, stop))
     for place, result in zip(c_rows, linked, strict=True):
-        store_ir(builder, place, result)
+        longer = builder.fadd(load_ir(builder, place, kind), result)
+        store_ir(builder, place, builder.select(adding, longer, result))
+    whole.close([after, moved, _TRUE], builder.icmp_signed("<", after, width))
 
 
 @intrinsic(prefer_literal=True)

@@ -2,10 +2,10 @@
 
 A panel of packed keys pays where many rows read it. One row spends as long on storing and loading
 the panel as on its scores. Here four columns of sixteen keys become four vectors, meet the rows at
-once and are forgotten. Each score is the same chain of fused multiply-adds as that of the tile.
+once and are forgotten. Each score is the same chains of fused multiply-adds as those of the tile.
 """
 
-from fastattn._core.plan import PAGE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.plan import FEATURE_RUN, PAGE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from .compile import device
 from .emit import LANES
@@ -13,6 +13,7 @@ from .memory import native_code
 from .places import row_place
 from .record import DOT
 from .simd import item_size
+from .sums import end_run, room_for_sums, run_target
 from .tile import score_sixteen
 
 # A task of so many rows reads its keys unpacked.
@@ -76,13 +77,35 @@ def score_unpacked(tag, call, segment, queries, rows, low, high, scratch):
             source = call.entry_key + j * stride
             fetch += source
         target = scratch + call.at_scores + (j - start) * item
+        score_sixteen_runs(
+            tag, 1 if rows == 1 else UNPACKED_ROWS, queries, query_stride, source, stride, target,
+            call.features, fetch, beyond, line_stride, step_stride,
+        )  # fmt: skip
+
+
+@device
+def score_sixteen_runs(
+    tag, rows, a, a_stride, b, b_stride, c, depth, fetch, beyond, line_stride, step_stride
+):  # fmt: skip
+    """`score_sixteen` over any number of features, run by run, see `sums`."""
+    item = item_size(tag)
+    room, width, c_stride = room_for_sums(), LANES * item, SCORE_STRIDE * item
+    # Four steps of sixteen rows without gaps ask for sixteen lines in a row, else for one of each.
+    moved = 4 * step_stride if line_stride == 64 else 64
+    for first in range(0, depth, FEATURE_RUN):
+        stop = min(first + FEATURE_RUN, depth)
+        target, target_stride = c, c_stride
+        if depth > FEATURE_RUN:
+            target, target_stride = run_target(room, first), width
+        here, there, ahead = a + first * item, b + first * item, fetch + first // LANES * moved
         if rows == 1:
             score_sixteen(
-                tag, 1, queries, query_stride, source, stride, target, SCORE_STRIDE * item,
-                call.features, fetch, beyond, line_stride, step_stride,
+                tag, 1, here, a_stride, there, b_stride, target, target_stride, stop - first,
+                ahead, beyond, line_stride, step_stride,
             )  # fmt: skip
         else:
             score_sixteen(
-                tag, 4, queries, query_stride, source, stride, target, SCORE_STRIDE * item,
-                call.features, fetch, beyond, line_stride, step_stride,
+                tag, 4, here, a_stride, there, b_stride, target, target_stride, stop - first,
+                ahead, beyond, line_stride, step_stride,
             )  # fmt: skip
+        end_run(tag, room, rows, width, depth, stop, c, c_stride)

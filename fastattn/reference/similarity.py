@@ -20,7 +20,7 @@ def similarity(
     query : array_like (..., L, E) or (E,)
     key : array_like (..., S, E)
     metric : {"cosine", "dot", "scaled_dot", "euclidean"}
-        ``q·k / (|q||k|)``, ``q·k``, ``q·k`` and ``-|q - k|²``.
+        ``q·k / (|q||k|)``, within -1 and 1; ``q·k``, ``q·k`` and ``-|q - k|²``.
     scale : float, optional
         None means `default_scale`.
 
@@ -72,7 +72,8 @@ def _dot(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
 
 
 def _cosine(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
-    return (unit_rows(query) @ np.swapaxes(unit_rows(key), -1, -2)) * scale
+    cosine = unit_rows(query) @ np.swapaxes(unit_rows(key), -1, -2)
+    return np.clip(cosine, -1.0, 1.0) * scale  # rounding takes some beyond
 
 
 def _euclidean(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:

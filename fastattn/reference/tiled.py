@@ -1,7 +1,9 @@
 """The algorithm of the kernels in NumPy: tiles, segments and lanes, in seven steps.
 
 1. **pack**: the query takes the power of two of the scale; keys go to panels ``[S/64][E][64]``.
-2. **score**: a tile of rows × panel is one chain of multiply-adds over the features.
+2. **score**: a tile of rows × panel is a sum of chains of multiply-adds over 128 features each
+   (squares: of 16); eight chains are a run, and runs are added with what each sum loses kept beside
+   it. Cosines are kept within [-1, 1].
 3. **shape**: rest of the scale, softcap, float mask, ALiBi. Where only a positive rest is left to
    do, it waits and joins log2 e in the argument of exp2.
 4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf,
@@ -31,6 +33,7 @@ from fastattn.reference.attention import (
     same_segment,
 )
 from fastattn.reference.similarity import default_scale, split_scale, unit_rows
+from fastattn.reference.sums import add_runs
 
 __all__ = [
     "BLOCK_ROWS",
@@ -70,6 +73,7 @@ class Shaping(NamedTuple):
     softcap: float | None
     exponent_factor: float  # weight = exp2((score - row_max) * exponent_factor)
     lse_factor: float  # lse = row_max * lse_factor + log(row_sum)
+    power: float = 1.0  # what the query of a cosine was multiplied by, and how large it can be
 
 
 class Rows(NamedTuple):
@@ -212,7 +216,8 @@ def attend_block(
     keys = value.shape[-2]
     for first in range(0, max(keys, 1), SEGMENT_KEYS):
         segment = range(first, min(first + SEGMENT_KEYS, keys))
-        scores = shape(score(query, panels, segment, block, similarity), segment, block, shaping)
+        scores = score(query, panels, segment, block, similarity, shaping)
+        scores = shape(scores, segment, block, shaping)
         scores = reveal(scores, segment, block, columns_of(key_ids, segment))
         row_max, weights, row_sum = normalise(scores, shaping.exponent_factor)
         rest = sum_of_lanes(np.where(weights == 1.0, 0.0, weights))
@@ -243,9 +248,10 @@ def pack(
     padding = [(0, 0)] * (key.ndim - 2) + [(0, -keys % PANEL_KEYS), (0, 0)]
     packed = np.swapaxes(np.pad(key, padding), -1, -2)
     panels = [packed[..., first : first + PANEL_KEYS] for first in range(0, keys, PANEL_KEYS)]
+    power = 2.0**exponent
     if softcap is not None or rest <= 0 or biased:
-        return query, panels, Shaping(rest, softcap, LOG2_E, 1.0)
-    return query, panels, Shaping(1.0, None, rest * LOG2_E, rest)
+        return query, panels, Shaping(rest, softcap, LOG2_E, 1.0, power)
+    return query, panels, Shaping(1.0, None, rest * LOG2_E, rest, power)
 
 
 def score(
@@ -254,8 +260,9 @@ def score(
     segment: range,
     block: Rows,
     similarity: str,
+    shaping: Shaping,
 ) -> Float64Array:
-    """2. One chain over the features per score; panels that no row sees are skipped."""
+    """2. Runs of chains over the features; panels that no row sees are skipped."""
     start, stop = (np.min(block.start, initial=segment.stop), np.max(block.stop, initial=0))
     tiles = []
     for first in range(segment.start, segment.stop, PANEL_KEYS):
@@ -263,12 +270,11 @@ def score(
         batch = np.broadcast_shapes(query.shape[:-2], panel.shape[:-2])
         tile = np.zeros((*batch, query.shape[-2], PANEL_KEYS))
         if start < first + PANEL_KEYS and first < stop:
-            for feature in range(query.shape[-1]):
-                left, right = query[..., feature, None], panel[..., feature, None, :]
-                tile += -((left - right) ** 2) if similarity == "euclidean" else left * right
+            tile = add_runs(query, panel, tile, similarity == "euclidean")
         tiles.append(tile[..., : segment.stop - first])
     empty = np.zeros((*query.shape[:-1], 0))
-    return np.concatenate(tiles, axis=-1) if tiles else empty
+    scores = np.concatenate(tiles, axis=-1) if tiles else empty
+    return np.clip(scores, -shaping.power, shaping.power) if similarity == "cosine" else scores
 
 
 def shape(scores: Float64Array, segment: range, block: Rows, shaping: Shaping) -> Float64Array:

@@ -1,0 +1,70 @@
+"""Faults to seed into sums over features, norms and cosines."""
+
+_SUMS = "tests/test_wide.py::test_{} -k numba"
+_ONE_SIGN = _SUMS.format("sums_of_one_sign_keep_their_digits")
+_SQUARES = _SUMS.format("squares_of_a_million_equal_differences")
+_WAYS = _SUMS.format("every_way_to_a_score_sums_alike")
+_SYMMETRY = _SUMS.format("similarity_of_a_set_with_itself_is_symmetric")
+
+WIDE_FAULTS = {
+    "features_in_one_chain": (
+        "_core/plan.py",
+        "FEATURE_CHAIN = 128",
+        "FEATURE_CHAIN = 1 << 40",
+        _ONE_SIGN,
+    ),
+    "squares_in_long_chains": (
+        "_core/plan.py",
+        "SQUARE_CHAIN = 16",
+        "SQUARE_CHAIN = 128",
+        _ONE_SIGN,
+    ),
+    "runs_forget_what_their_sums_lose": (
+        "_numba/sums.py",
+        "        error = error + lost\n",
+        "",
+        _SQUARES,
+    ),
+    "infinite_sums_are_settled_as_nan": (
+        "_numba/sums.py",
+        "    return unless_nan(total + error, total)",
+        "    return total + error",
+        _SUMS.format("what_overflows_is_infinite_and_nan_is_nan"),
+    ),
+    "few_rows_of_halves_cut_elsewhere": (
+        "_numba/direct.py",
+        "I64(FEATURE_CHAIN * (4 if code == PAIRS else item_of(code)))",
+        "I64(FEATURE_CHAIN * 4)",
+        _WAYS,
+    ),
+    "few_rows_cut_elsewhere": (
+        "_numba/tile.py",
+        "FEATURE_CHAIN * item, width)",
+        "2 * FEATURE_CHAIN * item, width)",
+        _WAYS,
+    ),
+    "squares_of_keys_in_one_chain": (
+        "_numba/pack.py",
+        "        chain = chains + e % LANES * size",
+        "        chain = chains",
+        _SYMMETRY,
+    ),
+    "cosines_of_similarity_beyond_one": (
+        "_numba/similarity.py",
+        "            if call.metric == COSINE:\n",
+        "            if call.metric < 0:\n",
+        _SUMS.format("cosines_stay_within_one"),
+    ),
+    "cosines_of_attention_beyond_one": (
+        "_numba/blocks.py",
+        "    cosine = call.metric == COSINE\n",
+        "    cosine = False\n",
+        _SUMS.format("no_operation_scores_a_cosine_above_its_scale"),
+    ),
+    "cosines_clamped_beside_their_power_of_two": (
+        "_numba/scores.py",
+        "        return cast(tag, call.query_first) * cast(tag, call.query_second)",
+        "        return cast(tag, 1.0)",
+        _SUMS.format("no_operation_scores_a_cosine_above_its_scale"),
+    ),
+}
