@@ -1,6 +1,7 @@
 """The bench: fastattn and its peers on the same arrays, in the same rounds, against the same judge.
 
-``python -m bench`` prints the sheet and keeps it as JSON under ``bench/results/``;
+``python -m bench`` prints the sheet and keeps it as JSON under ``bench/results/``, which git
+ignores; ``--write-readme`` publishes the figures, and says how to add what stands behind them.
 ``pytest bench`` runs the same cases under pytest-benchmark with its own flags.
 
 cases.py        what is measured: named cases, their FLOPs and bytes

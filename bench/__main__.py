@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def _race(options: argparse.Namespace) -> report.Record:
     for name, reason in skipped.items():
         print(f"{name} skipped: {reason}", file=sys.stderr)
     result = sheet.header(names, skipped, options.threads)
+    print(report.print_backends(result))
     limits = {"rounds": options.rounds, "seconds": options.seconds}
     number, parts = options.part or (1, 1)
     sheet_too = not (options.scaling or options.startup)
@@ -91,14 +93,19 @@ def _race(options: argparse.Namespace) -> report.Record:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.write_readme and options.no_save and not options.from_json:
+        parser.error("--write-readme publishes numbers, which are kept: leave --no-save out")
     if options.list:
         _list()
         return 0
+    behind = options.from_json
     if options.from_json:
         result = report.load(options.from_json)
         order = {case.name: number for number, case in enumerate(CASES)}
         result["cases"].sort(key=lambda case: order.get(case["name"], len(order)))
+        print(report.print_backends(result))
         for case in result["cases"]:
             print(report.print_case(case))
         print(report.print_means(result))
@@ -109,9 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         result = _race(options)
         if not options.no_save:
-            print(f"kept in bench/results/{report.save(result).name}", file=sys.stderr)
+            behind = [report.save(result)]
+            print(f"kept in bench/results/{behind[0].name}, which git ignores", file=sys.stderr)
     if options.write_readme:
         print(f"README: {', '.join(readme.write(result))}", file=sys.stderr)
+        files = " ".join(shlex.quote(os.path.relpath(path)) for path in behind)
+        print(f"to publish them: git add README.md && git add -f {files}", file=sys.stderr)
     return 0
 
 

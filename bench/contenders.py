@@ -1,6 +1,7 @@
 """Who takes part: one table of libraries, each at its best settings for the case.
 
-To race a library of your own, write one function and add one line to ``CONTENDERS``::
+To race a library of your own, write one function and add one line, of any name, to
+``CONTENDERS``::
 
     def _mine(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
         import mine
@@ -55,17 +56,26 @@ Prepare = Callable[[Case, Arrays, int], dict[str, Variant]]
 
 
 class Contender(NamedTuple):
-    """A library: what must be installed, what it can do, how its thread count is set."""
+    """A library: what must be installed, what it can do, how its thread count is set.
+
+    fastattn in its several forms also says on which of its backends it runs.
+    """
 
     requires: tuple[str, ...]
     prepare: Mapping[str, Prepare]
     set_threads: Callable[[int], Any] = lambda threads: None
+    backend: Callable[[], str] | None = None
 
     def missing(self) -> str | None:
         """The first required module that is not installed, or None."""
-        return next(
-            (name for name in self.requires if importlib.util.find_spec(name) is None), None
-        )
+        return next((name for name in self.requires if not _is_installed(name)), None)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package it would be in
+        return False
 
 
 def load(names: Sequence[str]) -> None:
@@ -74,9 +84,9 @@ def load(names: Sequence[str]) -> None:
     numba's OpenMP layer switches nested parallelism on in the system's libgomp. A torch imported
     after that shares the library and was seen to take 250 ms for what it does in 50.
     """
-    for name in sorted(names, key=lambda name: ("fastattn" in name, "torch" not in name)):
-        for module in CONTENDERS[name].requires:
-            importlib.import_module(module)
+    needed = dict.fromkeys(module for name in names for module in CONTENDERS[name].requires)
+    for module in sorted(needed, key=lambda module: (module == "fastattn", module != "torch")):
+        importlib.import_module(module)
 
 
 def arrangements(case: Case, arrays: Arrays) -> dict[str, Arrays]:
@@ -320,12 +330,13 @@ _TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_STAG
 _TORCH |= {name: _lazy("bench.peer_torch_bulk", name) for name in ("varlen", "cache")}
 _TORCH |= {"multihead": _lazy("bench.multihead", "in_torch")}
 _own_threads = _lazy("bench.own", "set_threads")
+_own_backend = _lazy("bench.own", "chosen_backend")
 _torch_threads = _lazy("bench.peer_torch", "set_threads")
 
 CONTENDERS: dict[str, Contender] = {
-    "fastattn": Contender(("fastattn",), _OWN, _own_threads),
-    "fastattn-float32": Contender(("fastattn",), _FLOAT32, _own_threads),
-    "fastattn-numba": Contender(("fastattn",), _NUMBA, _own_threads),
+    "fastattn": Contender(("fastattn",), _OWN, _own_threads, _own_backend),
+    "fastattn-float32": Contender(("fastattn",), _FLOAT32, _own_threads, _own_backend),
+    "fastattn-numba": Contender(("fastattn", "numba"), _NUMBA, _own_threads, lambda: "numba"),
     "torch": Contender(("torch",), _TORCH, _torch_threads),
     "torch-padding": Contender(
         ("torch",), {"varlen": _lazy("bench.peer_torch_bulk", "padding_timed")}, _torch_threads
@@ -369,11 +380,20 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
-def version(name: str) -> str:
-    """The installed version of a contender."""
-    for distribution in (name, f"{name}-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return str(getattr(importlib.import_module(name), "__version__", "?"))  # run from its sources
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """The installed version of every library that the named contenders require, and of NumPy."""
+    modules = ["numpy", "numba", *(m for name in names for m in CONTENDERS[name].requires)]
+    distributions = importlib.metadata.packages_distributions()
+    found = {}
+    for module in dict.fromkeys(modules):
+        if _is_installed(module):
+            library = distributions.get(module.partition(".")[0], [module])[0]
+            found[library] = _version(library, module)
+    return found
+
+
+def _version(library: str, module: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return str(getattr(importlib.import_module(module), "__version__", "?"))

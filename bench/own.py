@@ -98,6 +98,11 @@ def on_numba(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     return functions.get(case.operation, stage)(case, arrays, threads, "numba")
 
 
+def chosen_backend() -> str:
+    """The backend of a call that names none."""
+    return str(fastattn.explain([1.0], [[1.0]], [[1.0]]).backend)
+
+
 def set_threads(threads: int) -> None:
     """fastattn's own number of threads."""
     fastattn.set_threads(threads)

@@ -15,7 +15,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def _machine(result: Record) -> str:
@@ -38,8 +39,8 @@ def _cell(case: Record, name: str) -> str:
     return f"{ratios[name]}" if name in ratios else "not run"
 
 
-def _speed_table(cases: Sequence[Record]) -> str:
-    """One row per case, one column per peer that played any of them."""
+def _speed_table(result: Record, cases: Sequence[Record]) -> str:
+    """One row per case, one column per peer that played any of them; ours with their backends."""
     played = [name for case in cases for name in report.peers(case)]
     columns = list(dict.fromkeys(played))
     rows = []
@@ -60,7 +61,8 @@ def _speed_table(cases: Sequence[Record]) -> str:
                 *(_cell(case, name) for name in columns),
             ]
         )
-    return _table(["case", "fastattn", "rate", "of ceiling", "best peer", *columns], rows)
+    own, *others = (report.column(result, name) for name in (report.OWN, *columns))
+    return _table(["case", own, "rate", "of ceiling", "best peer", *others], rows)
 
 
 def _group(case: Record) -> str:
@@ -108,7 +110,7 @@ def _scaling(result: Record) -> str:
 def blocks(result: Record) -> dict[str, str]:
     """The text of every block that ``result`` has data for."""
     texts = {"machine": _machine(result)}
-    texts |= {name: _speed_table(cases) for name, cases in _groups(result).items()}
+    texts |= {name: _speed_table(result, cases) for name, cases in _groups(result).items()}
     if result["cases"]:
         texts["summary"] = _summary(result)
     if result["scaling"]:

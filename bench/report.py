@@ -17,6 +17,8 @@ from bench.interleave import Spread, geometric_mean, ratio, spread
 
 Record = dict[str, Any]
 OWN = "fastattn"
+# fastattn in every form that plays. Others may have any name.
+OWN_FORMS = (OWN, "fastattn-float32", "fastattn-numba")
 RESULTS = Path(__file__).parent / "results"
 NOT_OFFERED = "no such operation"
 
@@ -33,6 +35,15 @@ def load(paths: Iterable[Path]) -> Record:
             by_name |= {case["name"]: case for case in part[key]}
             part[key] = list(by_name.values())
         part["versions"] = merged.get("versions", {}) | part["versions"]
+        backends, others = merged.get("backends", {}), part.get("backends", {})
+        for name in backends.keys() & others.keys():
+            if backends[name] != others[name]:
+                raise SystemExit(
+                    f"{path} has {name} on the backend {others[name]}, the files before it on "
+                    f"{backends[name]}; tables never mix them"
+                )
+        if "backends" in merged or "backends" in part:
+            part["backends"] = backends | others
         merged = merged | part
     return merged
 
@@ -97,7 +108,21 @@ def peers(case: Record) -> dict[str, Spread]:
 
 def is_peer(name: str) -> bool:
     """Whether a player is another library, and not fastattn itself in another form."""
-    return not name.startswith(OWN)
+    return name not in OWN_FORMS
+
+
+def print_backends(result: Record) -> str:
+    """Which of its backends fastattn runs on, in each of its forms."""
+    if "backends" not in result:
+        return "backends: not kept, in results this old"
+    told = [f"{name} on {backend}" for name, backend in result["backends"].items()]
+    return f"backends: {', '.join(told) or 'none, since fastattn does not play'}"
+
+
+def column(result: Record, name: str) -> str:
+    """A player's name at the head of its column, with its backend, where it has several."""
+    backend = result.get("backends", {}).get(name)
+    return name if backend is None else f"{name} ({backend})"
 
 
 def best_peer(case: Record) -> tuple[str, Spread] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import ceilings
 from bench.cases import Arrays, Case
-from bench.contenders import CONTENDERS, Refused, Variant, load, version
+from bench.contenders import CONTENDERS, Refused, Variant, load, versions
 from bench.draw import missing_dtype
 from bench.interleave import Probe, Turn, estimate, play
 from bench.truth import Truth, WrongResult
@@ -230,14 +230,13 @@ def _cpu_model() -> str:
 
 def header(names: Sequence[str], skipped: dict[str, str], threads: int) -> Record:
     """What stands above the cases of a result file."""
-    # A library may play in several forms, all but the first under longer names.
-    first = {CONTENDERS[name].requires: name for name in reversed(names)}
-    libraries = {name: version(name) for name in ("numpy", "numba", *reversed(first.values()))}
+    backends = {name: CONTENDERS[name].backend for name in names}
     return {
         "format": FORMAT,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": machine(threads),
-        "versions": libraries,
+        "versions": versions(names),
+        "backends": {name: backend() for name, backend in backends.items() if backend is not None},
         "skipped": skipped,
         "cases": [],
         "scaling": [],

@@ -77,15 +77,10 @@ def scratch_bytes(heads: int, threads: int) -> int:
     return int(fastattn.explain(rows, rows, rows, threads=threads).scratch_bytes)
 
 
-def chosen_backend() -> str:
-    """The backend of a call that names none."""
-    import fastattn
-
-    return str(fastattn.explain([1.0], [[1.0]], [[1.0]]).backend)
-
-
 def measure(threads: int) -> dict[str, Any]:
     """Everything above, as one record of the result file."""
+    from bench.own import chosen_backend
+
     cold, warm = first_call_seconds()
     return {
         "import_seconds": import_seconds("fastattn"),

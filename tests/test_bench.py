@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +201,86 @@ def test_a_run_becomes_a_sheet_a_file_and_tables(tmp_path) -> None:
     assert rewritten.startswith("a\n")
     assert rewritten.endswith("\nb\n")
     assert readme.rewrite(rewritten, readme.blocks(again)) == rewritten
+
+
+def test_a_contender_may_have_any_name(monkeypatch, tmp_path) -> None:
+    """One that looks like ours, and one that no package and no table would like."""
+    names = ("fastattn-lookalike", "no package | at all")
+    for name in names:
+        mine = CONTENDERS["numpy"]._replace(requires=("numpy", "json.decoder"))
+        monkeypatch.setitem(CONTENDERS, name, mine)
+    monkeypatch.setitem(CONTENDERS, "not here", mine._replace(requires=("nowhere.at.all",)))
+    present, skipped = sheet.available(["not here", *names, "fastattn"])
+    assert (present, list(skipped)) == ([*names, "fastattn"], ["not here"])
+    record = sheet.run_case(SMALL[0], present, threads=1, rounds=3, seconds=1)
+    result = sheet.header(present, skipped, 1) | {"cases": [record]}
+    assert set(report.means([record])) == {"best peer", *names}
+    again = report.load([report.save(result, tmp_path)])
+    (line,) = (row for row in readme.blocks(again)["attention"].splitlines() if "t-plain" in row)
+    assert line.replace("\\|", "").count("|") == 8  # seven columns
+    assert all(f"  {name} " in report.print_case(record) for name in names)
+
+
+def test_the_backend_of_each_column_is_kept_and_told(tmp_path, monkeypatch, capsys) -> None:
+    """Also where fastattn plays in another form alone."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr("bench.__main__.CASES", SMALL[:1])
+    monkeypatch.setattr("bench.cases.CASES", SMALL[:1])
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report.save, "__defaults__", (tmp_path,))
+    short = ["--threads=1", "--rounds=3", "--seconds=0.1", "--cases=t-plain", "--contenders"]
+    assert main([*short, "fastattn-numba"]) == 0
+    assert "backends: fastattn-numba on numba\n" in capsys.readouterr().out
+    (alone,) = tmp_path.iterdir()
+    assert json.loads(alone.read_text())["backends"] == {"fastattn-numba": "numba"}
+    alone.unlink()
+    assert main([*short, "numpy", "fastattn", "fastattn-numba"]) == 0
+    chosen = CONTENDERS["fastattn"].backend()
+    assert f"backends: fastattn on {chosen}, fastattn-numba on numba\n" in capsys.readouterr().out
+    (path,) = tmp_path.iterdir()
+    head = readme.blocks(report.load([path]))["attention"].splitlines()[0]
+    assert f"| fastattn ({chosen}) |" in head
+    assert "| fastattn-numba (numba) |" in head
+    other = tmp_path / "other.json"
+    other.write_text(path.read_text().replace(f'"fastattn": "{chosen}"', '"fastattn": "another"'))
+    with pytest.raises(SystemExit, match="never mix"):
+        report.load([path, other])
+
+
+def _closure(extra: str, extras: dict[str, list[str]]) -> set[str]:
+    """The distributions that an extra brings, directly."""
+    found = set()
+    for requirement in extras[extra]:
+        name, _, inner = re.fullmatch(r"([\w-]+)(\[([\w,-]+)\])?[^\[]*", requirement).groups()
+        if name == "fastattn":
+            found |= {one for deeper in inner.split(",") for one in _closure(deeper, extras)}
+        else:
+            found.add(name)
+    return found
+
+
+def test_the_extras_hold_what_the_bench_imports() -> None:
+    root = Path(cases.__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    bench, peers = _closure("bench", extras), _closure("peers", extras)
+    everywhere = {"numpy", "numba", "llvmlite"}  # the last comes with numba
+    called = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
+    imported = set()
+    for path in (root / "bench").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module)
+    imported |= {module for contender in CONTENDERS.values() for module in contender.requires}
+    tops = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
+    needed = {called.get(top, top) for top in tops - {"bench", "fastattn", *everywhere}}
+    assert needed <= bench | peers
+    assert peers - bench == needed - bench, "peers that nobody races, or that bench brings"
+    assert "pytest-benchmark[histogram]>=5" in extras["bench"]  # its flag --benchmark-histogram
+    rest = {one for extra in extras for one in _closure(extra, extras)} - (peers - bench)
+    assert _closure("all", extras) == rest
 
 
 def test_parts_are_merged_into_the_tables_of_one_run(tmp_path, monkeypatch, capsys) -> None:
