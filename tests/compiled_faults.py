@@ -37,4 +37,10 @@ COMPILED_FAULTS = {
         "            raise\n",
         f"{_CITIZEN} -k level_that_is_not_there",
     ),
+    "hidden_kernels_are_not_looked_for": (
+        "_cython/backend.py",
+        "if room != _HERE and any(",
+        "if room == _HERE and any(",
+        "tests/test_hidden_kernels.py -k once",
+    ),
 }

@@ -8,6 +8,8 @@ backend.
 from __future__ import annotations
 
 import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -22,15 +24,55 @@ from fastattn._engine.launcher import Launcher, Turns
 
 from . import words
 
-try:
-    import fastattn._cython._native as _native
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
+_HERE = Path(__file__).resolve().parent
+
+
+def _hidden_kernels() -> Path | None:
+    """Find another fastattn on Python's path whose kernels this one hides: in a clone, say."""
+    for entry in sys.path:
+        room = Path(entry, "fastattn", "_cython").resolve()
+        files = (room / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES)
+        if room != _HERE and any(file.is_file() for file in files):
+            return room.parent
+    return None
+
+
+def _say_missing(error: ModuleNotFoundError) -> ImportError:
+    """Say why there are no kernels, and the way to some; worth a warning where others are hidden.
+
+    What was never built is missing by somebody's choice, or for want of a compiler.
+    """
+    package, elsewhere = _HERE.parent, _hidden_kernels()
+    tree = package.parent
+    clone = (tree / "setup.py").is_file()
+    build = f"`{sys.executable} -m pip install -e {tree}` builds them there"
+    if elsewhere is not None:
+        ways = [build] if clone else []
+        ways += ["Python started with -P, or in another folder, imports that one"]
+        return ImportError(
+            f"fastattn was imported from {package}, which has no compiled kernels, and hides the "
+            f"one installed in {elsewhere}, which has: {'; '.join(ways)}",
+            name=error.name,
+        )
+    if clone:
+        return ModuleNotFoundError(
+            f"fastattn was imported from {package}, where its compiled kernels were not built (or "
+            f"no C compiler was found, or building them failed, or FASTATTN_CYTHON=0 said so): "
+            f"{build}, and with FASTATTN_REQUIRE_CYTHON=1 says what is missing",
+            name=error.name,
+        )
+    return ModuleNotFoundError(
         "fastattn was installed without its compiled kernels (no C compiler was found, or building "
         f"them failed, or FASTATTN_CYTHON=0 said so): {error}. With a compiler, install it again "
         "with FASTATTN_REQUIRE_CYTHON=1, which says what is missing",
         name=error.name,
-    ) from error
+    )
+
+
+try:
+    import fastattn._cython._native as _native
+except ModuleNotFoundError as error:
+    raise _say_missing(error) from error
 except ImportError as error:
     raise ImportError(
         f"the compiled kernels are there and cannot be loaded: {error}. Install fastattn again, "
@@ -74,7 +116,7 @@ def _check_sources() -> None:
     They would read records otherwise than the engine writes them, or compute other bits.
     """
     built = _native.built_from() if hasattr(_native, "built_from") else None
-    sources = words.sources(Path(__file__).parents[1])
+    sources = words.sources(_HERE.parent)
     if built is None or built != (words.digest(vars(layouts), vars(plan)), sources or built[1]):
         raise ImportError(
             f"the compiled kernels ({_native.__file__}) were built from other sources than these: "
