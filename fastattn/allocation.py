@@ -10,6 +10,7 @@ import numpy as np
 
 from fastattn._core import backends
 from fastattn._core.arrays import as_array, check_dtype, deliver, result_array
+from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 from fastattn._core.units import MOST_UNITS, Unit
 
@@ -21,6 +22,7 @@ __all__ = ["allocate"]
 METHODS = ("largest_remainder", "sainte_lague", "dhondt", "huntington_hill")
 
 
+@default_environment()
 def allocate(
     weights: ArrayLike,
     budget: ArrayLike,
@@ -290,8 +292,7 @@ class _Rows:
             )
         budget = f"the budget{row} is {shown(self.budget[at])}"
         if math.isnan(unspent):
-            with np.errstate(over="ignore"):
-                least = shown(lower[part].sum())
+            least = shown(lower[part].sum())
             return (
                 f"{budget}, below the sum of the lower bounds, {least}: raise the budget or lower "
                 "the bounds"

@@ -9,6 +9,7 @@ import numpy as np
 from fastattn._core import backends
 from fastattn._core import problem as problems
 from fastattn._core.arrays import check_out
+from fastattn._core.environment import default_environment
 from fastattn._core.problem import NO_EXTRAS, Extras
 from fastattn._core.recipe import Recipe, recipe, signature
 from fastattn._core.threads import resolve
@@ -251,14 +252,15 @@ def attention(
             if out is None or output.flags.c_contiguous:
                 repeat(query, key, value, mask, output, lse, weights)
                 return made.deliver(output, lse, weights, out)
-    made = recipe(call)
-    problem = problems.bind(made, query, key, value, mask, extras)
-    execution = backends.prepare(problem, wanted, workers)
-    if extras is NO_EXTRAS:
-        _keep((call, wanted, workers), execution, made)
-    results = made.allocate(out, (query, key, value, mask))
-    execution.run(*made.canonical(results))
-    return made.deliver(*results, out)
+    with default_environment():
+        made = recipe(call)
+        problem = problems.bind(made, query, key, value, mask, extras)
+        execution = backends.prepare(problem, wanted, workers)
+        if extras is NO_EXTRAS:
+            _keep((call, wanted, workers), execution, made)
+        results = made.allocate(out, (query, key, value, mask))
+        execution.run(*made.canonical(results))
+        return made.deliver(*results, out)
 
 
 def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
@@ -270,6 +272,7 @@ def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
         _repeats[key] = function, made
 
 
+@default_environment()
 def explain(
     query: ArrayLike,
     key: ArrayLike,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastattn._core.arrays import as_array
+from fastattn._core.environment import default_environment
 from fastattn.allocation import allocate
 from fastattn.attention import attention
 from fastattn.fusion import fuse
@@ -49,6 +50,7 @@ class AllocationResult:
     unspent: Any = None
 
 
+@default_environment()
 def attention_allocation(
     query: ArrayLike,
     key: ArrayLike,
@@ -256,10 +258,9 @@ def _fused(
     value, strange = value[..., keys, :], strange[..., keys, :]
     rows, seen = (np.atleast_2d(x)[..., keys] for x in (amounts, seen))
     sums = total if amounts.ndim > 1 else total[None]
-    with np.errstate(invalid="ignore"):  # 0 * inf
-        for i in range(rows.shape[-2]):
-            mine = seen[..., i, :, None] & strange
-            sums[..., i, :] += np.where(mine, rows[..., i, :, None] * value, 0).sum(axis=-2)
+    for i in range(rows.shape[-2]):
+        mine = seen[..., i, :, None] & strange
+        sums[..., i, :] += np.where(mine, rows[..., i, :, None] * value, 0).sum(axis=-2)
     return total
 
 

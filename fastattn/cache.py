@@ -9,6 +9,7 @@ import numpy as np
 from fastattn._core import backends, steps
 from fastattn._core import problem as problems
 from fastattn._core.arrays import as_array
+from fastattn._core.environment import default_environment
 from fastattn._core.pages import PageTable
 from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Extras
@@ -28,8 +29,9 @@ class KVCache:
     r"""Keys and values of a batch of sequences that grow token by token.
 
     `append` adds what is new, `attend` reads all there is, and nothing is ever recomputed or moved.
-    `attend` gives the very bits of `attention` over the same keys: for int8 storage, over the
-    dequantised keys :math:`\hat k = \mathrm{scale} \cdot q`.
+    `attend` gives the very bits of `attention` over what `dense` shows, whatever the dtype of the
+    query: for int8 storage, over the dequantised keys :math:`\hat k = \mathrm{scale} \cdot q`, in
+    float32.
 
     Parameters
     ----------
@@ -122,6 +124,7 @@ class KVCache:
         """Tokens in each sequence, int64 of the batch shape; a copy."""
         return self._table.lengths.reshape(self.batch_shape).copy()
 
+    @default_environment()
     def append(self, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None = None) -> None:
         """Add new tokens behind each sequence's last.
 
@@ -238,17 +241,18 @@ class KVCache:
             if results is not None:
                 return results
         operands = query, *self._stand_ins(self._table.longest), mask
-        made = recipe(signature(*operands, **options))
-        problem = problems.bind(made, *operands, extras)._replace(pages=pages)
-        execution = backends.prepare(problem, wanted, workers)
-        if call is not None:
-            # For the steps that follow, as if the last pages were full.
-            key, value = full
-            whole = backends.prepare(problem._replace(key=key, value=value), wanted, workers)
-            steps.keep(call, whole, made)
-        results = made.allocate(out, operands)
-        execution.run(*made.canonical(results))
-        return made.deliver(*results, out)
+        with default_environment():
+            made = recipe(signature(*operands, **options))
+            problem = problems.bind(made, *operands, extras)._replace(pages=pages)
+            execution = backends.prepare(problem, wanted, workers)
+            if call is not None:
+                # For the steps that follow, as if the last pages were full.
+                key, value = full
+                whole = backends.prepare(problem._replace(key=key, value=value), wanted, workers)
+                steps.keep(call, whole, made)
+            results = made.allocate(out, operands)
+            execution.run(*made.canonical(results))
+            return made.deliver(*results, out)
 
     def truncate(self, lengths: ArrayLike) -> None:
         """Forget the tokens from `lengths` on, e.g. rejected drafts.
@@ -297,6 +301,7 @@ class KVCache:
         flat = positions("indices", array.reshape(-1), (entries,), 0, entries - 1, str(entries - 1))
         self._table.reorder(flat)
 
+    @default_environment()
     def dense(self) -> tuple[np.ndarray, np.ndarray]:
         """Copy what is stored: keys and values, (*batch_shape, Hkv, longest, E or Ev).
 
@@ -336,6 +341,12 @@ class KVCache:
             raise ValueError(
                 f"{name} of shape {array.shape} holds NaN or inf, which int8 storage cannot keep: "
                 "use dtype=float16 or wider"
+            )
+        wide = self.dtype == np.int8 and array.dtype.itemsize > 4
+        if wide and np.abs(array).max(initial=0) > np.finfo(np.float32).max:
+            raise ValueError(
+                f"{name} of shape {array.shape} holds numbers beyond float32, which the scales of "
+                "int8 storage are in: use dtype=np.float64"
             )
         return array
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastattn._core import backends, repeats
 from fastattn._core.arrays import as_array, deliver, dtypes, result_array, spread
+from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def fuse(
     result = result_array(out, (*rows.shape[:-2], *row, *tail), dtype, (weights, value))
     at = rows.ndim - 2
     target = result[(slice(None),) * at + (None,)] if one_row else result
-    repeat = backends.pick(backend).fuse(rows, values, target, reduce, workers)
+    with default_environment():
+        repeat = backends.pick(backend).fuse(rows, values, target, reduce, workers)
     repeats.keep(call, repeat, (weights, value, result), (rows, values, target), out)
     return deliver(result, out)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import numpy as np
 from fastattn import projections
 from fastattn._core import parameters as stored
 from fastattn._core.arrays import check_out, deliver, dtypes, flag
+from fastattn._core.environment import default_environment
 from fastattn._core.parameters import ADDED, JOINT, Sizes
 from fastattn.attention import attention
 
@@ -108,6 +109,7 @@ class MultiHeadAttention:
     True
     """
 
+    @default_environment()
     def __init__(
         self,
         embed_dim: int,
@@ -144,6 +146,7 @@ class MultiHeadAttention:
         self._ready: dict[np.dtype, projections.Matrices] = {}
 
     @classmethod
+    @default_environment()
     def from_state_dict(
         cls,
         state: Mapping[str, Any],
@@ -220,6 +223,7 @@ class MultiHeadAttention:
         return cls.from_state_dict(state, num_heads, prefix=prefix, add_zero_attn=add_zero_attn)
 
     @classmethod
+    @default_environment()
     def from_arrays(
         cls,
         num_heads: int,
@@ -286,6 +290,7 @@ class MultiHeadAttention:
             f"{widths}, {self._dtype}>"
         )
 
+    @default_environment()
     def __call__(
         self,
         query: ArrayLike,

@@ -15,6 +15,7 @@ from fastattn._core.arrays import (
     result_array,
     same_memory,
 )
+from fastattn._core.environment import default_environment
 from fastattn._core.reduced import Rows, order_of
 from fastattn._core.threads import resolve
 
@@ -211,7 +212,8 @@ def logsumexp(
         rows = Rows.of(x, axis, mask)
         result = result_array(out, rows.reduced(keepdims), rows.dtype, rows.inputs)
         target = result.reshape(rows.outer, copy=False)
-        repeat = backends.pick(backend).logsumexp(rows.x, rows.mask, target, scale, workers)
+        with default_environment():
+            repeat = backends.pick(backend).logsumexp(rows.x, rows.mask, target, scale, workers)
         repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
         again = deliver(result, out)
     lse = again if out is not None else again[()]
@@ -239,9 +241,10 @@ def _with_factors(
     # Side by side: a kernel steps through both results alike.
     both = np.empty((*rows.outer, 2), rows.dtype)
     target, signs = both[..., 0], both[..., 1]
-    backends.pick(backend).logsumexp(
-        rows.x, rows.mask, target, scale, workers, rows.factors, signs if return_sign else None
-    )
+    with default_environment():
+        backends.pick(backend).logsumexp(
+            rows.x, rows.mask, target, scale, workers, rows.factors, signs if return_sign else None
+        )
     shape = rows.reduced(keepdims)
     result = result_array(out, shape, rows.dtype, ())
     result[...] = target.reshape(shape)
@@ -271,7 +274,8 @@ def _weights(
     rows = Rows.of(x, axis, mask)
     result, target = _target(rows, out)
     function = getattr(backends.pick(backend), kind)
-    repeat = function(rows.x, rows.mask, target, scale, workers)
+    with default_environment():
+        repeat = function(rows.x, rows.mask, target, scale, workers)
     repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
     return deliver(result, out)  # type: ignore[no-any-return]
 

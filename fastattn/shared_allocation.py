@@ -10,6 +10,7 @@ import numpy as np
 
 from fastattn._core import backends
 from fastattn._core.arrays import FLOAT64, as_array, check_dtype, finite_number
+from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class SharedAllocation:
     violation: float
 
 
+@default_environment()
 def allocate_shared(
     weights: ArrayLike,
     budgets: ArrayLike,

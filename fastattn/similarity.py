@@ -15,6 +15,7 @@ from fastattn._core.arrays import (
     result_array,
     spread,
 )
+from fastattn._core.environment import default_environment
 from fastattn._core.recipe import check_similarity, default_scale
 from fastattn._core.threads import resolve
 
@@ -109,6 +110,7 @@ def similarity(
     shape = (*batch, *(() if one_row else (rows.shape[-2],)), keys.shape[-2])
     result = result_array(out, shape, dtype, (query, key))
     target = result[..., None, :] if one_row else result
-    repeat = backends.pick(backend).similarity(rows, keys, target, metric, scale, workers)
+    with default_environment():
+        repeat = backends.pick(backend).similarity(rows, keys, target, metric, scale, workers)
     repeats.keep(call, repeat, (query, key, result), (rows, keys, target), out)
     return deliver(result, out)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import numpy as np
 from fastattn._core import backends
 from fastattn._core import problem as problems
 from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half, per_head, view
+from fastattn._core.environment import default_environment
 from fastattn._core.layouts import layout
 from fastattn._core.plan import SEGMENT_KEYS
 from fastattn._core.problem import Extras
@@ -86,6 +87,7 @@ class State:
             f"{self._recipe.output_shape} {self._recipe.dtype}, {self._backend.name}>"
         )
 
+    @default_environment()
     def merge(self, next_state: State) -> State:
         """Join the part that begins where this one stops.
 
@@ -138,6 +140,7 @@ class State:
             self._backend, self._recipe, self._numbers, merged, self.key_start, next_state.key_stop
         )
 
+    @default_environment()
     def finish(self, sinks: ArrayLike | None = None, return_lse: bool = False) -> Any:
         """Divide by the sum of weights: the output, as `attention` gives it.
 
@@ -174,6 +177,7 @@ class State:
         return results[:2] if return_lse else results[0]
 
 
+@default_environment()
 def attention_state(
     query: ArrayLike,
     key: ArrayLike,
@@ -297,6 +301,7 @@ def _shown(numbers: np.ndarray | None) -> str:
     return np.array2string(numbers.ravel(), threshold=8, precision=4)
 
 
+@default_environment()
 def merge_states(
     outputs: ArrayLike | Sequence[ArrayLike], lses: ArrayLike | Sequence[ArrayLike], axis: int = 0
 ) -> tuple[np.ndarray, Any]:

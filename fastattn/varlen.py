@@ -8,6 +8,7 @@ import numpy as np
 
 from fastattn._core import backends
 from fastattn._core.arrays import deliver, result_array
+from fastattn._core.environment import default_environment
 from fastattn._core.ragged import RaggedProblem, head_major, ragged_problem
 from fastattn._core.threads import resolve
 
@@ -24,6 +25,7 @@ _NOT_RAGGED = {
 }
 
 
+@default_environment()
 def attention_varlen(
     query: ArrayLike,
     key: ArrayLike,

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fastattn._core.environment import default_environment
+
 __all__ = [
     "FLOAT32",
     "FLOAT64",
@@ -150,7 +152,7 @@ def per_head(
             f"{name} of shape {shape} does not broadcast to the batch dims {batch}, heads last: "
             + (f"one number per head has shape ({batch[-1]},)" if batch else "pass one number")
         )
-    with np.errstate(over="ignore"):
+    with default_environment():
         numbers = np.array(array, dtype=dtype, order="C")
     wrong = ~np.isfinite(numbers)
     if lowest_hides:

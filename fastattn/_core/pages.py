@@ -240,8 +240,7 @@ class PageTable:
             if self.scaled:
                 stored[target], scales[target] = quantise(new)
             else:
-                with np.errstate(over="ignore"):
-                    stored[target] = new
+                stored[target] = new
 
     def _end_at(self, lengths: np.ndarray) -> None:
         """Let sequences end in pages that are theirs alone."""

@@ -19,6 +19,7 @@ from fastattn._core.arrays import (
     result_array,
     view,
 )
+from fastattn._core.environment import default_environment
 from fastattn._core.layouts import layout, mask_layout
 from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
 
@@ -121,7 +122,8 @@ class Recipe(NamedTuple):
         if lse is None and weights is None:
             return output
         if weights is not None and self.output_dtype is not self.dtype:
-            weights = weights.astype(self.output_dtype)
+            with default_environment():
+                weights = weights.astype(self.output_dtype)
         return tuple(result for result in (output, lse, weights) if result is not None)
 
     def canonical(self, results: Results) -> Results:

@@ -53,19 +53,17 @@ class Unit:
             if towards is np.ceil:
                 whole += wide % self.size != 0
             return whole.astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            units = np.asarray(x, np.float64) / self.size
-            nearest = np.rint(units)
-            return np.where(_is_near(units, nearest), nearest, towards(units))
+        units = np.asarray(x, np.float64) / self.size
+        nearest = np.rint(units)
+        return np.where(_is_near(units, nearest), nearest, towards(units))
 
     def split(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Count the whole units in amounts, and tell what is beside them, in the dtype of `x`."""
         counts = self.counts(x, np.floor)
         if self._divides(x):
             return counts, _wide(x) % self.size
-        with np.errstate(invalid="ignore", over="ignore"):
-            units = np.asarray(x, np.float64) / self.size
-            rest = np.where(_is_near(units, counts), 0.0, x - self.amounts(counts))
+        units = np.asarray(x, np.float64) / self.size
+        rest = np.where(_is_near(units, counts), 0.0, x - self.amounts(counts))
         return counts, rest
 
     def amounts(self, counts: np.ndarray) -> np.ndarray:

@@ -319,15 +319,14 @@ def _run_phases(
     record.set(sums_stride=state * dtype.itemsize)
     record.point(maxima=maxima, **{f"{part}s": sums[part] for part in parts})
     _phase(plan, record, FIND_MAX, blocks, numbers, workers)(*operands)
-    with np.errstate(all="ignore"):
-        state_max = np.fmax.reduce(maxima, axis=0)
-        record.point(state_max=state_max)
-        _phase(plan, record, FIND_SUM, blocks, numbers, workers)(*operands)
-        # Sums of segments from left to right: `cumsum` cannot take another order, `sum` would.
-        states = {
-            f"state_{part}": np.cumsum(sums[part], axis=0, dtype=wide)[-1].copy() for part in parts
-        }
-        state_max[np.isnan(maxima).any(axis=0)] = np.nan
+    state_max = np.fmax.reduce(maxima, axis=0)
+    record.point(state_max=state_max)
+    _phase(plan, record, FIND_SUM, blocks, numbers, workers)(*operands)
+    # Sums of segments from left to right: `cumsum` cannot take another order, `sum` would.
+    states = {
+        f"state_{part}": np.cumsum(sums[part], axis=0, dtype=wide)[-1].copy() for part in parts
+    }
+    state_max[np.isnan(maxima).any(axis=0)] = np.nan
     record.point(**states)
     if operation == LOGSUMEXP_RESULT:
         record.set(chunk_keys=0, chunks=1)

@@ -48,8 +48,8 @@ def allocate_shared(
     exponent = int(np.frexp(budgets.max())[1])
     far = abs(exponent) > _LARGEST_EXPONENT
     scale = 2.0 ** min(max(-exponent, -1000), 1000) if far else 1.0
-    with np.errstate(over="ignore"):  # a capacity that all budgets together never fill is none
-        rounds = _Rounds(kernels, weights, budgets * scale, capacities * scale, threads)
+    # A capacity that overflows is one that all budgets together never fill: none.
+    rounds = _Rounds(kernels, weights, budgets * scale, capacities * scale, threads)
     violation, test_at = np.inf, 1
     for iteration in range(1, max_iter + 1):
         rounds.run(SPEND)

@@ -152,7 +152,8 @@ def _right_end(rows: list[Row]) -> float:
         np.nanmax([*row.amounts, *row.lower, *row.share, row.unspent], initial=0.0) for row in rows
     )
     near = [np.nanmax(row.upper[row.upper <= 1.5 * largest], initial=0.0) for row in rows]
-    return 1.04 * float(max(largest, *near)) or 1.0
+    with np.errstate(under="ignore"):
+        return 1.04 * float(max(largest, *near)) or 1.0
 
 
 def _bars(ax: Axes, row: Row, style: Style) -> Any:

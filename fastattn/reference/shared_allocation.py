@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["allocate_shared"]
 
 
+@np.errstate(all="ignore")
 def allocate_shared(
     weights: ArrayLike,
     budgets: ArrayLike,
