@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["KVCache"]
 
 _STORAGE = ("float32", "float64", "float16", "bfloat16", "int8")
+# 127 times a scale, rounded up, is still a float32.
+_LARGEST_IN_INT8 = 3.4028e38
 
 
 class KVCache:
@@ -337,16 +339,16 @@ class KVCache:
                 f"{name} of shape {array.shape} has dtype {array.dtype}; real floats are needed: "
                 f"{name}.astype(np.float32)"
             )
-        if self.dtype == np.int8 and not np.isfinite(array).all():
+        quantised = self.dtype == np.int8
+        if quantised and not float(np.abs(array).max(initial=0)) <= _LARGEST_IN_INT8:
+            if np.isfinite(array).all():
+                raise ValueError(
+                    f"{name} of shape {array.shape} holds numbers beyond {_LARGEST_IN_INT8}, where "
+                    "float32 ends, in which int8 storage keeps its scales: use dtype=np.float64"
+                )
             raise ValueError(
                 f"{name} of shape {array.shape} holds NaN or inf, which int8 storage cannot keep: "
                 "use dtype=float16 or wider"
-            )
-        wide = self.dtype == np.int8 and array.dtype.itemsize > 4
-        if wide and np.abs(array).max(initial=0) > np.finfo(np.float32).max:
-            raise ValueError(
-                f"{name} of shape {array.shape} holds numbers beyond float32, which the scales of "
-                "int8 storage are in: use dtype=np.float64"
             )
         return array
 

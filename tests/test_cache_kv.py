@@ -254,6 +254,24 @@ def test_int8_error_is_the_stated_one(backend, seed):
         assert (stored[:, :, ::7] == 0).all()
 
 
+@pytest.mark.parametrize("query_dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("storage", [*STORAGE, "float64"])
+def test_queries_of_any_dtype_see_what_dense_shows(backend, storage, query_dtype, seed):
+    """What is stored is one number for every query, whatever dtype the call computes in."""
+    rng = np.random.default_rng(seed)
+    for features, value_features in ((24, 17), (5, 3)):
+        cache = new_cache((2,), storage, features=features, value_features=value_features)
+        cache.append(*tokens(rng, (2,), 150, features=features, value_features=value_features))
+        key, value = cache.dense()
+        for rows in (1, 4, 30):
+            query = strategies.draw(rng, (2, 4, rows, features), query_dtype)
+            for similarity in ("scaled_dot", "cosine"):
+                options = {"similarity": similarity, "causal": "bottom_right", "return_lse": True}
+                expected = fastattn.attention(query, key, value, enable_gqa=True, **options)
+                for ours, theirs in zip(cache.attend(query, **options), expected, strict=True):
+                    oracle.assert_same_bits(ours, theirs, about=(features, rows, similarity))
+
+
 def test_lengths_are_a_copy(backend, seed):
     cache = new_cache((2,), "float32")
     cache.append(*tokens(np.random.default_rng(seed), (2,), 5))
@@ -375,9 +393,20 @@ def test_int8_refuses_what_it_cannot_hold(backend, poison, seed):
     cache.append(*new)
     model.append(*new)
     new[1][1, 0, 2, 3] = poison
-    with pytest.raises(ValueError, match="float16"):
-        cache.append(*new)
+    for dtype in ("float32", "float64", "float16", "bfloat16"):
+        with pytest.raises(ValueError, match="float16"):
+            cache.append(*(x.astype(strategies.dtype_of(dtype)) for x in new))
     model.check(cache, rng)
+
+
+def test_int8_refuses_what_its_scales_cannot_hold(backend):
+    cache = fastattn.KVCache(1, 1, 2, dtype=np.int8)
+    for beyond in (np.full((1, 1, 1, 2), 1e39), np.full((1, 1, 1, 2), np.finfo("f4").max, "f4")):
+        with pytest.raises(ValueError, match="float64"):
+            cache.append(beyond, beyond)
+    largest = np.full((1, 1, 1, 2), 3.4e38, np.float32)
+    cache.append(largest, -largest)
+    assert np.isfinite(cache.dense()).all()
 
 
 @pytest.mark.parametrize("dtype", ["int16", "complex64", "U3", object])

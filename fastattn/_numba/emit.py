@@ -1,5 +1,7 @@
 """The vector type, and the LLVM building blocks that intrinsics are made of."""
 
+import platform
+
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import config as numba_config
@@ -25,6 +27,9 @@ def _registers():
 
 # Whether the CPU multiplies pairs of bfloat16.
 DOTS_PAIRS = "+avx512bf16" in _features()
+# Whether it is known to convert halves itself. Where not, LLVM would call functions that are not
+# there, which ends the process.
+CONVERTS_HALVES = "+f16c" in _features() or platform.machine().lower() in ("aarch64", "arm64")
 
 # Six rows of accumulators, the vectors of one step of the depth and one broadcast must fit.
 _COUNT, _BYTES = _registers()
@@ -132,6 +137,75 @@ def fma_ir(builder, a, b, c):
         builder.module, ir.FunctionType(kind, [kind, kind, kind]), f"llvm.fma.{suffix}"
     )
     return builder.call(function, [a, b, c])
+
+
+def _like(kind, element):
+    """A scalar type, or a vector of as many as `kind` has."""
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def _number(kind, value):
+    """A constant of a scalar type, or in every lane of a vector."""
+    many = isinstance(kind, ir.VectorType)
+    return ir.Constant(kind, [value] * kind.count if many else value)
+
+
+def halves_widened(builder, bits):
+    """Floats of the 16-bit words of float16, one or a vector, exactly; NaN becomes quiet."""
+    floats, words = _like(bits.type, ir.FloatType()), _like(bits.type, I32)
+    if CONVERTS_HALVES:
+        return builder.fpext(builder.bitcast(bits, _like(bits.type, ir.HalfType())), floats)
+
+    def number(value):
+        return _number(words, value)
+
+    wide = builder.zext(bits, words)
+    sign = builder.shl(builder.and_(wide, number(0x8000)), number(16))
+    magnitude = builder.and_(wide, number(0x7FFF))
+    shifted = builder.shl(magnitude, number(13))
+    normal = builder.add(shifted, number(112 << 23))
+    # Below the normal numbers: so many times the smallest.
+    small = builder.fmul(builder.sitofp(magnitude, floats), _number(floats, 2.0**-24))
+    small = builder.bitcast(small, words)
+    quiet = builder.select(
+        builder.icmp_signed(">", magnitude, number(0x7C00)), number(0x400000), number(0)
+    )
+    beyond = builder.or_(builder.or_(shifted, number(0x7F800000)), quiet)
+    found = builder.select(builder.icmp_signed("<", magnitude, number(0x400)), small, normal)
+    found = builder.select(builder.icmp_signed("<", magnitude, number(0x7C00)), found, beyond)
+    return builder.bitcast(builder.or_(found, sign), floats)
+
+
+def halves_rounded(builder, numbers):
+    """16-bit words of floats rounded to float16, one or a vector; NaN becomes quiet."""
+    floats, narrow = numbers.type, _like(numbers.type, ir.IntType(16))
+    if CONVERTS_HALVES:
+        halves = builder.fptrunc(numbers, _like(floats, ir.HalfType()))
+        return builder.bitcast(halves, narrow)
+    words = _like(floats, I32)
+
+    def number(value):
+        return _number(words, value)
+
+    bits = builder.bitcast(numbers, words)
+    sign = builder.and_(builder.lshr(bits, number(16)), number(0x8000))
+    magnitude = builder.and_(bits, number(0x7FFFFFFF))
+    dropped = builder.lshr(magnitude, number(13))
+    odd = builder.and_(dropped, number(1))
+    normal = builder.add(builder.sub(magnitude, number(112 << 23)), builder.add(odd, number(0xFFF)))
+    normal = builder.lshr(normal, number(13))
+    # Adding 1/2 rounds to a multiple of the smallest subnormal half.
+    small = builder.fadd(builder.bitcast(magnitude, floats), _number(floats, 0.5))
+    small = builder.sub(builder.bitcast(small, words), number(0x3F000000))
+    not_a_number = builder.or_(builder.and_(dropped, number(0x3FF)), number(0x7E00))
+    found = builder.select(builder.icmp_signed("<", magnitude, number(0x38800000)), small, normal)
+    found = builder.select(
+        builder.icmp_signed("<", magnitude, number(0x477FF000)), found, number(0x7C00)
+    )
+    found = builder.select(
+        builder.icmp_signed(">", magnitude, number(0x7F800000)), not_a_number, found
+    )
+    return builder.trunc(builder.or_(found, sign), narrow)
 
 
 def pointer_ir(builder, address, kind):

@@ -15,6 +15,7 @@ from .emit import (
     LANES,
     VECTOR_OF,
     element_ir,
+    halves_widened,
     lane_numbers,
     load_ir,
     outlined,
@@ -176,11 +177,12 @@ def _convert_storage(builder, address, name, swapped, target):
         return builder.uitofp(bits, target)
     if name.startswith("int"):
         return builder.sitofp(bits, target)
-    if name == "bfloat16":
-        bits = builder.shl(builder.zext(bits, I32), I32(16))
-        size = 4
-    kind = {2: ir.HalfType(), 4: ir.FloatType(), 8: ir.DoubleType()}[size]
-    value = builder.bitcast(bits, kind)
+    if name == "float16":
+        value = halves_widened(builder, bits)
+    elif name == "bfloat16":
+        value = builder.bitcast(builder.shl(builder.zext(bits, I32), I32(16)), ir.FloatType())
+    else:
+        value = builder.bitcast(bits, {4: ir.FloatType(), 8: ir.DoubleType()}[size])
     if value.type == target:
         return value
     if size < 8:

@@ -15,7 +15,7 @@ from .memory import load_scalar, native_code, prefetch
 from .native import load_int32, load_int64, store_int64
 from .pack import PREFETCH_KEYS, clear_row, finish_panel, pack_ahead, pack_matrix
 from .record import KEY, VALUE
-from .simd import cast, item_size
+from .simd import item_size
 from .storage import BFLOAT, HALF, INT8, dequantise_row, pack_small, widen_row
 
 # Rows of a table are fetched this many rows before their turn: nobody else can guess them.
@@ -80,7 +80,7 @@ def stage_rows(tag, call, side, first, count, feature, features, target, target_
             prefetch(later + line)
         place = target + r * target_stride
         if scale != 0:
-            factor = cast(tag, load_scalar(np.float32(0), scale))
+            factor = load_scalar(np.float32(0), scale)
             dequantise_row(tag, source, features, factor, place)
             scale += 4
         else:

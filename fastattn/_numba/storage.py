@@ -4,12 +4,25 @@ Arithmetic knows float32 and float64 alone. A half is widened exactly; a result 
 once, to nearest with ties to even.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from .compile import device
-from .emit import I32, I64, LANES, VECTOR_OF, load_ir, shuffle_ir, splat_ir, store_ir, vector_ir
+from .emit import (
+    I32,
+    I64,
+    LANES,
+    VECTOR_OF,
+    halves_rounded,
+    halves_widened,
+    load_ir,
+    shuffle_ir,
+    splat_ir,
+    store_ir,
+    vector_ir,
+)
 from .memory import (
     load,
     load_as,
@@ -20,16 +33,18 @@ from .memory import (
     store_scalar,
     transposed,
 )
-from .simd import item_size, splat
+from .simd import cast, item_size, splat
 
 HALF = 11  # codes of `memory.STORAGE_CODES`
 BFLOAT = 12
 INT8 = 3
 
+_I16 = ir.IntType(16)
+
 
 def _shorts(builder, address):
     """Sixteen 16-bit words, zero-extended to 32."""
-    words = load_ir(builder, address, ir.VectorType(ir.IntType(16), LANES))
+    words = load_ir(builder, address, ir.VectorType(_I16, LANES))
     return builder.zext(words, ir.VectorType(I32, LANES))
 
 
@@ -37,8 +52,7 @@ def widened(builder, address, kind):
     """Sixteen stored elements as floats."""
     floats = vector_ir(types.float32)
     if kind == HALF:
-        halves = load_ir(builder, address, ir.VectorType(ir.HalfType(), LANES))
-        return builder.fpext(halves, floats)
+        return halves_widened(builder, load_ir(builder, address, ir.VectorType(_I16, LANES)))
     if kind == BFLOAT:
         shifted = builder.shl(_shorts(builder, address), splat_ir(builder, I32(16)))
         return builder.bitcast(shifted, floats)
@@ -68,10 +82,10 @@ def parts_of_words(builder, words, code):
         high = builder.and_(words, splat_ir(builder, I32(-65536)))
         return [builder.bitcast(half, floats) for half in (low, high)]
     if code == HALF:
-        halves = builder.bitcast(words, ir.VectorType(ir.HalfType(), 2 * LANES))
+        halves = builder.bitcast(words, ir.VectorType(_I16, 2 * LANES))
         places = (range(first, 2 * LANES, 2) for first in range(2))
         chosen = [shuffle_ir(builder, halves, halves, place) for place in places]
-        return [builder.fpext(half, floats) for half in chosen]
+        return [halves_widened(builder, half) for half in chosen]
     elements = []
     for first in range(24, -1, -8):
         byte = builder.shl(words, splat_ir(builder, I32(first)))
@@ -85,7 +99,7 @@ def transpose_widened(typing_context, tag, kind, source, row_stride, scales, tar
     """Columns of sixteen rows of a small storage type (a literal code), written as vectors.
 
     As `transpose_four`, but a step takes sixteen bytes of each row: eight halves, or sixteen int8,
-    which are multiplied by their row's float32 at `scales`.
+    which are multiplied by their row's float32 at `scales`, in float32 whatever the tag.
     """
     sig = types.void(tag, kind, *[types.int64] * 5)
     code = kind.literal_value
@@ -103,11 +117,9 @@ def transpose_widened(typing_context, tag, kind, source, row_stride, scales, tar
         wide = vector_ir(tag)
         if code == INT8:
             scale = load_ir(builder, scales, vector_ir(types.float32))
-            scale = scale if scale.type == wide else builder.fpext(scale, wide)
+            columns = [builder.fmul(column, scale) for column in columns]
         for i, column in enumerate(columns):
             column = column if column.type == wide else builder.fpext(column, wide)
-            if code == INT8:
-                column = builder.fmul(column, scale)
             store_ir(builder, builder.add(target, builder.mul(target_stride, I64(i))), column)
         return context.get_dummy_value()
 
@@ -127,15 +139,15 @@ def rounded_to_bfloat(builder, floats):
     quiet = builder.or_(bits, wide(0x400000))
     is_nan = builder.fcmp_unordered("uno", floats, floats)
     chosen = builder.select(is_nan, quiet, rounded)
-    return builder.trunc(builder.lshr(chosen, wide(16)), ir.VectorType(ir.IntType(16), count))
+    return builder.trunc(builder.lshr(chosen, wide(16)), ir.VectorType(_I16, count))
 
 
 def _rounded(builder, floats, code):
-    """Sixteen floats as halves."""
+    """Sixteen floats rounded to halves, as 16-bit words."""
     if floats.type.element != ir.FloatType():
         floats = builder.fptrunc(floats, vector_ir(types.float32))
     if code == HALF:
-        return builder.fptrunc(floats, ir.VectorType(ir.HalfType(), LANES))
+        return halves_rounded(builder, floats)
     return rounded_to_bfloat(builder, floats)
 
 
@@ -197,16 +209,33 @@ def widen_row(tag, code, source, stride, count, target):
         i += 1
 
 
+@intrinsic
+def dequantised(typing_context, tag, address, scale):
+    """Sixteen consecutive int8 times a float32, as a vector; in float32 whatever the tag."""
+    sig = VECTOR_OF[tag](tag, types.int64, types.float32)
+
+    def codegen(context, builder, sig, args):
+        product = builder.fmul(widened(builder, args[1], INT8), splat_ir(builder, args[2]))
+        target = vector_ir(tag)
+        return product if product.type == target else builder.fpext(product, target)
+
+    return sig, codegen
+
+
 @device
 def dequantise_row(tag, source, count, scale, target):
-    """Write contiguous int8 times a scale as a row of the tag's type, rounded once."""
+    """Write contiguous int8 times a float32 scale as a row of the tag's type.
+
+    The products are float32, rounded once, whatever the tag: what is stored is one number for every
+    query, that which `KVCache.dense` shows.
+    """
     item = item_size(tag)
     whole = count // LANES * LANES
-    wide = splat(scale)
     for i in range(0, whole, LANES):
-        store(target + i * item, load_widened(tag, INT8, source + i) * wide)
+        store(target + i * item, dequantised(tag, source + i, scale))
     for i in range(whole, count):
-        store_scalar(target + i * item, load_as(tag, INT8, source + i) * scale)
+        product = load_as(np.float32(0), INT8, source + i) * scale
+        store_scalar(target + i * item, cast(tag, product))
 
 
 @device
