@@ -109,7 +109,6 @@ class MultiHeadAttention:
     True
     """
 
-    @default_environment()
     def __init__(
         self,
         embed_dim: int,
@@ -146,7 +145,6 @@ class MultiHeadAttention:
         self._ready: dict[np.dtype, projections.Matrices] = {}
 
     @classmethod
-    @default_environment()
     def from_state_dict(
         cls,
         state: Mapping[str, Any],
@@ -223,7 +221,6 @@ class MultiHeadAttention:
         return cls.from_state_dict(state, num_heads, prefix=prefix, add_zero_attn=add_zero_attn)
 
     @classmethod
-    @default_environment()
     def from_arrays(
         cls,
         num_heads: int,
@@ -355,9 +352,8 @@ class MultiHeadAttention:
         operands, batch = projections.operands(query, key, value, widths)
         named = [(name, x.dtype, x.shape) for name, x in operands.items()]
         dtype, result_dtype = dtypes(*named, ("weights", self._dtype, ()))
-        shape = (*batch, operands["query"].shape[-2], self.embed_dim)
         if out is not None:
-            check_out(out, shape, result_dtype)
+            check_out(out, (*batch, operands["query"].shape[-2], self.embed_dim), result_dtype)
         run = {"backend": backend, "threads": threads}
         matrices = self._matrices(dtype)
         heads = projections.project(tuple(operands.values()), matrices, self.num_heads, **run)

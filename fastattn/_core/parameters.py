@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastattn._core.arrays import as_array, dtypes
+from fastattn._core.environment import default_environment
 
 __all__ = ["Sizes", "checked", "draw", "from_arrays", "from_file", "head_features"]
 
@@ -97,6 +98,7 @@ def head_features(embed_dim: int, num_heads: Any) -> int:
     return embed_dim // int(num_heads)
 
 
+@default_environment()
 def checked(state: Mapping[str, Any], prefix: str = "") -> tuple[Sizes, Parameters]:
     """Return the parameters of a state, read-only copies, or raise for the first that is wrong."""
     if not isinstance(state, Mapping):
@@ -255,6 +257,7 @@ def from_file(path: Any, prefix: str) -> Parameters:
         return {name: file.get_tensor(name) for name in wanted}
 
 
+@default_environment()
 def draw(sizes: Sizes, dtype: np.dtype, seed: Any) -> Parameters:
     """Draw parameters from the distributions that PyTorch starts a module with."""
     rng = np.random.default_rng(seed)
