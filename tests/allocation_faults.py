@@ -113,4 +113,16 @@ ALLOCATION_FAULTS = {
         "if array is None or array.ndim == len(outer) else array.strides[: len(outer)])",
         f"{_REAL} -k numba",
     ),
+    "minus_zero_is_read_as_it_is": (
+        "_numba/allocation.py",
+        "load_first(source + i * ITEM, receivers - i, 0.0) + zero)",
+        "load_first(source + i * ITEM, receivers - i, 0.0))",
+        f"{_EXTREMES} -k 'minus and numba'",
+    ),
+    "a_budget_of_minus_zero_is_read_as_it_is": (
+        "_numba/allocation.py",
+        "operand_offset(call, BUDGET, row), 0) + 0.0\n",
+        "operand_offset(call, BUDGET, row), 0)\n",
+        f"{_EXTREMES} -k 'minus and numba'",
+    ),
 }

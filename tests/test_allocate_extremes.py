@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from allocations import DIVISOR_METHODS
+from allocations import DIVISOR_METHODS, METHODS
 
 import fastattn
 from fastattn.reference import apportion
@@ -125,3 +125,55 @@ def test_the_last_unit_of_the_largest_budget_counts(backend):
     assert (given.tolist(), left) == (caps, 1)
     with pytest.raises(ValueError, match="below the sum of the lower bounds"):
         fastattn.allocate([1, 1], 2**52, lower=[2**51, 2**51 + 1], unit=1)
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_minus_zero_is_zero(backend, method, seed):
+    """Wherever it stands: the bits of the same call with 0, and none of what comes out is -0.0."""
+    rng = np.random.default_rng(seed)
+    unit = {} if method is None else {"unit": 1, "method": method}
+    rows, n = 48, 5
+    numbers = {
+        "weights": rng.integers(0, 3, (rows, n)).astype(float),
+        "budget": rng.integers(0, 4, rows).astype(float),
+        "lower": rng.integers(0, 2, (rows, n)) * (rng.random((rows, 1)) < 0.3),
+        "upper": rng.integers(0, 5, (rows, n)).astype(float),
+    }
+    numbers["lower"] = np.minimum(numbers["lower"], numbers["upper"])
+    numbers["budget"] = np.maximum(numbers["budget"], numbers["lower"].sum(axis=1))
+    negative = {name: np.where(x == 0, -0.0, x) for name, x in numbers.items()}
+    where = rng.random((rows, n)) < 0.8
+    for names in (("budget",), ("lower",), ("upper",), ("weights",), tuple(numbers)):
+        for layout in (np.asarray, np.float32, np.asfortranarray):
+            # Without bounds too, which is another way through the kernels.
+            for left_out in ((), ("lower", "upper")):
+                for seen in ({}, {"where": where}):
+                    kept = {name: x for name, x in numbers.items() if name not in left_out}
+                    turned = {name: layout(negative[name]) for name in names if name in kept}
+                    options = {**unit, **seen, "on_unspent": "keep", "backend": backend}
+                    if "lower" in kept and seen:
+                        kept["budget"] = kept["budget"] + n
+                        turned.pop("budget", None)
+                    expected = fastattn.allocate(**kept, **options)
+                    found = fastattn.allocate(**(kept | turned), **options)
+                    for one, other in zip(found, expected, strict=True):
+                        assert np.array_equal(one, other)
+                        assert not np.signbit(one).any()
+
+
+def test_a_budget_of_minus_zero_spends_nothing(backend):
+    options = {"upper": [1.9], "on_unspent": "keep", "backend": backend}
+    given, left = fastattn.allocate([1.0], -0.0, **options)
+    assert (given.tolist(), left) == ([0.0], 0.0)
+    # One such row has no say in what becomes of the others.
+    assert fastattn.allocate([[1.0, 3.0]] * 2, [8.0, -0.0], backend=backend).tolist() == [
+        [2, 6],
+        [0, 0],
+    ]
+    found = fastattn.attention_allocation(
+        [[1.0], [2.0]], [[1.0], [1.0]], [[3.0], [-1.0]], budget=[-0.0, 2.0], upper=1.5,
+        lower=-0.0, backend=backend,
+    )  # fmt: skip
+    assert found.allocation.tolist() == [[0, 0], [1, 1]]
+    assert not np.signbit(found.allocation).any()
+    assert found.output.tolist() == [[0], [2]]

@@ -54,18 +54,21 @@ MOST_STEPS = 500
 
 @device
 def pack_row(call, code, source, step, allowed, target):
-    """One operand of a row as float64; 0 for who takes no part, and behind the row."""
-    receivers = call.receivers
+    """One operand of a row as float64; 0 for who takes no part, and behind the row.
+
+    Numbers are read with 0 added, which makes 0 of -0.0 and changes nothing else.
+    """
+    receivers, zero = call.receivers, splat(0.0)
     if allowed == 0 and step == ITEM and code == native_code(TAG):
         for i in range(0, receivers, LANES):
             prefetch(source + i * ITEM + AHEAD)
             prefetch(source + i * ITEM + AHEAD + 64)
-            store(target + i * ITEM, load_first(source + i * ITEM, receivers - i, 0.0))
+            store(target + i * ITEM, load_first(source + i * ITEM, receivers - i, 0.0) + zero)
         return
     for i in range(receivers):
         number = 0.0
         if allowed == 0 or load_as(TAG, BOOL, allowed + i * call.allowed_step) != 0.0:
-            number = load_as(TAG, code, source + i * step)
+            number = load_as(TAG, code, source + i * step) + 0.0
         store_float64(target, i, number)
     while receivers % LANES:
         store_float64(target, receivers, 0.0)
@@ -314,7 +317,7 @@ def hand_out_row(call, row, scratch):
     source = call.weights + operand_offset(call, WEIGHTS, row)
     pack_row(call, call.weights_code, source, call.weights_step, allowed, weights)
     total, total_rest = scale_weights(call, weights, spare)
-    given = load_float64(call.budget + operand_offset(call, BUDGET, row), 0)
+    given = load_float64(call.budget + operand_offset(call, BUDGET, row), 0) + 0.0
     factor = factor_near_one(given, spare)
     budget, inverse = given * factor, 1.0 / factor
     left, at_caps, at_least = 0.0, False, False
