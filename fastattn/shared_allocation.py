@@ -30,11 +30,12 @@ class SharedAllocation:
     converged : bool
         Whether `violation` is at most the tolerance.
     iterations : int
-        Rounds done.
+        Rounds done; a step of Newton's method, or a try of one, is a round.
     violation : float
         How far from the solution the last round began, as a part of a budget: the largest, over
-        the requesters, of what the round still moved and of how far the requester is behind
-        others that use a receiver it wants. No bound is ever exceeded, converged or not.
+        the requesters, of what it and all further rounds would move, as far as the last ones tell,
+        and of how far the requester is behind others that use a receiver it wants. No bound is
+        ever exceeded, converged or not.
 
     Examples
     --------
@@ -118,12 +119,26 @@ def allocate_shared(
     Requesters and receivers take turns (Sinkhorn's iteration with one side made an inequality):
     :math:`a_i = B_i / \sum_j w_{ij} b_j`, then :math:`b_j = \min(1, C_j / \sum_i w_{ij} a_i)`.
     From b = 1 on a only grows and b only falls. Factors that would overflow, as they do without
-    end where demand cannot be met, go into the weights. What is left falls by a constant factor a
-    round. Only at a tie, where some requesters can spend exactly what the receivers open to them
-    hold and others want those too, a round moves about the square of what is left: it takes many
-    rounds, and at convergence the total may lack the square root of `tol`, as a part.
+    end where demand cannot be met, go into the weights.
+
+    What is left falls by a constant factor a round, which may be next to 1; and at a tie, where
+    some requesters can spend exactly what the receivers open to them hold and others want those
+    too, less and less from round to round. Where that would take long, from the twelfth round on
+    and once a call, a maximum flow tells what each requester can spend and which cells no such flow
+    uses, in blocks as Dulmage and Mendelsohn's. What the factors could only tend to, 0 there, is
+    set, and Newton's method finds the factors of the rest, in some ten steps. The total is that of
+    a maximum flow up to `tol`, as a part. In all it takes tens of rounds, also where everything
+    hangs together in long chains; some hundred with more than 65 536 cells, where rounds take less
+    than the finish for longer; and any number where weights of a row differ by dozens of orders
+    and sums of bounds by less than a millionth, at the same time.
 
     A round reads the weights once, with 8 bytes a cell; the matrix of the result is the only copy.
+    The finish needs room for some ten more. It looks for the flow at 2\ :sup:`33` cells at most,
+    some seconds, and takes at most 100 of Newton's steps, each of which reads the matrix some forty
+    times and multiplies every cell at most twice with its whole row, or column, whichever is
+    shorter. Where the shorter side is longer than 2048, or the flow takes longer, rounds go on
+    without a finish.
+
     At the end no sum of a row or column, added exactly and rounded once (`math.fsum`), is above its
     bound: where rounding made it so, the row or column shrinks by less than 1e-14 of itself.
     Weights of less than 2\ :sup:`-1000` of the row's largest may count as 0, and budgets of less
@@ -137,6 +152,13 @@ def allocate_shared(
        projections for regularized transportation problems", SIAM J. Sci. Comput. 37, 2015.
     .. [3] Chizat, L., Peyré, G., Schmitzer, B. and Vialard, F.-X., "Scaling algorithms for
        unbalanced optimal transport problems", Mathematics of Computation 87, 2018.
+    .. [4] Rothblum, U. G. and Schneider, H., "Scalings of matrices which have prespecified row sums
+       and column sums via optimization", Linear Algebra and its Applications 114, 1989: which
+       cells keep the factors from converging.
+    .. [5] Fujishige, S., "Lexicographically optimal base of a polymatroid with respect to a weight
+       vector", Mathematics of Operations Research 5, 1980: a shortfall shared fairly.
+    .. [6] Dulmage, A. L. and Mendelsohn, N. S., "Coverings of bipartite graphs", Canadian Journal
+       of Mathematics 10, 1958: what no maximum flow uses.
 
     Examples
     --------
@@ -149,6 +171,12 @@ def allocate_shared(
            [1.292, 2.708]])
     >>> hours.allocation.sum(axis=0).round(6), hours.converged
     (array([6., 6.]), True)
+
+    Where the second reviewer is the only one for the first team, the second team leaves it alone.
+
+    >>> fastattn.allocate_shared([[0, 1], [1, 1]], [4, 5], [float("inf"), 4]).allocation.round(6)
+    array([[0., 4.],
+           [5., 0.]])
     """
     workers = resolve(threads)
     tolerance = finite_number("tol", tol, "the default is 1e-9")
@@ -196,7 +224,7 @@ def _bounds(name: str, x: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
             f"{name} have shape {given.shape} and weights {shape}: one number for every {whose}, "
             f"shape ({shape[axis]},), or one for all"
         )
-    bounds = np.broadcast_to(given, (shape[axis],)).astype(FLOAT64)
+    bounds = np.broadcast_to(given, (shape[axis],)).astype(FLOAT64) + 0.0  # -0.0 is 0
     wrong = ~(bounds >= 0)
     way_out = "0 is the least"
     if axis == 0:

@@ -64,6 +64,8 @@ def everything(seed: int = 0) -> str:
         add(fastattn.similarity(draw(30, 70), draw(90, 70), metric="euclidean"))
     weights, budgets, capacities = rng.random((300, 70)), rng.random(300), 3 * rng.random(70)
     add(fastattn.allocate_shared(weights, budgets, capacities, max_iter=200).allocation)
+    nested = np.tril(weights[:70]) ** 9  # where supply and demand are equal
+    add(fastattn.allocate_shared(nested, budgets[:70], budgets[69::-1]).allocation)
     add(*fastattn.allocate(weights, budgets, upper=capacities / 70, on_unspent="keep"))
     add(fastattn.allocate(weights, 1000, unit=1), fastattn.allocate(weights.T, 9.0, axis=0))
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Faults to seed into shared allocation; entries as in `faults`."""
 
 _SHARED = "tests/test_allocate_shared.py"
+_TIES = "tests/test_allocate_shared_ties.py"
 
 SHARED_FAULTS = {
     "rows_behind_their_receivers_count_as_done": (
@@ -32,5 +33,59 @@ SHARED_FAULTS = {
         "            test_at = iteration + max(1, iteration // _PATIENCE)\n",
         "            test_at = max_iter\n",
         f"{_SHARED} -k 'tiny and numba'",
+    ),
+    "those_who_lack_spend_like_the_others": (
+        "_engine/saturation.py",
+        "            if behind.any() and not behind.all():\n",
+        "            if False:\n",
+        f"{_TIES} -k 'whole and numba'",
+    ),
+    "cells_that_carry_nothing_are_kept": (
+        "_engine/saturation.py",
+        "                usable[place] = block.joined(products)\n",
+        "                usable[place] = wanted[place]\n",
+        f"{_TIES} -k left_out",
+    ),
+    "columns_with_room_are_not_one": (
+        "_engine/saturation.py",
+        "            passes[:nodes, nodes] = is_open\n",
+        "",
+        f"{_TIES} -k 'whole and numba'",
+    ),
+    "a_flow_stops_at_its_first_ways": (
+        "_engine/saturation.py",
+        "        while pushed:\n",
+        "        for _ in range(1):\n",
+        f"{_TIES} -k 'whole and numba'",
+    ),
+    "ground_beyond_a_node_is_lost": (
+        "_engine/newton.py",
+        "            ground[p + 1 :] += part * ground[p]\n",
+        "",
+        f"{_TIES} -k elimination",
+    ),
+    "a_panel_changes_no_other": (
+        "_engine/newton.py",
+        "            linked[stop:, stop:] += products(part.T, links.T)\n",
+        "",
+        f"{_TIES} -k elimination",
+    ),
+    "columns_never_grow_again": (
+        "_engine/newton.py",
+        "        full: np.ndarray = totals * self.growth > self._capacities\n",
+        "        full: np.ndarray = totals * self.growth >= 0\n",
+        f"{_TIES} -k 'real and numba'",
+    ),
+    "the_mean_of_a_column_hides_who_has_more": (
+        "_engine/shared.py",
+        "                slow |= violation > tol\n",
+        "                violation = 0.0\n",
+        f"{_TIES} -k 'chains and numba'",
+    ),
+    "shared_weights_of_minus_zero_stay": (
+        "_numba/shared.py",
+        "load(np.float64(0), call.column_factors + 8 * column) + zero\n",
+        "load(np.float64(0), call.column_factors + 8 * column)\n",
+        f"{_TIES} -k 'minus and numba'",
     ),
 }

@@ -140,24 +140,26 @@ def test_closed_forms(backend):
     np.testing.assert_allclose(apart.allocation, [[5, 0], [0, 6]], rtol=1e-7, atol=1e-7)
 
 
-def test_a_tiny_weight_grows_until_the_budget_is_spent(backend):
+@pytest.mark.parametrize("weight", [1e-3, 1e-30, 1e-300])
+def test_a_tiny_weight_grows_until_the_budget_is_spent(backend, weight):
     """What a round moves is next to nothing at first, which must not count as the end."""
-    found = fastattn.allocate_shared([[1.0, 1e-30]], 1.0, [0.25, np.inf], backend=backend)
+    found = fastattn.allocate_shared([[1.0, weight]], 1.0, [0.25, np.inf], backend=backend)
     np.testing.assert_allclose(found.allocation, [[0.25, 0.75]], rtol=1e-8)
-    assert 20 < found.iterations < 1000
+    assert found.converged
+    assert 12 < found.iterations <= (1000 if backend == "reference" else 100)
 
 
 def test_factors_that_would_overflow_go_into_the_weights(exact_backend):
-    """Two rows' factors grow a million times a round, beside a tie that does not come to an end."""
+    """Two rows' factors grow 60 orders a round, beside a tie."""
     weights = np.zeros((5, 4))
     weights[:2, 0] = 1, 2
     weights[2:, 1:] = np.triu(np.ones((3, 3)))
     found = fastattn.allocate_shared(
-        weights, [2e6, 1e6, 1, 1, 1], [3, 1, 1, 1], tol=0, max_iter=400, backend=exact_backend
+        weights, [2e60, 1e60, 1, 1, 1], [3, 1, 1, 1], tol=0, max_iter=11, backend=exact_backend
     )
-    assert found.iterations == 400
+    assert found.iterations == 11
     np.testing.assert_allclose(found.allocation[:2], [[2, 0, 0, 0], [1, 0, 0, 0]], rtol=1e-14)
-    np.testing.assert_allclose(found.allocation[2:, 1:], np.eye(3), atol=0.02)
+    np.testing.assert_allclose(found.allocation[2:, 1:], np.eye(3), atol=0.4)
 
 
 @pytest.mark.parametrize("size", [2.0**-1060, 1e-300, 1e300])
@@ -211,7 +213,7 @@ def test_bounds_hold_whatever_comes(data):
     assert found.converged or found.iterations == max_iter
     if found.converged:
         total = largest(weights, budgets, capacities)
-        assert x.sum() >= total - tolerances.SHARED_TOTAL_AT_TIES * max(budgets.sum(), 1)
+        assert x.sum() >= total - 1e-7 * max(budgets.sum(), 1)  # which is the program's own
 
 
 @pytest.mark.parametrize("load", [0.8, 1.5])
@@ -285,21 +287,6 @@ def test_weights_are_read_as_they_are(exact_backend, seed):
             assert np.array_equal(weights, before)
 
 
-def test_a_tie_comes_closer_for_ever(exact_backend):
-    """Each receiver must go to the one requester that has no other; rounds move ever less."""
-    weights = np.triu(np.ones((4, 4)))
-    short = []
-    for max_iter in (100, 1000, 10_000):
-        found = fastattn.allocate_shared(weights, 1, 1, max_iter=max_iter, backend=exact_backend)
-        assert not found.converged
-        assert_within(found.allocation, np.ones(4), np.ones(4))
-        short.append(4 - found.allocation.sum())
-    assert short[0] > 5 * short[1] > 25 * short[2]
-    loose = fastattn.allocate_shared(weights, 1, 1, tol=1e-6, backend=exact_backend)
-    assert loose.converged
-    assert loose.allocation.sum() > 4 * (1 - 1e-3)
-
-
 def test_a_stop_before_the_end_is_reported(backend, seed):
     operands = draw(np.random.default_rng(seed), 20, 15, 0.99)
     for tol in (1e-9, 0.0):
@@ -364,7 +351,7 @@ def test_complex_weights_are_refused(backend):
 _LONG_SHARING = """
     import numpy as np
     import fastattn
-    weights = np.triu(np.ones((300, 300)))  # comes closer for ever
+    weights = {weights}
     expected = fastattn.allocate_shared(weights, 1, 2)
     print("started", flush=True)
     try:
@@ -378,9 +365,16 @@ _LONG_SHARING = """
 """
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_ctrl_c_is_answered(exact_backend, threads):
-    code = _LONG_SHARING.format(threads=threads)
+@pytest.mark.parametrize(
+    ("threads", "weights"),
+    [
+        (1, "np.exp(np.random.default_rng(0).normal(size=(300, 300)))"),  # rounds never end
+        (2, "np.exp(np.random.default_rng(0).normal(size=(300, 300)))"),
+        (2, "np.triu(np.ones((300, 300)))"),  # seconds of searching
+    ],
+)
+def test_ctrl_c_is_answered(exact_backend, threads, weights):
+    code = _LONG_SHARING.format(threads=threads, weights=weights)
     child = children.start(code, FASTATTN_BACKEND=exact_backend, **children.WITH_KERNELS)
     seconds = _interrupt(child)
     assert children.finish(child).strip() == "works again"

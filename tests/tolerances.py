@@ -149,7 +149,9 @@ ACCURACY_ULPS = 2.0
 ACCURACY_MEAN_RATIO = 1.0
 
 
-# Shared allocation: what its total may lack of a maximum flow, as a part of it or of the budgets,
-# at the tolerance of 1e-9 by default; at ties a round moves the square of what is left.
-SHARED_TOTAL = 1e-8
-SHARED_TOTAL_AT_TIES = 1e-4
+# Shared allocation: what its total may lack of a maximum flow, as a part of it, at the tolerance of
+# 1e-9 by default.
+SHARED_TOTAL = 1e-9
+# Of cells that carry more than the first, how far log(x / w) may be from a sum of row and column.
+SHARED_USED = 1e-4
+SHARED_FACTORS = 1e-4

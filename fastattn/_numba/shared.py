@@ -156,15 +156,19 @@ def exact_sum(scratch, sums, rests):
 
 @device
 def apply_row(call, row, sums, rests, scratch):
-    """Step apply: multiply a row by its factors; say by how much it would have to shrink then."""
+    """Step apply: multiply a row by its factors; say by how much it would have to shrink then.
+
+    0 is added, which makes 0 of a weight of -0.0 and changes nothing else.
+    """
     columns = call.columns
     source = call.source + row * 8 * columns
     matrix = call.matrix + row * 8 * columns
     factor = splat(load_float64(call.row_factors, row))
-    of_row = lost_of_row = splat(np.float64(0))
+    zero = splat(np.float64(0))
+    of_row = lost_of_row = zero
     for column in range(0, columns, LANES):
         amounts = matrix_line(source, column, columns) * factor
-        amounts = amounts * load(np.float64(0), call.column_factors + 8 * column)
+        amounts = amounts * load(np.float64(0), call.column_factors + 8 * column) + zero
         store_first(matrix + 8 * column, amounts, min(columns - column, LANES))
         # Each sum with what its rounding loses (Knuth's TwoSum).
         total = of_row + amounts

@@ -14,7 +14,8 @@ median 3, rounded up, 16 at most, known in advance; part of a review prevents th
 
 Where five reviewers have 8 of these hours each, and each judges by 200 past tickets of their own,
 their shares agree so far that they meet at the same tickets: hours beyond a full review are lost.
-`allocate_shared` keeps every reviewer near their own shares, and every ticket within its need.
+`allocate_shared` keeps every reviewer near their own shares, and every ticket within its need, in
+fractions of hours.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class TicketsReport(Report):
             "untouched": ", ".join(f"{self.untouched[way]:.1%} {way}" for way in self._pooled()),
             "reviewers": f"{REVIEWERS} of {HOURS // REVIEWERS} hours who know {PAST // REVIEWERS} "
             f"past tickets each cover {share[TOGETHER]} of the harm together, {share[ALONE]} where "
-            f"each plans alone; {self.unspent[TOGETHER]:.0f} and {self.unspent[ALONE]:.0f} hours "
-            "without work",
+            f"each plans alone, in fractions of hours; {self.unspent[TOGETHER]:.0f} and "
+            f"{self.unspent[ALONE]:.0f} hours without work",
             "harm covered": ", ".join(f"{share[way]} {way}" for way in self._pooled()),
         }
 
