@@ -1,13 +1,16 @@
 """Runs one job over and over, and lets the n-th call that changes the disk end it.
 
 A program of its own, because it forks: ``python crashes.py MODE FOLDER``. The modes are ``kill``
-(SIGKILL, and what was not synced by then is lost), an errno's name (the call fails with it), and
-``interrupt`` (Ctrl-C arrives in it); ``overwrite`` in front means that an older output is there.
-After each death the job is resumed. One line of JSON per n says what was found.
+(SIGKILL, and what was not synced by then is lost: bytes, and the names of new files), an errno's
+name (the call fails with it), and ``interrupt`` (Ctrl-C arrives in it). ``overwrite`` in front
+means that an older output is there, ``discard`` that an unfinished job is, which the one at hand
+discards. After each death the job is resumed, and begun again where the refusal says so. One line
+of JSON per n says what was found.
 """
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -18,9 +21,11 @@ from pathlib import Path
 import jobs
 
 from fastattn.batch import Interrupted, JobError, run_job
+from fastattn.batch.progress import Notes
 
-CALLS = ("pwrite", "fsync", "posix_fallocate", "ftruncate", "replace", "link", "unlink")
-ORIGINAL = {name: getattr(os, name) for name in CALLS}
+CALLS = ("open", "pwrite", "fsync", "posix_fallocate", "ftruncate", "replace", "link", "unlink")
+PLACES = dict.fromkeys(CALLS, os) | {"flock": fcntl}
+ORIGINAL = {name: getattr(place, name) for name, place in PLACES.items()}
 OLD = b"an older output"
 
 
@@ -31,21 +36,33 @@ class Disk:
         self.fatal, self.end = fatal, end
         self.calls = 0
         self.unsynced = []
-        for name in CALLS:
-            setattr(os, name, self.watch(name, ORIGINAL[name]))
+        self.unnamed = []
+        for name, place in PLACES.items():
+            setattr(place, name, self.watch(name, ORIGINAL[name]))
 
     def watch(self, name, original):
-        def watched(*arguments):
-            self.calls += 1
-            if self.calls == self.fatal:
-                self.end(self)
-            result = original(*arguments)
-            if name == "pwrite":
+        def watched(*arguments, **options):
+            created = name == "open" and arguments[1] & os.O_CREAT
+            if name != "open" or created:
+                self.calls += 1
+                if self.calls == self.fatal:
+                    self.end(self)
+            result = original(*arguments, **options)
+            if created:
+                self.unnamed.append((arguments[0], options["dir_fd"]))
+            elif name == "pwrite":
                 self.unsynced.append((arguments[0], arguments[2], result))
             elif name == "fsync":
-                same = os.fstat(arguments[0]).st_ino
+                same = os.fstat(arguments[0])
                 self.unsynced = [
-                    entry for entry in self.unsynced if os.fstat(entry[0]).st_ino != same
+                    entry
+                    for entry in self.unsynced
+                    if not os.path.samestat(os.fstat(entry[0]), same)
+                ]
+                self.unnamed = [
+                    entry
+                    for entry in self.unnamed
+                    if not os.path.samestat(os.fstat(entry[1]), same)
                 ]
             return result
 
@@ -53,14 +70,16 @@ class Disk:
 
     @staticmethod
     def restore():
-        for name in CALLS:
-            setattr(os, name, ORIGINAL[name])
+        for name, place in PLACES.items():
+            setattr(place, name, ORIGINAL[name])
 
 
 def kill(disk):
     """Die, and take along what nobody waited for."""
     for descriptor, offset, length in disk.unsynced:
         ORIGINAL["pwrite"](descriptor, bytes(length), offset)
+    for name, folder in disk.unnamed:
+        ORIGINAL["unlink"](name, dir_fd=folder)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,6 +117,26 @@ def run_here(job, n, end):
     return "finished"
 
 
+class Stop(Notes):
+    """Interrupts a job when two chunks are done."""
+
+    left = 2
+
+    def advance(self, rows):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def break_off(job):
+    """Leave an unfinished job."""
+    try:
+        run_job(dataclasses.replace(job, overwrite=False), Stop())
+    except Interrupted:
+        return
+    raise AssertionError("not interrupted")
+
+
 def state_of(path, expected):
     if not os.path.exists(path):
         return "absent"
@@ -106,14 +145,14 @@ def state_of(path, expected):
 
 
 def main(mode, folder):
-    mode, overwrite = mode.removeprefix("overwrite "), mode.startswith("overwrite")
+    before, _, mode = mode.rpartition(" ")
     job = jobs.save(
         Path(folder),
         jobs.arrays((2, 2, 9, 4), (2, 2, 7, 4), value_features=3),
         lse_out=os.path.join(folder, "lse.npy"),
         backend="reference",
         chunk_rows=9,
-        overwrite=overwrite,
+        overwrite=bool(before),
     )
     outputs = [job.out, job.lse_out]
     run_job(job)
@@ -123,9 +162,11 @@ def main(mode, folder):
         n += 1
         for name in jobs.names(Path(folder)):
             os.unlink(os.path.join(folder, name))
-        if overwrite:
+        if before == "overwrite":
             for path in outputs:
                 Path(path).write_bytes(OLD)
+        elif before == "discard":
+            break_off(job)
         if mode == "kill":
             outcome = run_in_child(job, n)
         else:
@@ -137,6 +178,9 @@ def main(mode, folder):
             resumed = run_job(dataclasses.replace(job, resume=True)).resumed_chunks
         except JobError as error:
             resumed = str(error)
+            if before == "discard":
+                assert "--overwrite instead of --resume" in resumed
+                run_job(job)
         at_last = [state_of(path, data) for path, data in zip(outputs, expected, strict=True)]
         rest = sorted(jobs.names(Path(folder)))
         report = {"n": n, "outcome": outcome, "after": after, "left": left}

@@ -2,9 +2,10 @@
 
 ``python tests/faults.py`` lists them; ``python tests/faults.py NAME...`` seeds those, each by
 itself, and runs its tests. Those of ragged batches and biases stand in `ragged_faults`, those of
-caches and halves in `cache_faults`, of pairs of bfloat16 in `pair_faults`, of logarithms in
-`logarithm_faults`, of the compiled path in `compiled_faults`, of budgets in `allocation_faults` and
-`shared_faults`, of the multi-head module, pictures and examples in `module_faults`.
+caches and halves in `cache_faults`, of pairs of bfloat16 in `pair_faults`, of wide vectors in
+`wide_faults`, of logarithms in `logarithm_faults`, of the compiled path in `compiled_faults`, of
+budgets in `allocation_faults` and `shared_faults`, of the multi-head module, pictures and examples
+in `module_faults`, of the offline job in `batch_faults`.
 
 A fault names a file of the package, a piece of it that occurs once, what to put there, and the
 tests that must go red. The package is copied first: the working tree is never touched.
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from allocation_faults import ALLOCATION_FAULTS
+from batch_faults import BATCH_FAULTS
 from cache_faults import CACHE_FAULTS
 from compiled_faults import COMPILED_FAULTS
 from logarithm_faults import LOGARITHM_FAULTS
@@ -368,6 +370,7 @@ _PLACES = (
     LOGARITHM_FAULTS,
     COMPILED_FAULTS,
     ALLOCATION_FAULTS,
+    BATCH_FAULTS,
     SHARED_FAULTS,
     MODULE_FAULTS,
     WIDE_FAULTS,

@@ -65,9 +65,9 @@ MODULE_FAULTS = {
         f"{_PLOT} -k sorted",
     ),
     "pictures_have_their_name_at_once": (
-        "batch/writers.py",
-        "os.path.dirname(temporary), flags | os.O_TMPFILE",
-        "temporary, flags | os.O_CREAT",
+        "batch/folders.py",
+        'os.O_TMPFILE | os.O_CLOEXEC\n            descriptor = os.open(".",',
+        "os.O_CREAT | os.O_CLOEXEC\n            descriptor = os.open(spare,",
         "tests/test_plot_files.py -k killed",
     ),
     "monotonic_attention_goes_back": (

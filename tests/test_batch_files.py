@@ -1,7 +1,8 @@
-"""Reading and recording: boxes of `.npy` files, files that lie, manifests that were torn."""
+"""Reading and cutting: boxes of `.npy` files, files that lie, chunks within a limit."""
 
 import os
 import stat
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from fastattn.batch import JobError, parse_size, readers
 from fastattn.batch.borders import Borders, Layout, Operand, choose_borders, memory_needed
 from fastattn.batch.errors import UsageError
-from fastattn.batch.manifest import FORMAT, Manifest, difference
 from fastattn.batch.readers import NpyFile
 
 
@@ -75,6 +75,9 @@ DAMAGED = {
     "header no dict": (npy("[1, 2]", bytes(24)), "cannot be read"),
     "header no literal": (npy("__import__('os')", bytes(24)), "cannot be read"),
     "header nested": (npy("(" * 500 + ")" * 500, bytes(24)), "cannot be read"),
+    "header of signs": (npy("-" * 60_000 + "1", bytes(24)), "cannot be read"),
+    "header of sums": (npy("1+" * 20_000 + "1", bytes(24)), "cannot be read"),
+    "header with a warning": (npy(r"{'descr': '\d'}", bytes(24)), "cannot be read"),
     "no shape": (npy("{'descr': '<f4', 'fortran_order': False}", bytes(24)), "cannot be read"),
     "negative": (npy(GOOD.replace("2, 3", "-2, -3"), bytes(24)), "cannot be read"),
     "fractions": (npy(GOOD.replace("2, 3", "2.0, 3"), bytes(24)), "cannot be read"),
@@ -83,7 +86,14 @@ DAMAGED = {
     "records": (npy(GOOD.replace("'<f4'", "[('x', '<f4')]"), bytes(24)), "expected numbers"),
     "data cut": (npy(GOOD, bytes(23)), r"\(2, 3\), which is 24 bytes.*only 23"),
     "claims 4 TiB": (npy(GOOD.replace("2, 3", "1048576, 1048576")), r"4 TiB"),
-    "claims 2**200": (npy(GOOD.replace("2, 3", f"{2**100}, {2**98}")), "claims"),
+    "claims 2**122": (npy(GOOD.replace("2, 3", f"{2**62}, {2**58}")), "more than any file holds"),
+    "a length of 2**100": (npy(GOOD.replace("2, 3", f"{2**100}, 0")), "cannot be read"),
+    "a length of 9000 digits": (npy(GOOD.replace("2, 3", "9" * 9000 + ",")), "cannot be read"),
+    "65 dims": (npy(GOOD.replace("2, 3", "1, " * 65), bytes(4)), "cannot be read"),
+    "a thousand names": (npy(GOOD.replace("'<f4'", str([("x" * 50, "<f4")] * 1000))), "numbers"),
+    "a long name": (npy(GOOD.replace("<f4", "z" * 60_000)), "cannot be read"),
+    "a name that moves the cursor": (npy(GOOD.replace("<f4", r"\x1b[2J\r")), r"\\x1b\[2J"),
+    "a dtype of a shape": (npy(GOOD.replace("<f4", "(2,)f4")), "expected numbers"),
     "two arrays": (npy(GOOD, bytes(48)), "48 follow"),
 }
 
@@ -97,8 +107,68 @@ def test_damaged_files_are_refused_by_name(case, tmp_path):
     with pytest.raises(JobError, match=text) as refusal:
         NpyFile("query", str(path))
     assert f"query file {path}: " in str(refusal.value)
+    assert len(str(refusal.value)) < 1000
+    assert str(refusal.value).isprintable()
     assert refusal.value.exit_code == 1
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+WORDS = st.one_of(
+    st.sampled_from(["<f4", "|O", "V2", "f4,f4", "M8[ns]", "(3,)f4", "", "U9", "0", "<f4 "]),
+    st.text(max_size=20),
+)
+LITERALS = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=5), WORDS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(tuple), st.dictionaries(WORDS, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150)
+@given(
+    st.one_of(
+        st.fixed_dictionaries(
+            {
+                "descr": st.one_of(WORDS, LITERALS),
+                "fortran_order": st.one_of(st.booleans(), LITERALS),
+                "shape": st.one_of(st.lists(st.integers(-2, 2**70)).map(tuple), LITERALS),
+            }
+        ).map(repr),
+        LITERALS.map(repr),
+        st.text(max_size=60),
+    ),
+    st.binary(max_size=30),
+)
+def test_no_header_gets_more_than_a_refusal(header, data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "q.npy")
+        with open(path, "wb") as file:
+            file.write(npy(header, data, (2, 0)))
+        said = ""
+        try:
+            NpyFile("query", path).close()
+        except JobError as refusal:
+            said = str(refusal)
+        assert len(said) < 1000
+        assert said.isprintable()
+
+
+def test_endless_labels_are_refused(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(readers, "_TEXT_BYTES", 100)
+    (tmp_path / "long").write_text("x" * 101)
+    (tmp_path / "good").write_text("é")
+    for path, text in (
+        ("/dev/zero", "a character device"),
+        (tmp_path / "pipe", "a named pipe"),
+        (tmp_path, "a folder"),
+        (tmp_path / "long", "larger than 100 bytes"),
+    ):
+        with pytest.raises(JobError, match=text):
+            readers.read_text("labels", str(path))
+    assert readers.read_text("labels", str(tmp_path / "good")) == "é"
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
@@ -121,68 +191,6 @@ def test_an_unreadable_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(JobError, match=r"Permission denied; change its permissions"):
         NpyFile("query", str(tmp_path / "a.npy"))
-
-
-def recorded(path, entries=3):
-    manifest = Manifest(path)
-    manifest.start({"format": FORMAT, "options": {"scale": 0.1}})
-    for index in range(entries):
-        manifest.record({"out": f"digest {index}"})
-    manifest.close()
-
-
-def test_a_torn_manifest_keeps_its_whole_lines(tmp_path):
-    path = str(tmp_path / "out.npy")
-    recorded(path)
-    data = (tmp_path / "out.npy.part.manifest").read_bytes()
-    lines = data.splitlines(keepends=True)
-    assert len(lines) == 4
-    borders = np.cumsum([len(line) for line in lines])
-    for length in range(len(data) + 1):
-        for tail in (b"", bytes(40), bytes(40) + b"\n"):  # cut, or with pages never written
-            (tmp_path / "out.npy.part.manifest").write_bytes(data[:length] + tail)
-            manifest = Manifest(path)
-            whole = int(np.count_nonzero(borders <= length))
-            assert len(manifest.records) == max(whole - 1, 0)
-            assert (manifest.job is not None) == (whole > 0)
-            manifest.close()
-
-
-def test_a_damaged_record_ends_what_is_believed(tmp_path):
-    path = str(tmp_path / "out.npy")
-    recorded(path)
-    data = bytearray((tmp_path / "out.npy.part.manifest").read_bytes())
-    data[data.index(b"digest 1") + 7] ^= 4
-    (tmp_path / "out.npy.part.manifest").write_bytes(data)
-    manifest = Manifest(path)
-    assert manifest.records == [{"out": "digest 0"}]
-    manifest.record({"out": "again"})
-    manifest.close()
-    manifest = Manifest(path)
-    assert manifest.records == [{"out": "digest 0"}, {"out": "again"}]
-    manifest.forget(1)
-    manifest.record({"out": "and again"})
-    manifest.close()
-    manifest = Manifest(path)
-    assert manifest.records == [{"out": "digest 0"}, {"out": "and again"}]
-    manifest.close()
-
-
-def test_a_foreign_file_is_no_manifest(tmp_path):
-    (tmp_path / "out.npy.part.manifest").write_text("my notes\n")
-    with pytest.raises(JobError, match="is no manifest"):
-        Manifest(str(tmp_path / "out.npy"))
-    assert (tmp_path / "out.npy.part.manifest").read_text() == "my notes\n"
-
-
-def test_the_first_difference_is_named():
-    was = {"options": {"scale": 0.1, "window": [1, None]}, "inputs": {"key": {"bytes": 5}}}
-    assert difference(was, was) is None
-    now = {"options": {"scale": 0.2, "window": [1, None]}, "inputs": {"key": {"bytes": 5}}}
-    assert difference(now, was) == "options scale is 0.2 now and was 0.1 when the job began"
-    now = {"options": was["options"], "inputs": {"key": {"bytes": 5}, "mask": {"bytes": 1}}}
-    assert "inputs mask is" in str(difference(now, was))
-    assert "was absent" in str(difference(now, was))
 
 
 @pytest.mark.parametrize(

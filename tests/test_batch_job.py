@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn.batch import runner
+from fastattn.batch import unfinished
 from fastattn.batch.borders import Borders, _allowed_sizes
 from fastattn.batch.readers import NpyFile
 
@@ -116,13 +116,13 @@ def test_any_borders_give_the_bits_of_one_call(case, exact_backend, tmp_path, mo
         layouts.append(layout)
         return Borders(0, max(layout.extents[0], 1), None)
 
-    monkeypatch.setattr(runner, "choose_borders", first)
+    monkeypatch.setattr(unfinished, "choose_borders", first)
     borders = [None]
     checked = 0
     while borders:
         chosen = borders.pop()
         if chosen is not None:
-            monkeypatch.setattr(runner, "choose_borders", lambda *_, chosen=chosen: chosen)
+            monkeypatch.setattr(unfinished, "choose_borders", lambda *_, chosen=chosen: chosen)
         summary, results = jobs.finished(job)
         for result, one in zip(results, expected, strict=True):
             assert jobs.same_bits(result, one), chosen
@@ -187,7 +187,7 @@ def test_streamed_keys_give_the_bits_of_one_call(case, exact_backend, tmp_path, 
                 size = 151 * size
             return Borders(axis % len(layout.extents), size, part)
 
-        monkeypatch.setattr(runner, "choose_borders", chosen)
+        monkeypatch.setattr(unfinished, "choose_borders", chosen)
         summary, results = jobs.finished(job)
         parts_seen.add(summary.part_keys)
         for result, one in zip(results, expected, strict=True):
@@ -198,7 +198,7 @@ def test_streamed_keys_give_the_bits_of_one_call(case, exact_backend, tmp_path, 
 def test_streaming_reads_only_the_parts_that_are_seen(tmp_path, monkeypatch):
     inputs = jobs.arrays((1600, 8), (1600, 8))
     job = jobs.save(tmp_path, inputs, causal=True, window=(100, 0))
-    monkeypatch.setattr(runner, "choose_borders", lambda *_: Borders(0, 400, 512))
+    monkeypatch.setattr(unfinished, "choose_borders", lambda *_: Borders(0, 400, 512))
     boxes = []
     read = NpyFile.read
 
@@ -255,7 +255,7 @@ def test_bfloat16_is_what_numpy_saves_of_it(part, exact_backend, tmp_path, monke
     expected = at_once(inputs, {}, exact_backend)
     assert expected[0].dtype == ml_dtypes.bfloat16
     job = jobs.save(tmp_path, inputs, lse_out=str(tmp_path / "lse.npy"), bfloat16=True)
-    monkeypatch.setattr(runner, "choose_borders", lambda *_: Borders(1, 33, part))
+    monkeypatch.setattr(unfinished, "choose_borders", lambda *_: Borders(1, 33, part))
     summary, (output, lse) = jobs.finished(job)
     assert summary.dtype == "bfloat16"
     assert summary.chunks == 6
@@ -272,7 +272,7 @@ def test_the_reference_streams_too(case, tmp_path, monkeypatch):
     job = jobs.save(
         tmp_path, inputs, **options, lse_out=str(tmp_path / "lse.npy"), backend="reference"
     )
-    monkeypatch.setattr(runner, "choose_borders", lambda *_: Borders(0, 300, 512))
+    monkeypatch.setattr(unfinished, "choose_borders", lambda *_: Borders(0, 300, 512))
     _, results = jobs.finished(job)
     for result, one in zip(results, expected, strict=True):
         # A sum in another order may fall on the other side of a half's rounding.

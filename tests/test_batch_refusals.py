@@ -100,9 +100,21 @@ def test_an_input_cut_short_while_the_job_runs(tmp_path):
 
 def test_an_input_rewritten_while_the_job_runs(tmp_path):
     job = jobs.save(tmp_path, jobs.arrays(), chunk_rows=37)
+    status = os.stat(job.value)
+
+    def rewrite():
+        np.save(job.value, jobs.arrays(seed=1)["value"])
+        os.utime(job.value, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if it had not been
+
     with pytest.raises(JobError, match=r"value.*was changed"):
-        run_job(job, Meddler(lambda: os.utime(job.value, (1, 1))))
+        run_job(job, Meddler(rewrite))
     assert "out.npy" not in jobs.names(tmp_path)
+
+
+def test_an_input_touched_while_the_job_runs_is_what_it_was(tmp_path):
+    job = jobs.save(tmp_path, jobs.arrays(), chunk_rows=37)
+    run_job(job, Meddler(lambda: os.utime(job.value, (1, 1))))
+    assert jobs.names(tmp_path) == {"out.npy"}
 
 
 def test_an_output_that_appears_is_not_replaced(tmp_path):

@@ -1,8 +1,9 @@
 """Offline jobs: attention from files to files, in chunks of bounded memory, safe to kill.
 
-`readers` and `writers` know files, `borders` cuts a job, `manifest` remembers what is done, and
-`runner` does the work through the public face of fastattn. The command ``fastattn run`` and the
-examples call `run_job`, and nothing else in here.
+`readers` and `writers` know files, `folders` makes, locks and names those that are written,
+`borders` cuts a job, `manifest` remembers what is done (`schema` says what it may hold),
+`unfinished` is a job on the disk, and `runner` does the work through the public face of fastattn.
+The command ``fastattn run`` and the examples call `run_job`, and hardly anything else in here.
 """
 
 from fastattn.batch.errors import JobError, UsageError

@@ -103,6 +103,21 @@ class Borders(NamedTuple):
             return 1
         return math.prod(extents[: self.axis]) * -(-extents[self.axis] // self.size)
 
+    def misfit(self, layout: "Layout") -> str | None:
+        """Say what makes no sense for a job of these sizes; None when nothing does."""
+        extents = layout.extents
+        if 0 in extents:
+            return None if self == Borders(0, 1, None) else "an empty output is one chunk"
+        if self.axis >= len(extents):
+            return f"axis {self.axis}, where there are {len(extents)}"
+        if self.size > extents[self.axis]:
+            return f"size {self.size} on an axis of {extents[self.axis]}"
+        if self.size not in _allowed_sizes(layout, self.axis, self.size):
+            return f"size {self.size} for groups of {layout.group} heads"
+        if self.part_keys is not None and self.part_keys % PART_KEYS:
+            return f"part_keys {self.part_keys}, no multiple of {PART_KEYS}"
+        return None
+
     def chunk(self, extents: tuple[int, ...], index: int) -> Chunk:
         """Return the chunk of that number, in the order of the output file."""
         if 0 in extents:  # an empty output is one empty chunk, so that every job has one

@@ -17,6 +17,14 @@ class JobError(Exception):
         return str(self)
 
 
+class Refused(JobError):
+    """What lies on the disk is another's, or of no use to the job; the text says all ways out."""
+
+
+class Busy(Refused):
+    """Another job writes the file just now."""
+
+
 class UsageError(JobError):
     """What was asked for cannot work, whatever the files hold."""
 
@@ -47,6 +55,16 @@ class CallRefused(UsageError):
         return f"{_OPTION.sub(option, self._reason)} (files: {self._files})"
 
 
+def cut(found: object, most: int = 160) -> str:
+    """Show what a file holds: at most so many characters, and none that moves a cursor."""
+    try:
+        text = str(found)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in a list in ...
+        text = f"a {type(found).__name__} too large to show"
+    shown = text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() and c.isascii() else ascii(c)[1:-1] for c in shown)
+
+
 _WAYS_OUT = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of the quota",
@@ -55,6 +73,9 @@ _WAYS_OUT = {
     errno.EPERM: "change its permissions",
     errno.EROFS: "choose a folder that can be written",
     errno.ENOENT: "check the path",
+    errno.ELOOP: "it is a symbolic link, which is not followed here: remove it",
+    errno.EISDIR: "remove the folder of that name",
+    errno.ENXIO: "it is no regular file: remove it",
     errno.ENOTDIR: "check the path",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
@@ -62,11 +83,16 @@ _WAYS_OUT = {
 
 
 @contextlib.contextmanager
-def named(path: str, action: str) -> Iterator[None]:
-    """Turn an operating system's error into a `JobError` that names the file and a way out."""
+def named(path: str, action: str, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+    """Turn an operating system's error into a `JobError` that names the file and a way out.
+
+    Errors of the type `but` are the caller's, and pass.
+    """
     try:
         yield
+    except but:
+        raise
     except OSError as error:
-        finding = os.strerror(error.errno) if error.errno else str(error)
+        finding = os.strerror(error.errno) if error.errno else cut(error)
         way_out = _WAYS_OUT.get(error.errno or 0, "check the disk")
         raise JobError(f"{path}: cannot {action}: {finding}; {way_out}") from error

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -13,7 +13,7 @@ from fastattn.batch.errors import JobError, UsageError
 from fastattn.batch.job import FILES, INTEGERS, PER_HEAD, SEGMENTS, Job
 from fastattn.batch.manifest import manifest_path
 from fastattn.batch.readers import NpyFile, Range
-from fastattn.batch.writers import final_path, partial_path, refuse_existing
+from fastattn.batch.writers import final_path, partial_path, refuse_existing, refuse_input
 
 # The per-batch arrays, by name; None where they are not given.
 Small = dict[str, np.ndarray | None]
@@ -216,20 +216,19 @@ def check_paths(job: Job) -> None:
     temporaries = [partial_path(path) for path in targets]
     manifest = manifest_path(out)
     if out == lse_out or (lse_out and {out, lse_out} & {*temporaries, manifest}):
-        raise UsageError(f"--out and --lse-out are the same file {out}; give two")
+        raise same_outputs(job)
     for role in (*FILES, *_SMALL):
         path = getattr(job, role)
         for target in (*targets, *temporaries, manifest):
-            if isinstance(path, str) and os.path.exists(target) and os.path.samefile(path, target):
-                raise UsageError(
-                    f"the {role} file {path} would be written to as {target}; choose another output"
-                )
-    if os.path.lexists(manifest):
-        return  # what may be replaced depends on what it says
-    for target, temporary in zip(targets, temporaries, strict=True):
-        if os.path.lexists(temporary):
-            raise JobError(
-                f"{temporary}: is in the way of the temporary output, and no manifest beside it "
-                "says that a job left it; move it away or remove it"
-            )
-        refuse_existing(target, job.overwrite)
+            refuse_input(target, role, path if isinstance(path, str) else None)
+    if not os.path.lexists(manifest):  # else what may be replaced depends on what it says
+        for target in targets:
+            refuse_existing(target, job.overwrite)
+    with suppress(OSError):  # one of them does not exist
+        if lse_out and os.path.samefile(out, lse_out):
+            raise same_outputs(job)
+
+
+def same_outputs(job: Job) -> UsageError:
+    """Say that two outputs are one file, by whichever names."""
+    return UsageError(f"--out {job.out} and --lse-out {job.lse_out} are the same file; give two")

@@ -77,11 +77,14 @@ class Job:
     resume: bool = False
 
     def options(self) -> dict[str, Any]:
-        """Collect the options that the result depends on, as a manifest records them."""
-        options = {name: getattr(self, name) for name in (*OPTIONS, *INTEGERS, *PER_HEAD)}
-        for name, option in options.items():
-            if isinstance(option, tuple):  # which JSON would give back as a list
-                options[name] = list(option)
+        """Collect the options that the result depends on.
+
+        Files count among the inputs: what matters is what they hold, not where they lie.
+        """
+        options = {name: getattr(self, name) for name in OPTIONS}
+        for name in (*INTEGERS, *PER_HEAD):
+            given = getattr(self, name)
+            options[name] = None if isinstance(given, str) else given
         del options["threads"], options["backend"]  # the resolved backend has its own entry
         return options
 

@@ -6,13 +6,20 @@ import hashlib
 import io
 import math
 import os
+import secrets
 from typing import Any
 
 import numpy as np
 
-from fastattn.batch.errors import JobError, UsageError, named
-
-# Calls of the file system go through the module `os` by name, so that tests can make the n-th fail.
+from fastattn.batch.errors import JobError, Refused, UsageError, named
+from fastattn.batch.folders import (
+    Folder,
+    HeldFile,
+    open_nameless,
+    refuse_locked,
+    refuse_taken,
+    remove_left,
+)
 
 _READ_BYTES = 1 << 20
 
@@ -41,23 +48,13 @@ def refuse_existing(path: str, overwrite: bool, with_resume: str = "") -> None:
         )
 
 
-def sync_folder(path: str) -> None:
-    """Make the names in the folder of `path` durable."""
-    folder = os.path.dirname(path)
-    with named(folder, "be synced"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_all(descriptor: int, data: Any, offset: int) -> None:
-    """Write all bytes of a buffer at `offset`."""
-    view = memoryview(data).cast("B")
-    while len(view):
-        done = os.pwrite(descriptor, view, offset)
-        view, offset = view[done:], offset + done
+def refuse_input(target: str, role: str, path: str | None) -> None:
+    """Refuse to write to an input, under whichever name."""
+    with contextlib.suppress(OSError):  # one of them does not exist
+        if path is not None and os.path.samefile(path, target):
+            raise UsageError(
+                f"the {role} file {path} would be written to as {target}; choose another output"
+            )
 
 
 def write_whole(path: str, data: Any, overwrite: bool) -> None:
@@ -65,47 +62,23 @@ def write_whole(path: str, data: Any, overwrite: bool) -> None:
 
     Where the file system knows no files without a name, it has another one until then.
     """
-    temporary = f"{path}.{os.getpid()}.part"
-    try:
-        with named(temporary, "be written"):
-            descriptor, nameless = _open_for_whole(temporary)
+    with contextlib.closing(Folder(os.path.dirname(path))) as folder:
+        name = os.path.basename(path)
+        file = open_nameless(folder, f"{name}.{secrets.token_hex(4)}.part")
+        try:
+            file.write(data, 0)
+            file.sync()
             try:
-                write_all(descriptor, data, 0)
-                os.fsync(descriptor)
-                if nameless:
-                    _give_name(descriptor, temporary)
-            finally:
-                os.close(descriptor)
-        with named(path, "take the finished file"):
-            if not overwrite:
-                # Fails where a file of that name has appeared in the meantime, and on a file system
-                # without hard links, where a moment's race is left.
-                with contextlib.suppress(OSError):
-                    os.link(temporary, path)
-                    return
+                file.take_name(name, overwrite)
+            except FileExistsError:
                 refuse_existing(path, overwrite)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-def _open_for_whole(temporary: str) -> tuple[int, bool]:
-    """Open a file without a name in the folder of `temporary`, or one of that name."""
-    flags = os.O_WRONLY | os.O_CLOEXEC
-    if os.path.isdir("/proc/self/fd"):  # through which it gets its name
-        with contextlib.suppress(OSError, AttributeError):
-            return os.open(os.path.dirname(temporary), flags | os.O_TMPFILE, 0o666), True
-    return os.open(temporary, flags | os.O_CREAT | os.O_TRUNC, 0o666), False
-
-
-def _give_name(descriptor: int, path: str) -> None:
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # With a folder's descriptor Python calls linkat, which alone follows the link in /proc.
-        os.link(f"/proc/self/fd/{descriptor}", os.path.basename(path), dst_dir_fd=folder)
-    finally:
-        os.close(folder)
+                raise
+            folder.sync()
+        finally:
+            if file.name != name:
+                with contextlib.suppress(JobError):
+                    file.remove()
+            file.close()
 
 
 class PartialFile:
@@ -115,10 +88,14 @@ class PartialFile:
     border the digest of the file up to there, and at the end that of the whole file.
     """
 
-    def __init__(self, role: str, path: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, role: str, folder: Folder, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> None:
         self.role = role
-        self.path = path
-        self.temporary = partial_path(path)
+        self.folder = folder
+        self.name = name
+        self.path = folder.join(name)
+        self.temporary = partial_path(self.path)
         self.dtype = dtype
         self.shape = shape
         header = io.BytesIO()
@@ -128,7 +105,7 @@ class PartialFile:
         )
         self.header = header.getvalue()
         self.nbytes = len(self.header) + math.prod(shape) * dtype.itemsize
-        self._descriptor = -1
+        self._file: HeldFile | None = None
         self._written = 0
         self._hash = hashlib.sha256()
 
@@ -137,38 +114,85 @@ class PartialFile:
         """SHA-256 of the bytes written so far."""
         return self._hash.hexdigest()
 
+    @property
+    def _held(self) -> HeldFile:
+        assert self._file is not None
+        return self._file
+
+    def refuse_taken(self) -> None:
+        """Refuse a temporary name that is another's."""
+        refuse_taken(self.folder, partial_path(self.name), self.role)
+
     def create(self) -> None:
         """Make the temporary file, take its whole space on the disk, and write the header."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        with named(self.temporary, "be created"):
-            self._descriptor = os.open(self.temporary, flags, 0o666)
+        try:
+            self._file = HeldFile.create(self.folder, partial_path(self.name))
+        except (FileExistsError, FileNotFoundError):
+            self.refuse_taken()
+            raise Refused(
+                f"{self.temporary}: another job had this just now, and is over; run yours again"
+            ) from None
         with named(self.temporary, f"be given its {self.nbytes} bytes"):
             self._allocate()
-        self._written = 0
-        self._hash = hashlib.sha256()
-        self.append(self.header)
+        self._held.write(self.header, 0)
+        self._rewind()
         self.sync()
+        refuse_locked(self.folder, self.name)  # now that nobody else can name a file so
 
     def _allocate(self) -> None:
         try:
-            os.posix_fallocate(self._descriptor, 0, self.nbytes)
+            os.posix_fallocate(self._held.descriptor, 0, self.nbytes)
         except (OSError, AttributeError) as error:
             # Not every file system (and not macOS) can; pwrite then meets a full disk itself.
             unable = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
             if isinstance(error, OSError) and error.errno not in unable:
                 raise
-            os.ftruncate(self._descriptor, self.nbytes)
+            self._held.truncate(self.nbytes)
 
-    def reopen(self) -> None:
-        """Open the temporary file that an earlier run left."""
-        with named(self.temporary, "be opened"):
-            self._descriptor = os.open(self.temporary, os.O_RDWR | os.O_CLOEXEC)
-            found = os.fstat(self._descriptor).st_size
+    def reopen(self) -> bool:
+        """Open the temporary file that an earlier run left; False where its header was damaged.
+
+        A header follows from shape and dtype, so it is simply written again.
+        """
+        again = "what was finished is lost; give --overwrite instead of --resume to start again"
+        try:
+            self._file = HeldFile.reopen(self.folder, partial_path(self.name))
+        except FileNotFoundError:
+            raise Refused(f"{self.temporary}: is gone, and {again}") from None
+        found = self._held.status.st_size
         if found != self.nbytes:
-            raise JobError(
-                f"{self.temporary}: expected {self.nbytes} bytes, found {found}; it is not what "
-                "the killed job left: start again with --overwrite instead of --resume"
+            raise Refused(
+                f"{self.temporary}: expected the {self.nbytes} bytes that the unfinished job left, "
+                f"found {found}: {again}"
             )
+        self._held.check_alone()
+        whole = self._has_its_header()
+        if not whole:
+            self._held.write(self.header, 0)
+        self._rewind()
+        refuse_locked(self.folder, self.name)
+        return whole
+
+    def discard(self) -> None:
+        """Remove the temporary file that an unfinished job left, unless a job is at work on it."""
+        remove_left(self.folder, partial_path(self.name))
+
+    def has_name_of(self, other: "PartialFile") -> bool:
+        """Whether what lies under the temporary name of another is the file of this one."""
+        there = other.folder.status(partial_path(other.name))
+        return there is not None and os.path.samestat(there, self._held.status)
+
+    def abandon(self) -> None:
+        """Remove the temporary file, if this run has it and it has not got its name."""
+        if self._file is not None and self._file.name != self.name:
+            self._file.remove()
+
+    def _has_its_header(self) -> bool:
+        return self._held.read(len(self.header), 0) == self.header
+
+    def _rewind(self) -> None:
+        self._written = len(self.header)
+        self._hash = hashlib.sha256(self.header)
 
     def advance(self, data_bytes: int) -> str:
         """Read on to `data_bytes` bytes after the header, as if they had just been written.
@@ -176,72 +200,64 @@ class PartialFile:
         Returns the digest of the file up to there.
         """
         stop = len(self.header) + data_bytes
-        with named(self.temporary, "be read"):
-            while self._written < stop:
-                part = os.pread(
-                    self._descriptor, min(_READ_BYTES, stop - self._written), self._written
+        while self._written < stop:
+            part = self._held.read(min(_READ_BYTES, stop - self._written), self._written)
+            if not part:
+                raise Refused(
+                    f"{self.temporary}: was cut short just now; see who writes there, and give "
+                    "--overwrite instead of --resume to start again"
                 )
-                if not part:
-                    raise JobError(f"{self.temporary}: was cut short; start again with --overwrite")
-                self._hash.update(part)
-                self._written += len(part)
+            self._hash.update(part)
+            self._written += len(part)
         return self.digest
 
     def rewind(self, data_bytes: int) -> None:
         """Go back to `data_bytes` bytes after the header; what follows will be written anew."""
         if self._written > len(self.header) + data_bytes:
-            self._written = 0
-            self._hash = hashlib.sha256()
+            self._rewind()
         self.advance(data_bytes)
 
     def append(self, data: Any) -> None:
         """Write a contiguous buffer after what is there; it is durable only after `sync`."""
-        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-        with named(self.temporary, f"take {len(view)} bytes at {self._written}"):
-            write_all(self._descriptor, view, self._written)
-        self._hash.update(view)
-        self._written += len(view)
+        self._held.write(data, self._written)
+        self._hash.update(data)
+        self._written += len(data)
 
     def sync(self) -> None:
-        """Wait until all that was written is on the disk. A failure here is final for the run."""
-        with named(self.temporary, "be synced"):
-            os.fsync(self._descriptor)
+        """Wait until all is on the disk, and see that the file is still the one of its name."""
+        self._held.sync()
+        self._held.check()
 
     def publish(self, overwrite: bool) -> None:
         """Give the finished file its own name; without `overwrite`, only if that is free."""
-        with named(self.path, "take the finished output"):
-            if overwrite:
-                os.replace(self.temporary, self.path)
-                return
-            try:
-                os.link(self.temporary, self.path)
-            except FileExistsError:
-                raise UsageError(
-                    f"{self.role} {self.path}: appeared while the job ran; the result waits "
-                    "beside it: give --resume --overwrite to replace it"
-                ) from None
-            except OSError:  # a file system without hard links: a moment's race is left
-                if os.path.lexists(self.path):
-                    raise
-                os.replace(self.temporary, self.path)
-                return
-            os.unlink(self.temporary)
+        if self._held.status.st_size != self.nbytes or not self._has_its_header():
+            raise Refused(
+                f"{self.temporary}: somebody else wrote to it while the job ran; see who does, and "
+                "start again with --overwrite instead of --resume"
+            )
+        try:
+            self._held.take_name(self.name, overwrite)
+        except FileExistsError:
+            raise UsageError(
+                f"{self.role} {self.path}: appeared while the job ran; the result waits "
+                "beside it: give --resume --overwrite to replace it"
+            ) from None
 
     def is_published(self, digest: str) -> bool:
         """Whether an earlier run got as far as naming this file; tidies a name left over by it."""
-        with named(self.path, "be read"):
-            if not os.path.exists(self.path):
+        there = self.folder.status(self.name)
+        if there is None:
+            return False
+        temporary = self.folder.status(partial_path(self.name))
+        if temporary is not None:
+            if not os.path.samestat(temporary, there):
                 return False
-            if os.path.exists(self.temporary):
-                if not os.path.samefile(self.temporary, self.path):
-                    return False
-                os.unlink(self.temporary)
-                return True
-            with open(self.path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == digest
+            self.discard()
+            return True
+        with named(self.path, "be read"), open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._file is not None:
+            self._file.close()

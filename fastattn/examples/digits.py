@@ -8,6 +8,7 @@ are the 1797 digits of 8 x 8 pixels from the UCI repository that scikit-learn sh
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ import fastattn
 from fastattn import reference
 from fastattn.batch import Interrupted, Job, Progress, Summary, UsageError, run_job
 from fastattn.batch.errors import named
-from fastattn.batch.manifest import manifest_path
-from fastattn.batch.writers import partial_path
+from fastattn.batch.manifest import discard_unfinished
+from fastattn.batch.writers import final_path, write_whole
 from fastattn.examples.report import Report, name_axes, needed
 
 if TYPE_CHECKING:
@@ -145,8 +146,9 @@ def run_digits(
         paths = _paths(place, arrays, overwrite)
         stack.enter_context(_nothing_left_on_failure(paths))
         for name, array in arrays.items():
-            with named(paths[name], "be written"):
-                np.save(paths[name], array, allow_pickle=False)
+            contents = io.BytesIO()
+            np.save(contents, array, allow_pickle=False)
+            write_whole(final_path(paths[name]), contents.getbuffer(), overwrite)
         options["scale"] = choose_scale(train, values, options)
         job = Job(
             **paths,
@@ -225,10 +227,10 @@ def _nothing_left_on_failure(paths: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        inputs = (path for name, path in paths.items() if name != "out")
-        for path in (*inputs, partial_path(paths["out"]), manifest_path(paths["out"])):
+        discard_unfinished(paths["out"])
+        for path in (path for name, path in paths.items() if name != "out"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        if isinstance(error, Interrupted):
-            raise KeyboardInterrupt from error  # without its words on how to resume
+        if isinstance(error, Interrupted):  # without its words on how to resume
+            raise KeyboardInterrupt("interrupted; nothing was left behind") from error
         raise

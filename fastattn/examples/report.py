@@ -11,7 +11,7 @@ import numpy as np
 
 from fastattn.batch import JobError
 from fastattn.batch.errors import named
-from fastattn.batch.writers import final_path, refuse_existing, sync_folder, write_whole
+from fastattn.batch.writers import final_path, refuse_existing, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,6 @@ class Report:
             picture = io.BytesIO()
             figure.savefig(picture, format="png", dpi=110)
             write_whole(target, picture.getbuffer(), overwrite)
-            sync_folder(target)
         return paths
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fastattn.batch.errors import JobError, UsageError, named
-from fastattn.batch.readers import NpyFile
-from fastattn.batch.writers import final_path, refuse_existing, sync_folder, write_whole
+from fastattn.batch.errors import JobError, UsageError
+from fastattn.batch.readers import NpyFile, read_text
+from fastattn.batch.writers import final_path, refuse_existing, refuse_input, write_whole
 from fastattn.plot.attention import AttentionDisplay
 from fastattn.plot.figures import MOST_PANELS, require_matplotlib
 
@@ -80,9 +80,9 @@ def plot_file(
         raise UsageError(f"output {out}: a name that ends in {', '.join(FORMATS)} says its format")
     path = final_path(out)
     refuse_existing(path, overwrite)
-    for source in (weights, query_labels, key_labels, hidden):
-        if source and os.path.exists(source) and os.path.realpath(source) == path:
-            raise UsageError(f"output {path}: is one of the inputs; choose another name")
+    sources = {"weights": weights, "hidden": hidden}
+    for role, source in {**sources, "labels": query_labels, "key labels": key_labels}.items():
+        refuse_input(path, role, source)
     array, where, name = _read_weights(weights, batch, heads, bfloat16)
     try:
         display = AttentionDisplay.from_weights(
@@ -98,7 +98,6 @@ def plot_file(
     buffer = io.BytesIO()
     display.figure_.savefig(buffer, format=suffix[1:], dpi=dpi)
     write_whole(path, buffer.getbuffer(), overwrite)
-    sync_folder(path)
     return display
 
 
@@ -180,11 +179,4 @@ def _read_labels(labels: str | None) -> list[str] | None:
     """Return the lines of a text file, or words separated by commas where there is none."""
     if labels is None or not (os.path.lexists(labels) or "," not in labels):
         return None if labels is None else labels.split(",")
-    with named(f"labels file {labels}", "be read"):
-        try:
-            with open(labels, encoding="utf-8") as file:
-                return file.read().splitlines()
-        except UnicodeDecodeError as error:
-            raise JobError(
-                f"labels file {labels}: expected lines of text in UTF-8, found {error}"
-            ) from error
+    return read_text("labels", labels).splitlines()
