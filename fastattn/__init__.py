@@ -3,6 +3,11 @@
 Importing this package loads NumPy and nothing heavier; a backend is imported by the first call.
 """
 
+# ruff: noqa: E402
+from fastattn.start import guard_start as _guard_start
+
+_guard_start()  # before anything that takes time
+
 from fastattn._core.backends import use_backend, warmup
 from fastattn._core.config import NUMERICS_VERSION as numerics_version
 from fastattn._core.config import VERSION as __version__

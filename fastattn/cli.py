@@ -25,6 +25,7 @@ from fastattn.arguments import (
     size,
 )
 from fastattn.examples import EXAMPLES
+from fastattn.start import started
 
 if TYPE_CHECKING:
     from fastattn.batch import Job
@@ -52,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
+        started()
         code: int = arguments.command(arguments)
     except KeyboardInterrupt as interruption:
-        _say(str(interruption) or "interrupted; nothing was left behind")
+        _say(str(interruption) or "interrupted")
         return 130
     return code
 
@@ -353,6 +355,9 @@ def _guarded(work: Any) -> int:
     except JobError as error:
         _say(f"error: {error.in_options()}")
         return error.exit_code
+    except MemoryError as error:
+        _say(f"error: out of memory: {error}")
+        return 1
     return code
 
 

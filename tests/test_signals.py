@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import children
@@ -105,3 +108,100 @@ def test_interrupts_at_any_moment_leave_everything_usable():
         assert call.workers() == [0, 1] or not parallel
     """
     children.run(code)
+
+
+# Lets Ctrl-C arrive at the import of one module after another while the command starts: as often as
+# there are modules, without waiting for the right moment.
+_STARTING = """
+    import os, runpy, signal, sys
+    at, way = int(sys.argv[1]), sys.argv[2]
+
+    class Finder:
+        seen = 0
+
+        def find_spec(self, name, path=None, target=None):
+            if self.seen or name.startswith("fastattn._core"):  # the first that takes time
+                self.seen += 1
+            if self.seen == at + 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    sys.meta_path.insert(0, finder := Finder())
+    sys.argv[:] = ["fastattn", "info"]
+    if way == "module":
+        # As the interpreter does it for -m.
+        sys.orig_argv = [sys.executable, "-m", "fastattn", "info"]
+        sys.argv[0] = "-m"
+        import fastattn
+        sys.argv[0] = fastattn.__file__
+        from fastattn.__main__ import main
+    else:
+        from fastattn.cli import main
+    code = main()
+    print("modules", finder.seen)
+    sys.exit(code)
+"""
+
+
+def _starting(at, way, **options):
+    return subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(_STARTING), str(at), way],
+        env=children.environment(FASTATTN_BACKEND="reference"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_ctrl_c_while_the_command_starts_is_one_line(way):
+    alone = _starting(10**6, way)
+    modules = int(alone.stdout.split()[-1])
+    assert alone.returncode == 0
+    assert modules > 100
+    words = set()
+    for at in (0, 1, 7, modules // 3, modules // 2, modules - 60, modules - 10):
+        done = _starting(at, way)
+        assert done.returncode == 130, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        words.add(done.stderr)
+    assert words <= {
+        "fastattn: interrupted while it was starting; nothing was done\n",
+        "fastattn: interrupted\n",
+    }
+    assert len(words) == 2
+
+
+def test_ctrl_c_at_any_time_of_the_whole_command(tmp_path):
+    """With the clock: the interpreter's own start, before the first module of ours, is not ours."""
+    for milliseconds in range(150, 600, 75):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fastattn", "info"],
+            env=children.environment(FASTATTN_BACKEND="reference"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(milliseconds / 1000)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+        if "fastattn" in errors:
+            assert "Traceback" not in errors
+            assert child.returncode == 130
+
+
+def test_a_library_keeps_its_ctrl_c():
+    """Only the command's own process answers by itself, and not where Ctrl-C was ignored."""
+    code = """
+        import signal, sys
+        before = signal.getsignal(signal.SIGINT)
+        {first}
+        import fastattn
+        assert signal.getsignal(signal.SIGINT) is {expected}
+    """
+    children.run(code.format(first="", expected="before"))
+    ignore = "sys.argv[0] = 'fastattn'; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    children.run(code.format(first=ignore, expected="signal.SIG_IGN"))
+    children.run(code.format(first="sys.argv = ['/usr/bin/fastattn.py']", expected="before"))
+    children.run(code.format(first="del sys.argv", expected="before"))

@@ -40,9 +40,10 @@ MAY_IMPORT = {
     "plot": {"plot", "batch", "public"},
     "examples": {"examples", "batch", "plot", "public", "reference"},
     "arguments": {"batch"},
-    "cli": {"cli", "arguments", "batch", "examples", "plot", "public"},
+    "cli": {"cli", "arguments", "batch", "examples", "plot", "public", "start"},
     "__main__": {"cli"},
-    "public": {"face", "_core"},
+    "public": {"face", "_core", "start"},
+    "start": set(),
 }
 VECTORS = {
     "emit",
