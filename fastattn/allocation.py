@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends
+from fastattn._core import backends, names
 from fastattn._core.arrays import as_array, check_dtype, deliver, result_array
 from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
@@ -22,6 +22,7 @@ __all__ = ["allocate"]
 METHODS = ("largest_remainder", "sainte_lague", "dhondt", "huntington_hill")
 
 
+@names.closed
 @default_environment()
 def allocate(
     weights: ArrayLike,
@@ -37,6 +38,7 @@ def allocate(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> Any:
     r"""Hand out a budget in proportion to weights: :math:`a_i = \min(\max(\theta w_i, l_i), u_i)`.
 
@@ -133,11 +135,13 @@ def allocate(
     >>> fastattn.allocate([53, 24, 23], 7, unit=1, method="dhondt", where=[True, True, False])
     array([5, 2, 0])
     """
+    if unknown:
+        names.refuse(allocate, unknown)
     keep = _choice("on_unspent", on_unspent, ("raise", "keep")) == "keep"
     method = _choice("method", method, METHODS)
     if unit is None and method != METHODS[0]:
         raise ValueError(
-            f"method={method!r} hands out whole units: say how large they are, e.g. unit=1"
+            f"the method {method!r} hands out whole units: say how large they are, e.g. `unit=1`"
         )
     workers = resolve(threads)
     engine = backends.pick(backend, "allocate")
@@ -245,7 +249,7 @@ class _Rows:
             self._complain_of_budget(
                 self.beside != 0,
                 f"which is no whole number of units of {unit.size}: round it, or let "
-                'on_unspent="keep" leave the rest over',
+                '`on_unspent="keep"` leave the rest over',
             )
         self.budget = np.broadcast_to(units, self.shape[:-1])
         self.low = unit.counts(self.low, np.ceil)
@@ -283,7 +287,7 @@ class _Rows:
             if no_weight[i]:
                 return (
                     f"weight {i}{row} is {weights[i]}: weights are finite and not negative; "
-                    "where= leaves receivers out"
+                    "the option where leaves receivers out"
                 )
             rounded = "" if self.unit is None else f", in whole units of {self.unit.size}"
             return (
@@ -304,7 +308,8 @@ class _Rows:
             ways.append("name receivers, of which this row has none")
         return (
             f"{budget}, and its receivers can take {shown(self.budget[at] - unspent)} at most: "
-            f'{", ".join(ways)}, or let on_unspent="keep" return the {shown(unspent)} that are left'
+            f'{", ".join(ways)}, or let `on_unspent="keep"` return the {shown(unspent)} that are '
+            "left"
         )
 
 
@@ -332,7 +337,7 @@ def _bools(where: Any) -> np.ndarray:
     if array.dtype != np.bool_:
         raise TypeError(
             f"where of shape {array.shape} has dtype {array.dtype}: it must be bool, True for "
-            "receivers: where.astype(bool)"
+            "receivers: `np.asarray(where, bool)`"
         )
     return array
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends
+from fastattn._core import backends, names
 from fastattn._core import problem as problems
 from fastattn._core.arrays import check_out
 from fastattn._core.environment import default_environment
@@ -27,6 +27,7 @@ _REPEATS_KEPT = 1024
 _repeats: dict[tuple[Any, ...], tuple[Repeat, Recipe]] = {}
 
 
+@names.closed
 def attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -50,6 +51,7 @@ def attention(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> Any:
     r"""Attend: average the values, each weighted by how similar its key is to the query.
 
@@ -79,7 +81,8 @@ def attention(
         E is 0), 1 for the others.
     mask : array_like, broadcasts to (..., L, S), optional
         bool: True where a query may attend; float: added to the scores, -inf hides.
-        It does not change the dtype of the result. None: every key is visible.
+        It does not change the dtype of the result. A float mask of only 0 and 1, hardly ever
+        meant to be added, is warned of. None: every key is visible.
     causal : bool or {"top_left", "bottom_right"}
         Key j is visible to row i iff ``j <= i + offset``. "top_left" means offset 0,
         "bottom_right" ``S - L`` (``key_lengths - L`` where lengths are given). True takes
@@ -134,8 +137,9 @@ def attention(
         unknown, a number is out of range, ``causal=True`` is ambiguous (L differs from S and no
         offset is given), or the chosen backend cannot do the call.
     TypeError
-        If an operand is complex, extended precision, object, string, masked, sparse or lazy, or
-        an option has the wrong type.
+        If an operand is complex, extended precision, object, string, masked, sparse or lazy, an
+        option has the wrong type, or there is no such option: those that other libraries have by
+        other names are told by the names they have here.
 
     See Also
     --------
@@ -211,6 +215,8 @@ def attention(
     >>> fastattn.attention([[1.0]], [[0.0], [0.0]], [[3.0], [6.0]], sinks=0.0)
     array([[3.]])
     """
+    if unknown:
+        names.refuse(attention, unknown)
     # Arguments are passed on by name: unpacking a tuple into a call costs a small call 0.1 µs.
     query, key, value, mask = problems.arrays(query, key, value, mask)
     extras = NO_EXTRAS
@@ -272,6 +278,7 @@ def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
         _repeats[key] = function, made
 
 
+@names.closed
 @default_environment()
 def explain(
     query: ArrayLike,
@@ -296,6 +303,7 @@ def explain(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> Execution:
     """Return what `attention` would execute with the same arguments, without executing it.
 
@@ -328,6 +336,8 @@ def explain(
     >>> execution.backend, execution.refusals
     ('reference', {})
     """
+    if unknown:
+        names.refuse(explain, unknown)
     operands = problems.arrays(query, key, value, mask)
     extras = Extras(key_lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks)
     made = recipe(

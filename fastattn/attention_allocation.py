@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
+from fastattn._core import names
 from fastattn._core.arrays import as_array
 from fastattn._core.environment import default_environment
+from fastattn._core.recipe import ONE_NUMBER_PER_KEY
 from fastattn.allocation import allocate
 from fastattn.attention import attention
 from fastattn.fusion import fuse
@@ -50,6 +52,7 @@ class AllocationResult:
     unspent: Any = None
 
 
+@names.closed
 @default_environment()
 def attention_allocation(
     query: ArrayLike,
@@ -73,6 +76,7 @@ def attention_allocation(
     key_segments: ArrayLike | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> AllocationResult:
     r"""Hand out each query's budget among the keys, by attention, and fuse the values with it.
 
@@ -144,8 +148,8 @@ def attention_allocation(
     Traceback (most recent call last):
         ...
     ValueError: query has 3 components and key 2: query (3,), key (3, 2); a query is compared with
-    every key component by component, so keep what they share, e.g. query[..., :2], or bring both
-    into one space
+    every key component by component, so keep what they share, e.g.
+    `np.asarray(query)[..., :2]`, or bring both into one space
 
     Of the first two, which it goes on with, the cosines are 0.84366, 0.97780 and 1.00000:
 
@@ -161,6 +165,8 @@ def attention_allocation(
     >>> fastattn.attention_allocation([0.1, 0.2], keys, budget=10, unit=1).allocation
     array([3, 3, 4])
     """
+    if unknown:
+        names.refuse(attention_allocation, unknown)
     labels = _Labels(query, key, value, budget, lower, upper, mask)
     value = None if value is None else _values(value)
     engine: dict[str, Any] = {"backend": backend, "threads": threads}
@@ -199,10 +205,12 @@ def attention_allocation(
 
 def _check_features(query: tuple[int, ...], key: tuple[int, ...]) -> None:
     if query and len(key) > 1 and query[-1] != key[-1]:
+        longer = "query" if query[-1] > key[-1] else "key"
         raise ValueError(
             f"query has {query[-1]} components and key {key[-1]}: query {query}, key {key}; a "
             "query is compared with every key component by component, so keep what they share, "
-            f"e.g. query[..., :{min(query[-1], key[-1])}], or bring both into one space"
+            f"e.g. `np.asarray({longer})[..., :{min(query[-1], key[-1])}]`, or bring both into one "
+            "space"
         )
 
 
@@ -223,8 +231,12 @@ def _values(value: Any) -> np.ndarray:
     array = as_array("value", value)
     if array.ndim < 2:
         raise ValueError(
-            f"value has shape {array.shape}; (..., S, Ev) is needed: one number per key is "
-            "value[:, None], or value.to_frame() of a pandas Series"
+            f"value has shape {array.shape}; (..., S, Ev) is needed"
+            + (
+                ": one number per key is `value.to_frame()`"
+                if hasattr(value, "to_frame")
+                else ONE_NUMBER_PER_KEY * (array.ndim == 1)
+            )
         )
     return array
 
@@ -239,7 +251,7 @@ def _check_weights(weights: np.ndarray, key: np.ndarray) -> None:
     whose = f"key {', '.join(map(str, strange[0].tolist()))}" if len(strange) else "the query"
     raise ValueError(
         f"the weights of query {', '.join(map(str, row)) or '0'} are nan, since a score is nan or "
-        f"inf: look at {whose}; mask= hides keys, and budget 0 goes with a query that sees none"
+        f"inf: look at {whose}; a mask hides keys, and budget 0 goes with a query that sees none"
     )
 
 
@@ -326,5 +338,5 @@ def _same(name: str, labels: Any, other: str, expected: Any) -> None:
         return
     raise ValueError(
         f"{name} and {other} differ: {list(labels)[:8]} and {list(expected)[:8]}; bring them into "
-        "one order with .reindex, or pass .to_numpy() if they mean the same"
+        "one order, or pass plain arrays if they mean the same"
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends, steps
+from fastattn._core import backends, names, steps, stored
 from fastattn._core import problem as problems
-from fastattn._core.arrays import as_array
+from fastattn._core.arrays import as_array, check_dims, check_size
 from fastattn._core.environment import default_environment
+from fastattn._core.masks import as_mask
 from fastattn._core.pages import PageTable
 from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Extras
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KVCache"]
 
-_STORAGE = ("float32", "float64", "float16", "bfloat16", "int8")
 # 127 times a scale, rounded up, is still a float32.
 _LARGEST_IN_INT8 = 3.4028e38
 
@@ -102,12 +103,14 @@ class KVCache:
         value_dim: int | None = None,
     ) -> None:
         shape = batch_shape if isinstance(batch_shape, tuple) else (batch_shape,)
-        self.batch_shape = tuple(_size("batch_shape", n) for n in shape)
-        self.heads = _size("heads", heads)
-        self.head_dim = _size("head_dim", head_dim)
-        self.value_dim = self.head_dim if value_dim is None else _size("value_dim", value_dim)
-        self.dtype = _storage(dtype)
-        entries = int(np.prod(self.batch_shape, dtype=np.int64))
+        self.batch_shape = tuple(stored.size("batch_shape", n) for n in shape)
+        self.heads = stored.size("heads", heads)
+        self.head_dim = stored.size("head_dim", head_dim)
+        self.value_dim = self.head_dim if value_dim is None else stored.size("value_dim", value_dim)
+        self.dtype = stored.storage(dtype)
+        check_dims(len(self.batch_shape) + 3)
+        check_size(self.batch_shape, np.dtype(np.int64))
+        entries = math.prod(self.batch_shape)
         self._table = PageTable(entries, self.heads, (self.head_dim, self.value_dim), self.dtype)
         self._stood_in: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -160,6 +163,7 @@ class KVCache:
         flat = [x.reshape(entries, *x.shape[-3:]) for x in new]
         self._table.append(flat[0], flat[1], counts)
 
+    @names.closed
     def attend(
         self,
         query: ArrayLike,
@@ -180,6 +184,7 @@ class KVCache:
         out: np.ndarray | None = None,
         backend: str | None = None,
         threads: int | None = None,
+        **unknown: Never,
     ) -> Any:
         """Attend from queries to all keys in the cache.
 
@@ -211,11 +216,15 @@ class KVCache:
         ValueError, TypeError
             As `attention`.
         """
+        if unknown:
+            names.refuse(KVCache.attend, unknown)
         wanted, workers = backends.choose(backend), resolve(threads)
         pages = self._table.pages(self.batch_shape)
         full = self._stand_ins(pages.key.shape[-1] * PAGE_KEYS)
-        query, _, _, mask = problems.arrays(query, *full, mask)
-        self._check_query(query)
+        query, _, _, _ = problems.arrays(query, *full, None)
+        if mask is not None:
+            mask = as_mask(mask, query.shape, self._table.longest)
+        stored.check_query(query, self.batch_shape, self.heads, self.head_dim)
         extras = Extras(
             self._table.lengths.reshape(*self.batch_shape, 1),
             query_offset,
@@ -276,7 +285,7 @@ class KVCache:
             b = int(beyond[0])
             raise ValueError(
                 f"sequence {b} has {self._table.lengths[b]} tokens and cannot be truncated to "
-                f"{kept[b]}: np.minimum(lengths, cache.lengths)"
+                f"{kept[b]}: `np.minimum(lengths, cache.lengths)`"
             )
         self._table.truncate(kept)
 
@@ -294,14 +303,7 @@ class KVCache:
             If the shape is wrong or a number does not exist; the cache is unchanged then.
         """
         entries = len(self._table.lengths)
-        array = as_array("indices", indices)
-        if array.size != entries or array.shape not in (self.batch_shape, (entries,)):
-            raise ValueError(
-                f"indices of shape {array.shape} must say for each of the {self.batch_shape} "
-                "sequences which one it goes on from"
-            )
-        flat = positions("indices", array.reshape(-1), (entries,), 0, entries - 1, str(entries - 1))
-        self._table.reorder(flat)
+        self._table.reorder(stored.sequences(indices, entries, self.batch_shape))
 
     @default_environment()
     def dense(self) -> tuple[np.ndarray, np.ndarray]:
@@ -320,8 +322,8 @@ class KVCache:
             seen = np.dtype(np.float32) if self.dtype == np.int8 else self.dtype
             shape = (*self.batch_shape, self.heads, keys)
             kept = (
-                _stand_in((*shape, self.head_dim), seen),
-                _stand_in((*shape, self.value_dim), seen),
+                stored.stand_in((*shape, self.head_dim), seen),
+                stored.stand_in((*shape, self.value_dim), seen),
             )
             self._stood_in = kept
         return kept
@@ -337,7 +339,7 @@ class KVCache:
         if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
             raise TypeError(
                 f"{name} of shape {array.shape} has dtype {array.dtype}; real floats are needed: "
-                f"{name}.astype(np.float32)"
+                f"`np.asarray({name}).astype(np.float32)`"
             )
         quantised = self.dtype == np.int8
         if quantised and not float(np.abs(array).max(initial=0)) <= _LARGEST_IN_INT8:
@@ -348,49 +350,10 @@ class KVCache:
                 )
             raise ValueError(
                 f"{name} of shape {array.shape} holds NaN or inf, which int8 storage cannot keep: "
-                "use dtype=float16 or wider"
+                'make the cache with `dtype="float16"` or a wider one'
             )
         return array
 
     def _per_entry(self, name: str, x: Any, largest: int, bound: str) -> np.ndarray:
         array = positions(name, x, self.batch_shape, 0, largest, bound)
         return np.broadcast_to(array, self.batch_shape).reshape(-1).copy()
-
-    def _check_query(self, query: np.ndarray) -> None:
-        if query.ndim != len(self.batch_shape) + 3 or query.shape[:-3] != self.batch_shape:
-            raise ValueError(
-                f"query of shape {query.shape} does not fit this cache: it must be "
-                f"{(*self.batch_shape, 'H', 'L', self.head_dim)} (batch, heads, queries, features)"
-            )
-
-
-def _size(name: str, n: Any) -> int:
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, not {n!r}")
-    if n < 0:
-        raise ValueError(f"{name} must not be negative: {n}")
-    return int(n)
-
-
-def _stand_in(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Make an array of which only shape and dtype are ever looked at."""
-    return np.ndarray(shape, dtype, np.zeros(1, dtype), 0, (0,) * len(shape))
-
-
-def _storage(dtype: Any) -> np.dtype:
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        found = None
-        if dtype == "bfloat16":
-            try:
-                from ml_dtypes import bfloat16
-            except ImportError:
-                raise ImportError(
-                    "storing bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
-                ) from None
-            found = np.dtype(bfloat16)
-    if found is None or found.name not in _STORAGE:
-        raise ValueError(f"a cache cannot store {dtype!r}: one of {', '.join(_STORAGE)}")
-    native: np.dtype = found.newbyteorder("=")
-    return native

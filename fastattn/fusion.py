@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
-from fastattn._core import backends, repeats
+from fastattn._core import backends, names, repeats
 from fastattn._core.arrays import as_array, deliver, dtypes, result_array, spread
 from fastattn._core.environment import default_environment
+from fastattn._core.recipe import ONE_NUMBER_PER_KEY
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["fuse"]
 
 
+@names.closed
 def fuse(
     weights: ArrayLike,
     value: ArrayLike,
@@ -25,6 +27,7 @@ def fuse(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> np.ndarray:
     r"""Weigh values and add them up: :math:`o_i = \sum_j w_{ij} v_j`.
 
@@ -70,6 +73,8 @@ def fuse(
     array([[1., 0.],
            [6., 3.]])
     """
+    if unknown:
+        names.refuse(fuse, unknown)
     reduce, workers = bool(reduce), resolve(threads)
     options = ("fuse", reduce, backends.choose(backend), workers)
     call = repeats.signature(options, weights, value, out)
@@ -83,8 +88,8 @@ def fuse(
     shown = f"weights {weights.shape}, value {value.shape}"
     if weights.ndim < 1 or value.ndim < 2:
         raise ValueError(
-            f"too few dims: {shown}; weights are (..., L, S) or (S,), value (..., S, Ev): one "
-            "number per key is value[:, None]"
+            f"too few dims: {shown}; weights are (..., L, S) or (S,), value (..., S, Ev)"
+            + ONE_NUMBER_PER_KEY * (value.ndim == 1)
         )
     if weights.shape[-1] != value.shape[-2]:
         raise ValueError(

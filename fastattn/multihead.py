@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
 from fastattn import projections
+from fastattn._core import names
 from fastattn._core import parameters as stored
 from fastattn._core.arrays import check_out, deliver, dtypes, flag
 from fastattn._core.environment import default_environment
@@ -109,6 +110,7 @@ class MultiHeadAttention:
     True
     """
 
+    @names.closed
     def __init__(
         self,
         embed_dim: int,
@@ -121,17 +123,12 @@ class MultiHeadAttention:
         add_zero_attn: bool = False,
         dtype: DTypeLike = np.float32,
         seed: int | None = None,
+        **unknown: Never,
     ) -> None:
-        widths = (embed_dim, *(embed_dim if n is None else n for n in (kdim, vdim)))
-        for name, n in zip(("embed_dim", "kdim", "vdim"), widths, strict=True):
-            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-                raise ValueError(f"{name} must be a positive integer, not {n!r}")
-        size, of_key, of_value = map(int, widths)
-        sizes = Sizes(size, of_key, of_value, flag("bias", bias), flag("add_bias_kv", add_bias_kv))
-        kind = np.dtype(dtype)
-        if dtypes(("dtype", kind, ()))[1] != kind:
-            raise ValueError(f"dtype must be float32, float64, float16 or bfloat16, not {kind}")
-        self._set(sizes, stored.draw(sizes, kind, seed), num_heads, add_zero_attn)
+        if unknown:
+            names.refuse(MultiHeadAttention.__init__, unknown)
+        sizes = Sizes.given(embed_dim, kdim, vdim, bias, add_bias_kv)
+        self._set(sizes, stored.draw(sizes, np.dtype(dtype), seed), num_heads, add_zero_attn)
 
     def _set(
         self, sizes: Sizes, parameters: stored.Parameters, num_heads: int, add_zero_attn: bool
@@ -287,6 +284,7 @@ class MultiHeadAttention:
             f"{widths}, {self._dtype}>"
         )
 
+    @names.closed
     @default_environment()
     def __call__(
         self,
@@ -304,6 +302,7 @@ class MultiHeadAttention:
         out: np.ndarray | None = None,
         backend: str | None = None,
         threads: int | None = None,
+        **unknown: Never,
     ) -> Any:
         """Attend.
 
@@ -344,10 +343,12 @@ class MultiHeadAttention:
         ValueError, TypeError
             If shapes do not fit the module or each other, and where `attention` would.
         """
+        if unknown:
+            names.refuse(MultiHeadAttention.__call__, unknown)
         return_weights = flag("return_weights", return_weights)
         average_weights = flag("average_weights", average_weights)
         if average_weights and not return_weights:
-            raise ValueError("average_weights=True is about weights: give return_weights=True too")
+            raise ValueError("average_weights is about weights: write `return_weights=True` too")
         widths = (self.embed_dim, self.kdim, self.vdim)
         operands, batch = projections.operands(query, key, value, widths)
         named = [(name, x.dtype, x.shape) for name, x in operands.items()]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends, repeats
+from fastattn._core import backends, names, repeats
 from fastattn._core.arrays import (
     check_out,
     deliver,
     finite_number,
     is_direct,
+    new_array,
     result_array,
     same_memory,
 )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
 
+@names.closed
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -38,6 +40,7 @@ def softmax(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> np.ndarray:
     r"""Turn scores into weights that add up to one: :math:`e^{s_j} / \sum_k e^{s_k}`.
 
@@ -90,9 +93,12 @@ def softmax(
     >>> fastattn.softmax([0.0, 7.0, 0.0], mask=[True, False, True])
     array([0.5, 0. , 0.5])
     """
+    if unknown:
+        names.refuse(softmax, unknown)
     return _weights("softmax", x, axis, scale, mask, out, backend, threads)
 
 
+@names.closed
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -102,6 +108,7 @@ def log_softmax(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> np.ndarray:
     r"""Take the logarithm of softmax without leaving the log scale: :math:`s_j - \mathrm{lse}(s)`.
 
@@ -132,9 +139,12 @@ def log_softmax(
     >>> fastattn.log_softmax([0.0, 1000.0])
     array([-1000.,     0.])
     """
+    if unknown:
+        names.refuse(log_softmax, unknown)
     return _weights("log_softmax", x, axis, scale, mask, out, backend, threads)
 
 
+@names.closed
 def logsumexp(
     x: ArrayLike,
     axis: Axis = -1,
@@ -147,6 +157,7 @@ def logsumexp(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> Any:
     r"""Add up on the exponential scale: :math:`\log \sum_j b_j e^{s_j}`, without overflow.
 
@@ -201,6 +212,8 @@ def logsumexp(
     >>> lse.round(5), sign
     (np.float64(1.54132), np.float64(-1.0))
     """
+    if unknown:
+        names.refuse(logsumexp, unknown)
     keepdims, return_sign = bool(keepdims), bool(return_sign)
     kind = "logsumexp keepdims" if keepdims else "logsumexp"
     call, scale, workers = _begin(kind, x, axis, scale, mask, out, backend, threads)
@@ -293,7 +306,7 @@ def _target(rows: Rows, out: Any) -> tuple[np.ndarray, np.ndarray]:
             target = _view_joined(checked, order, joined)
             if target is not None:
                 return checked, target
-    result = np.empty(rows.shape, rows.dtype)
+    result = new_array(rows.shape, rows.dtype)
     target = _view_joined(result, order, joined)
     if target is None:
         # The reduced axes are apart in C order: let the result lie as it is computed.

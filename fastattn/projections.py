@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, same_memory
+from fastattn._core.arrays import MOST_DIMS, as_array, broadcast_shapes, check_dims, same_memory
 from fastattn._core.parameters import ADDED, BIASES, JOINT, OUTPUT, SEPARATE
 from fastattn.normalize import softmax
 from fastattn.similarity import similarity
@@ -90,19 +90,20 @@ def operands(
         if x.ndim < 2 or x.shape[-1] != width:
             raise ValueError(
                 f"{name} must be (..., length, {size}) with {size} = {width}: {_shown(arrays)}"
-                + (f"; one row is {name}[None]" * (x.shape == (width,)))
+                + (f"; one row is `np.asarray({name})[None]`" * (x.shape == (width,)))
             )
     if arrays["key"].shape[-2] != arrays["value"].shape[-2]:
         raise ValueError(f"one value row per key is needed (axis -2 of both): {_shown(arrays)}")
+    check_dims(*(x.ndim for x in arrays.values()), most=MOST_DIMS - 1)  # heads are one more
     batch = arrays["query"].shape[:-2]
     if arrays["key"].shape[:-2] == arrays["value"].shape[:-2] == batch:
         return arrays, batch
     try:
-        batch = np.broadcast_shapes(*(x.shape[:-2] for x in arrays.values()))
+        batch = broadcast_shapes(*(x.shape[:-2] for x in arrays.values()))
     except ValueError:
         raise ValueError(
             f"batch dims do not broadcast: {_shown(arrays)}; all dims before the last two must be "
-            "equal, 1 or missing, and sequences come first (PyTorch: batch_first=True)"
+            "equal, 1 or missing, and sequences come first (as with PyTorch's batch_first)"
         ) from None
     return arrays, batch
 

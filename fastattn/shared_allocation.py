@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends
-from fastattn._core.arrays import FLOAT64, as_array, check_dtype, finite_number
+from fastattn._core import backends, names
+from fastattn._core.arrays import FLOAT64, as_array, check_dtype, check_size, finite_number
 from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 
@@ -51,6 +51,7 @@ class SharedAllocation:
     violation: float
 
 
+@names.closed
 @default_environment()
 def allocate_shared(
     weights: ArrayLike,
@@ -61,6 +62,7 @@ def allocate_shared(
     max_iter: int = 10_000,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> SharedAllocation:
     r"""Spend many budgets at once, by weights, on receivers of limited capacity.
 
@@ -178,6 +180,8 @@ def allocate_shared(
     array([[0., 4.],
            [5., 0.]])
     """
+    if unknown:
+        names.refuse(allocate_shared, unknown)
     workers = resolve(threads)
     tolerance = finite_number("tol", tol, "the default is 1e-9")
     if tolerance < 0:
@@ -189,9 +193,14 @@ def allocate_shared(
     if weights.ndim != 2:
         raise ValueError(
             f"weights have shape {weights.shape}; one row per requester and one column per "
-            "receiver are needed: weights[None] makes one requester, and of a batch each matrix "
-            "is a call of its own"
+            "receiver are needed: "
+            + (
+                "of one requester they are `np.asarray(weights)[None]`"
+                if weights.ndim == 1
+                else "of a batch each matrix is a call of its own"
+            )
         )
+    check_size(weights.shape, FLOAT64)
     spent = _bounds("budgets", budgets, weights.shape, 0)
     taken = _bounds("capacities", capacities, weights.shape, 1)
     if weights.size == 0:
@@ -229,7 +238,7 @@ def _bounds(name: str, x: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
     way_out = "0 is the least"
     if axis == 0:
         wrong |= np.isinf(bounds)
-        way_out = "a budget without limit is capacities.sum()"
+        way_out = "a budget without limit is `np.sum(capacities)`"
     if wrong.any():
         at = int(np.argmax(wrong))
         raise ValueError(

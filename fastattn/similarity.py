@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
-from fastattn._core import backends, repeats
+from fastattn._core import backends, names, repeats
 from fastattn._core.arrays import (
     as_array,
     deliver,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["similarity"]
 
 
+@names.closed
 def similarity(
     query: ArrayLike,
     key: ArrayLike,
@@ -34,6 +35,7 @@ def similarity(
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> np.ndarray:
     r"""Compare every query with every key: ``scale * metric(query[i], key[j])``.
 
@@ -82,9 +84,13 @@ def similarity(
     >>> fastattn.similarity([0.1, 0.2], [[0.5, 0.3], [0.4, 0.5], [0.2, 0.4]]).round(5)
     array([0.84366, 0.9778 , 1.     ])
     """
+    if unknown:
+        names.refuse(similarity, unknown)
     check_similarity("metric", metric)
     if scale is not None:
-        scale = finite_number("scale", scale, "None means 1/sqrt(E) for scaled_dot, else 1")
+        scale = finite_number(
+            "scale", scale, "None means 1 over the root of E for scaled_dot, else 1"
+        )
     workers = resolve(threads)
     options = ("similarity", metric, scale, backends.choose(backend), workers)
     call = repeats.signature(options, query, key, out)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends
+from fastattn._core import backends, names
 from fastattn._core import problem as problems
 from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half, per_head, view
 from fastattn._core.environment import default_environment
@@ -114,7 +114,7 @@ class State:
             raise ValueError(
                 f"keys {next_state.key_start}..{next_state.key_stop} do not follow keys "
                 f"{self.key_start}..{self.key_stop}: merge parts in order, each attention_state "
-                "with key_start= where the part before it stops"
+                "with the key_start where the part before it stops"
             )
         for name in _SHARED:
             ours, theirs = getattr(self._recipe, name), getattr(next_state._recipe, name)
@@ -133,7 +133,7 @@ class State:
         if next_state._backend is not self._backend:
             raise ValueError(
                 f"states of the backends {self._backend.name!r} and {next_state._backend.name!r} "
-                "do not merge: pass the same backend= to each attention_state"
+                "do not merge: pass the same backend to each attention_state"
             )
         merged = self._backend.merge_states(self._state, next_state._state)
         return State(
@@ -177,6 +177,7 @@ class State:
         return results[:2] if return_lse else results[0]
 
 
+@names.closed
 @default_environment()
 def attention_state(
     query: ArrayLike,
@@ -198,6 +199,7 @@ def attention_state(
     enable_gqa: bool = False,
     backend: str | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> State:
     """Attend to one part of the keys, to be merged with the parts that follow.
 
@@ -244,6 +246,8 @@ def attention_state(
     >>> state.finish()
     array([3.])
     """
+    if unknown:
+        names.refuse(attention_state, unknown)
     if not isinstance(key_start, (int, np.integer)) or isinstance(key_start, bool):
         raise TypeError(f"key_start must be an integer, not {key_start!r}")
     if key_start % SEGMENT_KEYS or not 0 <= key_start <= LARGEST_POSITION:
@@ -353,7 +357,7 @@ def merge_states(
     if outputs.ndim < 2 or outputs.shape[:-1] != lses.shape:
         raise ValueError(
             f"outputs must have the shape of lses and one axis more, Ev: {shown}; stack both along "
-            "the same axis, np.stack(..., axis=0)"
+            "the same axis"
         )
     if not isinstance(axis, (int, np.integer)) or not -lses.ndim <= axis < lses.ndim:
         raise ValueError(f"axis {axis!r} does not exist in lses: {shown}")

@@ -308,9 +308,9 @@ CACHE_FAULTS = {
         CACHE_REFUSED + "'reference and truncate'",
     ),
     "reorder_beyond_let_through": (
-        "cache.py",
-        "(entries,), 0, entries - 1,",
-        "(entries,), 0, entries,",
+        "_core/stored.py",
+        "wrong = (flat < 0) | (flat >= entries)",
+        "wrong = (flat < 0) | (flat > entries)",
         CACHE_REFUSED + "'reference and reorder'",
     ),
     "int8_nan_let_through": (

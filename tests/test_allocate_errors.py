@@ -7,7 +7,7 @@ import fastattn
 
 TWO = [[1.0, 2.0], [1.0, 2.0]]
 REFUSED = [
-    ([1, -1.0], 1, {}, ["weight 1 is -1.0", "where="]),
+    ([1, -1.0], 1, {}, ["weight 1 is -1.0", "option where"]),
     ([[1, 2], [np.nan, 2]], 1, {}, ["weight 0 of row 1 is nan"]),
     ([1, np.inf], 1, {}, ["weight 1 is inf"]),
     (np.ones((2, 2, 2)), -1.0, {}, ["budget is -1.0"]),
@@ -54,11 +54,11 @@ WRONG_TYPES = [
     ([1j, 2], 1, {}, ["order to attend by"]),
     (["a", "b"], 1, {}, ["weights"]),
     ([1, 2], None, {}, ["budget"]),
-    ([1, 2], 1, {"where": [1, 0]}, ["bool", "astype(bool)"]),
+    ([1, 2], 1, {"where": [1, 0]}, ["bool", "np.asarray(where, bool)"]),
     ([1, 2], 1, {"unit": "1"}, ["unit", "'1'"]),
     ([1, 2], 1, {"unit": True}, ["unit", "True"]),
     ([1, 2], 1, {"unit": [1, 2]}, ["unit"]),
-    (np.ma.masked_array([1.0, 2.0]), 1, {}, ["masked", "where="]),
+    (np.ma.masked_array([1.0, 2.0]), 1, {}, ["masked", ".filled(0)"]),
     ([1, 2], 3, {"unit": 1, "out": np.empty(2)}, ["out has dtype float64", "int64"]),
 ]
 

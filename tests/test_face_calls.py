@@ -81,7 +81,7 @@ OTHERS = {
     "similarity": ((X, X, X), {"similarity": "cosine"}),
     "scale": ((X, X, X), {"scale": 3.0}),
     "mask": ((X, X, X), {"mask": np.ones((16, 16), bool)}),
-    "float mask": ((X, X, X), {"mask": np.ones((16, 16))}),
+    "float mask": ((X, X, X), {"mask": np.full((16, 16), 0.5)}),
     "causal": ((X, X, X), {"causal": True}),
     "window": ((X, X, X), {"window": (3, None)}),
     "softcap": ((X, X, X), {"softcap": 3.0}),

@@ -27,6 +27,11 @@ class Sparse:
 class InAGraph:
     """What a torch tensor that needs a gradient does when NumPy asks."""
 
+    requires_grad = True
+
+    def __dlpack__(self, **options):
+        raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
     def __array__(self, dtype=None, copy=None):
         raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
 
@@ -41,7 +46,7 @@ CASES = {
     "value with one dim": (
         call(zeros(5, 8), zeros(7, 8), zeros(7)),
         ValueError,
-        ["value[:, None]"],
+        ["`np.asarray(value)[:, None]`"],
     ),
     "E differs": (
         call(Q, zeros(7, 6), V),
@@ -124,12 +129,12 @@ CASES = {
     "offset shape": (
         call(causal=True, query_offset=[0, 1]),
         ValueError,
-        ["query_offset[:, None]", "(2,)", "(2, 3)"],
+        ["np.asarray(query_offset)[:, None]", "(2,)", "(2, 3)"],
     ),
     "offset checked though unused": (
         call(query_offset=[0, 1]),
         ValueError,
-        ["query_offset[:, None]"],
+        ["np.asarray(query_offset)[:, None]"],
     ),
     "window no pair": (call(window=4), ValueError, ["window", "(left, right)", "4"]),
     "window of three": (call(window=(1, 2, 3)), ValueError, ["(1, 2, 3)", "(left, right)"]),
@@ -151,7 +156,7 @@ CASES = {
     "lengths without heads": (
         call(key_lengths=[3, 4]),
         ValueError,
-        ["(2,)", "(2, 3)", "heads included", "key_lengths[:, None]"],
+        ["(2,)", "(2, 3)", "heads included", "np.asarray(key_lengths)[:, None]"],
     ),
     "lengths of three": (
         call(key_lengths=zeros(3, 1, dtype=int)),
@@ -173,7 +178,7 @@ CASES = {
     "mask per batch row": (
         call(mask=zeros(2, 7, dtype=bool)),
         ValueError,
-        ["(2, 7)", "mask[:, None, None, :]"],
+        ["(2, 7)", "np.asarray(mask)[:, None, None, :]"],
     ),
     "mask enlarges": (
         call(mask=zeros(9, 2, 3, 5, 7)),
@@ -188,7 +193,7 @@ CASES = {
     "mask of integers": (
         call(mask=zeros(5, 7, dtype=np.int32)),
         TypeError,
-        ["int32", "(5, 7)", "mask.astype(bool)"],
+        ["int32", "(5, 7)", "np.asarray(mask, bool)"],
     ),
     "mask complex": (call(mask=zeros(5, 7, dtype=complex)), TypeError, ["complex128"]),
     # --- flags
@@ -200,7 +205,11 @@ CASES = {
         ["return_weights", "True or False"],
     ),
     # --- dtypes
-    "complex": (call(Q.astype(complex), K, V), TypeError, ["query", "complex128", "query.real"]),
+    "complex": (
+        call(Q.astype(complex), K, V),
+        TypeError,
+        ["query", "complex128", "np.real(query)"],
+    ),
     "longdouble": (
         call(Q, K.astype(np.longdouble), V),
         TypeError,
@@ -215,7 +224,7 @@ CASES = {
     "masked": (
         call(Q, K, np.ma.masked_array(V)),
         TypeError,
-        ["value", "masked", ".filled", "mask="],
+        ["value", "masked", ".filled", ".data"],
     ),
     "masked mask": (
         call(mask=np.ma.masked_array(zeros(5, 7))),
@@ -224,7 +233,11 @@ CASES = {
     ),
     "dask": (call(Lazy(), K, V), TypeError, ["query", "Dask", ".compute()"]),
     "sparse": (call(Q, Sparse(), V), TypeError, ["key", "sparse", ".toarray()"]),
-    "in a gradient graph": (call(Q, InAGraph(), V), TypeError, ["key", "requires grad", "detach"]),
+    "in a gradient graph": (
+        call(Q, InAGraph(), V),
+        TypeError,
+        ["key", "requires a gradient", "`key.detach()`"],
+    ),
     # --- out
     "out shape": (
         call(out=zeros(2, 3, 5, 5)),

@@ -40,7 +40,7 @@ CASES = {
     "merge shapes": (
         call(zeros(2, 5, 4), zeros(2, 4), function=merge_states),
         ValueError,
-        ["(2, 5, 4)", "(2, 4)", "np.stack"],
+        ["(2, 5, 4)", "(2, 4)", "the same axis"],
     ),
     "merge axis": (
         call(zeros(2, 5, 4), zeros(2, 5), function=merge_states, axis=2),
@@ -113,7 +113,7 @@ CASES = {
     "fuse rank": (
         call(zeros(7), zeros(7), function=fuse),
         ValueError,
-        ["too few dims", "value[:, None]"],
+        ["too few dims", "np.asarray(value)[:, None]"],
     ),
     "fuse batch": (
         call(zeros(5, 3, 9, 7), V, function=fuse),
@@ -159,7 +159,7 @@ def test_states_that_do_not_belong_together():
             state(1024, 512, similarity="dot", scale=left._recipe.scale),
             ["similarity", "scaled_dot"],
         ),
-        (state(1024, 512, backend="reference"), [f"'{AUTOMATIC}'", "'reference'", "backend="]),
+        (state(1024, 512, backend="reference"), [f"'{AUTOMATIC}'", "'reference'", "same backend"]),
     ):
         with pytest.raises(ValueError, match=r"keys|states") as caught:
             left.merge(right)

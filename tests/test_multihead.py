@@ -253,13 +253,13 @@ def test_safe_from_many_threads():
     ("call", "error", "words"),
     [
         (lambda m: m(np.ones((3, 7))), ValueError, "query must be (..., length, embed_dim) with"),
-        (lambda m: m(np.ones(8)), ValueError, "one row is query[None]"),
+        (lambda m: m(np.ones(8)), ValueError, "one row is `np.asarray(query)[None]`"),
         (
             lambda m: m(np.ones((3, 8)), np.ones((4, 8)), np.ones((5, 8))),
             ValueError,
             "value (5, 8)",
         ),
-        (lambda m: m(np.ones((2, 3, 8)), np.ones((3, 3, 8))), ValueError, "batch_first=True"),
+        (lambda m: m(np.ones((2, 3, 8)), np.ones((3, 3, 8))), ValueError, "PyTorch's batch_first"),
         (lambda m: m(np.ones((2, 3, 8)), key_lengths=[3]), None, ""),
         (lambda m: m(np.ones((2, 3, 8)), key_lengths=[1, 2, 3]), ValueError, "batch dims (2,)"),
         (lambda m: m(np.ones((3, 8)), return_weights="mean"), TypeError, "return_weights"),
@@ -269,19 +269,23 @@ def test_safe_from_many_threads():
         (
             lambda m: m(np.ones((3, 5, 8)), mask=np.ones((3, 5, 5), bool)),
             ValueError,
-            "one mask per batch row is mask[:, None]",
+            "one mask per batch row is `np.asarray(mask)[:, None]`",
         ),
         (
             lambda m: m(np.ones((3, 5, 8)), mask=np.ones((6, 5, 5), bool)),
             ValueError,
-            "one per batch row and head is mask.reshape((3, 2, 5, 5))",
+            "one per batch row and head is `np.reshape(mask, (3, 2, 5, 5))`",
         ),
         (
             lambda m: m(np.ones((3, 5, 8)), mask=np.ones((3, 5), bool)),
             ValueError,
-            "one mask of keys per batch row is mask[:, None, None, :]",
+            "one mask of keys per batch row is `np.asarray(mask)[:, None, None, :]`",
         ),
-        (lambda m: m(np.ones((3, 8)), average_weights=True), ValueError, "return_weights=True too"),
+        (
+            lambda m: m(np.ones((3, 8)), average_weights=True),
+            ValueError,
+            "`return_weights=True` too",
+        ),
         (lambda m: MultiHeadAttention(8, 3), ValueError, "num_heads = 3"),
         (lambda m: MultiHeadAttention(8, 2.0), TypeError, "num_heads must be an integer"),
         (lambda m: MultiHeadAttention(0, 1), ValueError, "embed_dim must be a positive integer"),

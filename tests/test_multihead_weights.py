@@ -178,7 +178,7 @@ def test_arrays_that_do_not_fit_are_named(changes, words):
 
 @pytest.mark.parametrize(
     ("state", "words"),
-    [([], "pass module.state_dict()"), ({3: np.ones(3)}, "3 is no name")],
+    [([], "pass `module.state_dict()`"), ({3: np.ones(3)}, "3 is no name")],
 )
 def test_what_is_no_state_is_refused(state, words):
     with pytest.raises(TypeError) as caught:

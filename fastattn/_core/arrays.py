@@ -6,20 +6,26 @@ they are, because packing reads any storage anyway.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from fastattn._core import foreign
 from fastattn._core.environment import default_environment
 
 __all__ = [
     "FLOAT32",
     "FLOAT64",
+    "MOST_DIMS",
     "Layout",
     "as_array",
-    "check_mask_dtype",
+    "broadcast_shapes",
+    "check_dims",
     "check_out",
+    "check_size",
     "computed",
     "deliver",
     "dtypes",
@@ -27,6 +33,7 @@ __all__ = [
     "flag",
     "is_direct",
     "is_half",
+    "new_array",
     "per_head",
     "result_array",
     "same_memory",
@@ -47,27 +54,35 @@ def as_array(name: str, x: Any) -> np.ndarray:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array of shape {x.shape}, whose mask would not be seen: "
-            f"pass {name}.filled(...) or {name}.data, and hide what is masked with an option such "
-            "as mask=, key_lengths= or where="
+            f"pass `{name}.filled(0)` or `{name}.data`, and say with an option of the call what is "
+            "to be left out"
         )
     if hasattr(x, "__dask_graph__") or hasattr(x, "dask"):
         raise TypeError(
-            f"{name} is a lazy Dask collection: call {name}.compute() first, or compute block by "
-            "block (one call per block of queries)"
+            f"{name} is a lazy Dask collection: pass `{name}.compute()`, or compute block by block "
+            "(one call per block of queries)"
         )
     if hasattr(x, "tocsr") and not isinstance(x, np.ndarray):
         raise TypeError(
-            f"{name} is a sparse matrix of shape {getattr(x, 'shape', '?')}: pass {name}.toarray()"
+            f"{name} is a sparse matrix of shape {getattr(x, 'shape', '?')}: pass "
+            f"`{name}.toarray()`"
         )
     try:
-        return np.asarray(x)
+        array = np.asarray(x)
     except Exception as error:
         # Foreign types raise whatever they like here (torch: RuntimeError for tensors in a graph).
-        raise TypeError(
-            f"{name} of type {type(x).__module__}.{type(x).__qualname__} does not convert to a "
-            f"NumPy array ({error}): pass rows of equal length, or an array on the CPU outside any "
-            f"gradient graph, e.g. {name}.detach().cpu().numpy()"
-        ) from error
+        taken = foreign.take(name, x) if foreign.can_be_taken(x) else None
+        if taken is None:
+            raise TypeError(foreign.explain_refusal(name, x, error)) from error
+        return taken
+    if array.dtype.kind == "O" and not isinstance(x, np.ndarray):
+        taken = foreign.take(name, x) if foreign.can_be_taken(x) else None
+        if taken is not None:
+            return taken
+        reason = foreign.explain_objects(name, x)
+        if reason is not None:
+            raise TypeError(reason)
+    return array
 
 
 def is_half(dtype: np.dtype) -> bool:
@@ -84,15 +99,32 @@ def check_dtype(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
         return False
     what = f"{name} of shape {shape} has dtype {dtype}"
     if kind == "c":
-        raise TypeError(f"{what}; complex numbers have no order to attend by: pass {name}.real")
-    if kind == "f":
-        raise TypeError(f"{what}; extended precision is not computed: {name}.astype(np.float64)")
+        raise TypeError(
+            f"{what}; complex numbers have no order to attend by: pass `np.real({name})`"
+        )
+    if kind == "f" and dtype.itemsize > 8:
+        raise TypeError(f"{what}; extended precision is not computed: `{name}.astype(np.float64)`")
     if kind == "O":
         raise TypeError(
-            f"{what}, which holds Python objects (ragged rows, None, or mixed columns?): build a "
-            f"rectangular numeric array first, e.g. np.array({name}, dtype=np.float64)"
+            f"{what}, which holds Python objects (ragged rows, None, or mixed columns?): "
+            f"`np.asarray({name}).astype(np.float64)` where every one of them is a number; lists "
+            "of different lengths are laid end to end, for attention_varlen"
         )
-    raise TypeError(f"{what}; numbers are needed: {name}.astype(np.float64), if that has a meaning")
+    if dtype.names:
+        raise TypeError(f'{what}; numbers are needed: pass one field, `{name}["{dtype.names[0]}"]`')
+    if dtype.type is np.void:
+        raise TypeError(
+            f"{what}, raw bytes: "
+            + (
+                f"if they are bfloat16, which NumPy saves so, `{name}.view(ml_dtypes.bfloat16)`"
+                if dtype.itemsize == 2
+                else "view them as the type that they are"
+            )
+        )
+    raise TypeError(
+        f"{what}; numbers are needed: `np.asarray({name}).astype(np.float64)`, if that has a "
+        "meaning"
+    )
 
 
 def dtypes(*named: tuple[str, np.dtype, tuple[int, ...]]) -> tuple[np.dtype, np.dtype]:
@@ -119,17 +151,6 @@ def dtypes(*named: tuple[str, np.dtype, tuple[int, ...]]) -> tuple[np.dtype, np.
 def computed(dtype: np.dtype) -> np.dtype:
     """Return the dtype in which a result of `dtype` is computed."""
     return FLOAT64 if dtype.num == _FLOAT64_NUMBER else FLOAT32
-
-
-def check_mask_dtype(dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Accept bool and float masks only: an integer mask could mean either, so it is asked for."""
-    if dtype.kind == "b" or dtype.num in (_FLOAT32_NUMBER, _FLOAT64_NUMBER) or is_half(dtype):
-        return
-    raise TypeError(
-        f"mask of shape {shape} has dtype {dtype}; it must be bool (True = may attend: "
-        "mask.astype(bool)) or a float of at most 64 bits (added to the scores: "
-        "mask.astype(np.float32))"
-    )
 
 
 def per_head(
@@ -159,9 +180,16 @@ def per_head(
         wrong &= numbers != -np.inf
     if wrong.any():
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        held = f"{name} of shape {shape} holds {array[at]}" + (f" at {at}" if at else "")
+        if np.isfinite(array[at]):
+            most = float(np.finfo(dtype).max)
+            raise ValueError(
+                f"{held}, beyond the range of {dtype} (up to {most:.2g}), in which these operands "
+                f"are computed: `np.clip({name}, {-most:.2g}, {most:.2g})`, or pass query, key "
+                "and value in float64"
+            )
         raise ValueError(
-            f"{name} of shape {shape} holds {array[at]} at {at}: every entry must be finite"
-            + (" or -inf" if lowest_hides else "")
+            f"{held}: every entry must be finite" + (" or -inf" if lowest_hides else "")
         )
     return numbers
 
@@ -203,16 +231,16 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(
             f"out must be a plain NumPy array of shape {shape} and dtype {dtype}, "
-            f"not {type(out).__module__}.{type(out).__qualname__}"
+            f"not {type(out).__module__}.{type(out).__qualname__}: `np.empty({shape}, np.{dtype})`"
         )
     if out.shape != shape:
         raise ValueError(
-            f"out has shape {out.shape}, the result has {shape}: np.empty({shape}, np.{dtype})"
+            f"out has shape {out.shape}, the result has {shape}: `np.empty({shape}, np.{dtype})`"
         )
     if out.dtype.newbyteorder("=") != dtype:
         raise TypeError(
             f"out has dtype {out.dtype}, the result of shape {shape} has {dtype}: "
-            f"np.empty({shape}, np.{dtype})"
+            f"`np.empty({shape}, np.{dtype})`"
         )
     if not out.flags.writeable:
         raise ValueError(
@@ -240,7 +268,23 @@ def result_array(
         checked = check_out(out, shape, dtype)
         if is_direct(checked, dtype, inputs):
             return checked
+    return new_array(shape, dtype)
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an array to be filled."""
+    check_size(shape, dtype)
     return np.empty(shape, dtype)
+
+
+def check_size(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise ValueError for a result that no address space holds."""
+    size = math.prod(shape) * dtype.itemsize
+    if size > sys.maxsize:
+        raise ValueError(
+            f"the result would have shape {shape} and dtype {dtype}, {size:.2g} bytes, more than "
+            "there are addresses: compute it in parts, some rows at a time"
+        )
 
 
 def deliver(result: np.ndarray, out: Any) -> Any:
@@ -287,10 +331,37 @@ def flag(name: str, x: Any) -> bool:
     raise TypeError(f"{name} must be True or False, not {x!r}")
 
 
+# What views in canonical layout have beside the batch leaves room for so many.
+MOST_DIMS = 62
+
+
+def check_dims(*dims: int, most: int = MOST_DIMS) -> None:
+    """Raise ValueError for more dims than NumPy's views can have with those that are added."""
+    if max(dims) > most:
+        raise ValueError(
+            f"an operand has {max(dims)} dims, and at most {most} can be computed: join batch dims "
+            "with reshape"
+        )
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Broadcast shapes as `np.broadcast_shapes` does, which knows 32 dims only."""
+    longest = max(map(len, shapes))
+    padded = [(1,) * (longest - len(shape)) + shape for shape in shapes]
+    found = []
+    for sizes in zip(*padded, strict=True):
+        wanted = {size for size in sizes if size != 1}
+        if len(wanted) > 1:
+            raise ValueError("shapes do not broadcast")
+        found.append(wanted.pop() if wanted else 1)
+    return tuple(found)
+
+
 def spread(shown: str, *operands: np.ndarray) -> tuple[np.ndarray, ...]:
     """Broadcast all dims but the last two; returns read-only views. `shown` tells the shapes."""
+    check_dims(*(x.ndim for x in operands))
     try:
-        batch = np.broadcast_shapes(*(x.shape[:-2] for x in operands))
+        batch = broadcast_shapes(*(x.shape[:-2] for x in operands))
     except ValueError:
         raise ValueError(
             f"batch dims do not broadcast: {shown}; all dims before the last two must be equal, 1 "

@@ -61,7 +61,7 @@ def _check(name: Any, source: str) -> str:
 def choose(backend: Any) -> str | None:
     """Return the name that the caller, the context or the environment asks for; None: automatic."""
     if backend is not None:
-        return _check(backend, "backend=")
+        return _check(backend, "backend")
     selected = _selected.get()
     if selected is not None:
         return selected
@@ -149,7 +149,7 @@ def pick(backend: Any, operation: str = "warmup") -> Backend:
     )
     raise ImportError(
         f"no backend is there ({reasons}): `pip install numba` brings one, and "
-        "backend='reference' computes in plain NumPy"
+        '`backend="reference"` computes in plain NumPy'
     )
 
 
@@ -170,8 +170,9 @@ def prepare(problem: Problem | RaggedProblem, wanted: str | None, threads: int) 
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
     raise ValueError(
         f"no backend does this call ({reasons}), query {problem.query.shape}, key "
-        f"{problem.key.shape} (batch, heads, ...): name another with backend=, one of "
-        f"{', '.join(map(repr, KNOWN))}"
+        f"{problem.key.shape} (batch, heads, ...): name another of "
+        f"{', '.join(map(repr, KNOWN))}, as in "
+        '`backend="reference"`'
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastattn._core.arrays import Layout, check_mask_dtype
+from fastattn._core.arrays import Layout
+from fastattn._core.masks import check_mask_dtype
 
 __all__ = ["layout", "mask_layout"]
 
@@ -68,9 +69,9 @@ def _way_out(shape: tuple[int, ...], full: tuple[int, ...]) -> str:
         return ""
     batch, heads, length, width = full
     if shape == (batch, width):
-        return "; one mask of keys per batch row is mask[:, None, None, :]"
+        return "; one mask of keys per batch row is `np.asarray(mask)[:, None, None, :]`"
     if shape == (batch, length, width):
-        return "; one mask per batch row is mask[:, None]"
+        return "; one mask per batch row is `np.asarray(mask)[:, None]`"
     if shape == (batch * heads, length, width):
-        return f"; one per batch row and head is mask.reshape({full})"
+        return f"; one per batch row and head is `np.reshape(mask, {full})`"
     return ""

@@ -6,13 +6,15 @@ PyTorch is never imported: its tensors are known by the methods they have.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, dtypes
+from fastattn._core.arrays import as_array, dtypes, flag
 from fastattn._core.environment import default_environment
+from fastattn._core.foreign import bfloat16
 
 __all__ = ["Sizes", "checked", "draw", "from_arrays", "from_file", "head_features"]
 
@@ -24,6 +26,9 @@ BIASES = ("in_proj_bias", "out_proj.bias")
 ADDED = ("bias_k", "bias_v")
 OUTPUT = "out_proj.weight"
 NAMES = (JOINT, *SEPARATE, OUTPUT, *BIASES, *ADDED)
+
+# How names of dtypes begin that safetensors has and NumPy has not (or no weights).
+_UNREAD = ("F8", "F6", "F4", "C")
 
 # What `from_arrays` calls them.
 _WEIGHTS = ("query_weight", "key_weight", "value_weight")
@@ -39,6 +44,16 @@ class Sizes(NamedTuple):
     vdim: int
     bias: bool
     add_bias_kv: bool
+
+    @classmethod
+    def given(cls, embed_dim: Any, kdim: Any, vdim: Any, bias: Any, add_bias_kv: Any) -> Sizes:
+        """Check the sizes that a caller gives."""
+        widths = (embed_dim, *(embed_dim if n is None else n for n in (kdim, vdim)))
+        for name, n in zip(("embed_dim", "kdim", "vdim"), widths, strict=True):
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+                raise ValueError(f"{name} must be a positive integer, not {n!r}")
+        size, of_key, of_value = map(int, widths)
+        return cls(size, of_key, of_value, flag("bias", bias), flag("add_bias_kv", add_bias_kv))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter, by the name it has in PyTorch."""
@@ -104,7 +119,7 @@ def checked(state: Mapping[str, Any], prefix: str = "") -> tuple[Sizes, Paramete
     if not isinstance(state, Mapping):
         raise TypeError(
             f"a state dict maps names to arrays, not {type(state).__qualname__}: pass "
-            "module.state_dict()"
+            "`module.state_dict()`"
         )
     for key in state:
         if not isinstance(key, str):
@@ -147,7 +162,7 @@ def _wanted(
         if name not in NAMES:
             raise ValueError(
                 f"{prefix + name!r} of shape {shape_of(prefix + name)} is no parameter of "
-                f"multi-head attention, which has {', '.join(NAMES)}: leave it out, or set prefix= "
+                f"multi-head attention, which has {', '.join(NAMES)}: leave it out, or set prefix "
                 f"to what the names of one module begin with{_told(modules)}"
             )
     return wanted
@@ -165,21 +180,12 @@ def _array(name: str, x: Any) -> np.ndarray:
             x = getattr(x, method)()
     half = None
     if str(getattr(x, "dtype", "")) == "torch.bfloat16":
-        # NumPy cannot look at such memory; float32 holds the same numbers.
-        x, half = x.float(), _bfloat16()
-    array = as_array(name, x.numpy() if hasattr(x, "numpy") else x)
+        x, half = x.float(), bfloat16()  # float32 holds the same numbers, without ml_dtypes too
+    array = as_array(name, x)
     dtype = dtypes((name, array.dtype, array.shape))[1]
     copy = np.array(array, dtype if half is None else half, order="C")
     copy.flags.writeable = False
     return copy
-
-
-def _bfloat16() -> Any:
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError:
-        return None
-    return bfloat16
 
 
 def from_arrays(
@@ -232,8 +238,16 @@ def from_file(path: Any, prefix: str) -> Parameters:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError(
-            "safetensors, the package, is not installed: pip install 'fastattn[safetensors]'"
+            "safetensors, the package, is not installed: `pip install safetensors`"
         ) from error
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, not {path!r}")
+    if os.path.isdir(path):
+        inside = sorted(name for name in os.listdir(path) if str(name).endswith(".safetensors"))
+        raise IsADirectoryError(
+            f"{path} is a folder; name the file in it"
+            + (f": there are {_listed(inside)}" if inside else ", which ends in .safetensors")
+        )
     try:
         opened = safe_open(path, framework="numpy")
     except SafetensorError as error:
@@ -247,12 +261,18 @@ def from_file(path: Any, prefix: str) -> Parameters:
             wanted = [prefix + name for name in _wanted(file.keys(), prefix, shape_of)]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        halves = any(file.get_slice(name).get_dtype() == "BF16" for name in wanted)
+        held = {name: file.get_slice(name).get_dtype() for name in wanted}
+        for name, kind in held.items():
+            if kind.startswith(_UNREAD):
+                raise TypeError(
+                    f"{path}: {name!r} of shape {shape_of(name)} is stored as {kind}, which is not "
+                    "read: save it as F32"
+                )
+        halves = "BF16" in held.values()
         # Once imported, NumPy knows the type by its name, which is how the reader asks for it.
-        if halves and _bfloat16() is None:
+        if halves and bfloat16() is None:
             raise ImportError(
-                f"{path} holds bfloat16, which NumPy learns from ml_dtypes: "
-                "pip install 'fastattn[bfloat16]'"
+                f"{path} holds bfloat16, which NumPy learns from ml_dtypes: `pip install ml_dtypes`"
             )
         return {name: file.get_tensor(name) for name in wanted}
 
@@ -260,6 +280,8 @@ def from_file(path: Any, prefix: str) -> Parameters:
 @default_environment()
 def draw(sizes: Sizes, dtype: np.dtype, seed: Any) -> Parameters:
     """Draw parameters from the distributions that PyTorch starts a module with."""
+    if dtypes(("dtype", dtype, ()))[1] != dtype:
+        raise ValueError(f"dtype must be float32, float64, float16 or bfloat16, not {dtype}")
     rng = np.random.default_rng(seed)
     parameters = {}
     for name, shape in sizes.shapes().items():

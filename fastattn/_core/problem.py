@@ -27,6 +27,7 @@ import numpy as np
 
 from fastattn._core.arrays import Layout, as_array, per_head, view
 from fastattn._core.layouts import layout
+from fastattn._core.masks import as_mask, warn_of_zeros_and_ones
 from fastattn._core.pages import Pages
 from fastattn._core.recipe import Recipe
 from fastattn._core.visibility import (
@@ -114,6 +115,8 @@ def bind(
     `key_start` is the position of key 0 of a part; the problem is in the part's own coordinates.
     """
     offset, lengths = _positions(recipe, extras, key_start)
+    if mask is not None:
+        warn_of_zeros_and_ones(mask)
     problem_extras: dict[str, np.ndarray | None] = {}
     if extras is not NO_EXTRAS:
         problem_extras = _extras(recipe, extras)
@@ -213,5 +216,5 @@ def arrays(query: Any, key: Any, value: Any, mask: Any) -> Operands:
     if type(value) is not _ndarray:
         value = as_array("value", value)
     if mask is not None and type(mask) is not _ndarray:
-        mask = as_array("mask", mask)
+        mask = as_mask(mask, query.shape, key.shape[-2] if key.ndim > 1 else 0)
     return query, key, value, mask

@@ -12,6 +12,9 @@ import numpy as np
 
 from fastattn._core.arrays import (
     Layout,
+    broadcast_shapes,
+    check_dims,
+    check_size,
     deliver,
     dtypes,
     finite_number,
@@ -24,6 +27,7 @@ from fastattn._core.layouts import layout, mask_layout
 from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
 
 __all__ = [
+    "ONE_NUMBER_PER_KEY",
     "SIMILARITIES",
     "Recipe",
     "Results",
@@ -34,6 +38,8 @@ __all__ = [
     "signature",
 ]
 
+# Said of a value with one dim.
+ONE_NUMBER_PER_KEY = ": one number per key is `np.asarray(value)[:, None]`"
 SIMILARITIES = ("dot", "scaled_dot", "cosine", "euclidean")
 
 _empty = np.empty
@@ -185,7 +191,9 @@ def signature(
     if type(similarity) is not str or similarity not in SIMILARITIES:
         check_similarity("similarity", similarity)
     if scale is not None:
-        scale = finite_number("scale", scale, "None means 1/sqrt(E) for scaled_dot, else 1")
+        scale = finite_number(
+            "scale", scale, "None means 1 over the root of E for scaled_dot, else 1"
+        )
     if causal is not False and causal is not True:
         causal = check_causal(causal)
     if window is not None:
@@ -272,11 +280,16 @@ def _make_recipe(call: Signature) -> Recipe:
     )
     if call.is_part and alignment == "bottom_right" and not call.lengths_given:
         raise ValueError(
-            'causal="bottom_right" needs the total number of keys, and this is a part of them: '
-            "pass key_lengths= (the total), or causal=True with query_offset="
+            'where "bottom_right" is depends on the total number of keys, of which this is a part: '
+            "pass it as `key_lengths=total`, or `causal=True, query_offset=n`, with n the position "
+            "of query row 0"
         )
     scale = default_scale(call.similarity, features) if call.scale is None else call.scale
     row = () if one_row else (rows,)
+    output_shape, weights_shape = (*batch, *row, value_features), (*batch, *row, keys)
+    check_size(output_shape, output_dtype)
+    if call.return_weights:
+        check_size(weights_shape, dtype)
     return Recipe(
         batch=batch,
         outer=outer,
@@ -297,9 +310,9 @@ def _make_recipe(call: Signature) -> Recipe:
         softcap=call.softcap,
         dtype=dtype,
         output_dtype=output_dtype,
-        output_shape=(*batch, *row, value_features),
+        output_shape=output_shape,
         lse_shape=(*batch, *row),
-        weights_shape=(*batch, *row, keys),
+        weights_shape=weights_shape,
         return_lse=call.return_lse,
         return_weights=call.return_weights,
         is_part=call.is_part,
@@ -321,8 +334,9 @@ def _check_sizes(
     if len(query) < 2 or len(key) < 2 or len(value) < 2:
         raise ValueError(
             f"too few dims: {shown}; query is (..., L, E) or (E,), key (..., S, E), value "
-            "(..., S, Ev): one number per key is value[:, None]"
+            "(..., S, Ev)" + ONE_NUMBER_PER_KEY * (len(value) == 1)
         )
+    check_dims(len(query), len(key), len(value))
     if query[-1] != key[-1]:
         raise ValueError(
             f"query has E = {query[-1]} features and key E = {key[-1]}: {shown}; their last axes "
@@ -343,22 +357,22 @@ def _batch(
     heads, kv = (shape[-3] if len(shape) > 2 else 1 for shape in (query, key))
     shown = f"query {query}, key {key}, value {value}"
     try:
-        outer = np.broadcast_shapes(query[:-3], key[:-3], value[:-3])
-        kv = np.broadcast_shapes(kv, value[-3] if len(value) > 2 else 1)[0]
+        outer = broadcast_shapes(query[:-3], key[:-3], value[:-3])
+        kv = broadcast_shapes((kv,), value[-3:-2])[0]
         if not enable_gqa:
-            heads = np.broadcast_shapes(heads, kv)[0]
+            heads = broadcast_shapes((heads,), (kv,))[0]
     except ValueError:
         raise ValueError(
             f"batch dims do not broadcast: {shown}; all dims before the last two must be equal, "
             "1 or missing"
-            + ("" if enable_gqa else " (fewer key heads than query heads: enable_gqa=True)")
+            + ("" if enable_gqa else " (fewer key heads than query heads: `enable_gqa=True`)")
         ) from None
     if not enable_gqa:
         # One key head for many query heads is packed once, exactly as if GQA had been asked for.
         return outer, heads, 1 if kv == 1 else heads
     if heads % kv if kv else heads:
         raise ValueError(
-            f"enable_gqa=True needs the query heads to be a multiple of the key heads, not "
+            f"grouped heads: the query heads must be a multiple of the key heads, not "
             f"{heads} over {kv}: {shown}; heads are axis -3"
         )
     return outer, heads, kv

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import as_array, check_dtype, check_mask_dtype, dtypes
+from .arrays import as_array, check_dtype, dtypes
+from .masks import check_mask_dtype, warn_of_zeros_and_ones
 
 __all__ = ["Rows", "order_of"]
 
@@ -44,6 +45,7 @@ class Rows(NamedTuple):
         if mask is not None:
             mask = as_array("mask", mask)
             check_mask_dtype(mask.dtype, mask.shape)
+            warn_of_zeros_and_ones(mask)
         inputs = (given, mask)
         if mask is not None:
             try:

@@ -6,6 +6,7 @@ Key ``j`` is visible to query row ``i`` when ``j < length``, ``j <= i + offset``
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -78,8 +79,8 @@ def alignment_of(
     if isinstance(causal, str):
         if offset_given:
             raise ValueError(
-                f'causal="{causal}" already fixes the offset: leave query_offset out, or write '
-                "causal=True, query_offset=..."
+                f"causal is {causal!r}, which fixes the offset already: leave query_offset out, or "
+                "write `causal=True` beside it"
             )
         return "zero" if causal == "top_left" else "bottom_right"
     if offset_given:
@@ -87,9 +88,10 @@ def alignment_of(
     if causal and rows != keys:
         size = "S unknown (a part of the keys)" if keys is None else f"S = {keys} keys"
         raise ValueError(
-            f"causal=True is ambiguous for L = {rows} queries and {size}: write "
-            'causal="top_left" (query row 0 sees key 0 only), causal="bottom_right" (the last '
-            "query sees the last key), or causal=True with query_offset="
+            f"causal is ambiguous for L = {rows} queries and {size}: write "
+            '`causal="top_left"` (query row 0 sees key 0 only), `causal="bottom_right"` (the last '
+            "query sees the last key), or `causal=True, query_offset=n`, with n the position of "
+            "query row 0"
         )
     return "zero"
 
@@ -107,10 +109,14 @@ def positions(
     if array.ndim not in (0, len(batch)) or any(
         size not in (1, full) for size, full in zip(shape, batch, strict=False)
     ):
-        show = f"{name}[:, None]" if array.ndim == 1 and len(batch) == 2 else f"{name}.reshape(...)"
+        show = ""
+        if array.ndim == 1 and len(batch) == 2 and len(array) in (1, batch[0]):
+            show = f": `np.asarray({name})[:, None]`"
+        elif array.size == 1 or (array.size and array.size == math.prod(batch)):
+            show = f": `np.reshape({name}, {batch if array.size > 1 else ()})`"
         raise ValueError(
             f"{name} of shape {shape} must be one integer, or have exactly the {len(batch)} dims "
-            f"of the batch {batch} (heads included), with size 1 where shared: e.g. {show}"
+            f"of the batch {batch} (heads included), with size 1 where shared{show}"
         )
     if array.dtype.kind not in "iu":
         if array.dtype.kind == "O" and all(isinstance(n, int) for n in array.flat):
@@ -118,7 +124,7 @@ def positions(
         holds = " and holds NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
         raise TypeError(
             f"{name} of shape {shape} has dtype {array.dtype}{holds}; it must hold integers: "
-            f"np.asarray({name}).astype(np.int64), once every entry is a whole number"
+            f"`np.asarray({name}).astype(np.int64)`, once every entry is a whole number"
         )
     if array.size and (int(array.min()) < smallest or int(array.max()) > largest):
         _raise_range(name, array, smallest, largest, bound)
@@ -128,8 +134,12 @@ def positions(
 def _raise_range(name: str, array: np.ndarray, smallest: int, largest: int, bound: str) -> None:
     wrong = next(int(n) for n in array.flat if not smallest <= n <= largest)
     raise ValueError(
-        f"{name} holds {wrong}, outside {smallest}..{bound}: np.clip({name}, {smallest}, "
-        f"{largest}) if that is what is meant"
+        f"{name} holds {wrong}, outside {smallest}..{bound}"
+        + (
+            ""
+            if array.dtype.kind == "O"
+            else f": `np.clip({name}, {smallest}, {largest})` if that is what is meant"
+        )
     )
 
 
@@ -162,12 +172,13 @@ def segment_ids(name: str, x: Any, batch: tuple[int, ...], length: int) -> np.nd
         raise ValueError(
             f"{name} of shape {shape} does not broadcast to {full} (batch, {length} ids): its last "
             "dim must be that long, and every other equal or 1"
-            + (f"; one row of ids per batch entry is {name}[:, None]" * (len(batch) == 2))
+            + f"; one row of ids per batch entry is `np.asarray({name})[:, None]`"
+            * (len(batch) == 2 and shape == (batch[0], length))
         )
     if array.dtype.kind not in "iu":
         raise TypeError(
             f"{name} of shape {shape} has dtype {array.dtype}; ids are integers: "
-            f"{name}.astype(np.int64)"
+            f"`np.asarray({name}).astype(np.int64)`"
         )
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"{name} holds {int(array.max())}, beyond int64")

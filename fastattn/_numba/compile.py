@@ -54,8 +54,8 @@ def refusal() -> str | None:
     """Why nothing can be compiled in this process, or None."""
     if numba.config.DISABLE_JIT:
         return (
-            "NUMBA_DISABLE_JIT is set, so Numba compiles nothing; unset it, "
-            "or ask for backend='reference'"
+            "NUMBA_DISABLE_JIT is set, so Numba compiles nothing; unset it, or ask for "
+            '`backend="reference"`'
         )
     return None
 

@@ -127,12 +127,14 @@ def by_record(plain, paired):
 
     Numba decides while it compiles: kernels of neither kind hold code of the other.
     """
+    # With NUMBA_DISABLE_JIT there are plain functions only, and `compile.refusal` says so later.
+    python = getattr(plain, "py_func", plain)
 
-    @functools.wraps(plain.py_func)
+    @functools.wraps(python)
     def either(*arguments):
         raise NotImplementedError("only kernels call this")
 
-    @functools.wraps(plain.py_func)
+    @functools.wraps(python)
     def choose(*arguments):
         return (paired if _PAIRED in arguments else plain).py_func
 

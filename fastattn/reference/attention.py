@@ -205,7 +205,7 @@ def key_ranges(
     left, right = (None, None) if window is None else window
     start = np.zeros_like(position) if left is None else np.maximum(position - left, 0)
     lengths = np.asarray(keys if key_lengths is None else key_lengths, dtype=np.int64)
-    stop = np.broadcast_arrays(np.clip(lengths, 0, keys)[..., None], position)[0]
+    stop = np.clip(lengths, 0, keys)[..., None] + np.zeros_like(position)
     if causal:
         stop = np.minimum(stop, position + 1)
     if right is not None:

@@ -78,8 +78,7 @@ def _cosine(query: Float64Array, key: Float64Array, scale: float) -> Float64Arra
 
 def _euclidean(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
     rest, exponent = split_scale(scale, even=True)
-    batch = np.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-    distance = np.zeros((*batch, query.shape[-2], key.shape[-2]))
+    distance = query[..., :0] @ np.swapaxes(key[..., :0], -1, -2)  # zeros of the result's shape
     for feature in range(query.shape[-1]):  # a loop, so that no array of L × S × E is needed
         difference = query[..., :, None, feature] - key[..., None, :, feature]
         distance += np.ldexp(difference, exponent // 2) ** 2

@@ -1,0 +1,133 @@
+"""Arguments by the names that other libraries give them: refused in one sentence each.
+
+A public function takes ``**unknown: Never``, so that a type checker knows no such argument, and
+hands what it finds to `refuse`; `closed` keeps it out of the signature that `help` shows. A good
+call pays for an empty dict.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+__all__ = ["closed", "refuse"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_SCALE = "write `scale={name}`"
+_LENGTHS = "write `key_lengths={name}`, over the batch dims"
+_PACKED = (
+    "write `attention_varlen(query, key, value, query_splits, key_splits)`, whose splits are "
+    "PyTorch's and FlashAttention's cu_seqlens"
+)
+_AT_INFERENCE = "nothing is dropped at inference: leave it out"
+_UNNEEDED = "it is not needed here: leave it out"
+
+# name: (the arguments of which a function must have one for the sentence, or None; the sentence).
+# Code in backticks can be pasted; what was passed is there under the name it was passed as.
+_ELSEWHERE: dict[str, tuple[tuple[str, ...] | None, str]] = {
+    "is_causal": (
+        ("causal",),
+        'write `causal="top_left"`, which is what PyTorch means: query row 0 sees key 0 alone',
+    ),
+    "attn_mask": (
+        ("mask",),
+        "write `mask=attn_mask`, which means the same: True may attend, floats are added",
+    ),
+    "attention_mask": (
+        ("mask",),
+        "of 1 for tokens and 0 for padding, (batch, S), write "
+        "`mask=attention_mask[:, None, None, :].astype(bool)`; floats that are added, as they are",
+    ),
+    "attn_bias": (("mask",), "write `mask=attn_bias`: floats are added to the scores"),
+    "bias": (("mask",), "write `mask=bias`: floats are added to the scores"),
+    "key_padding_mask": (
+        ("mask",),
+        "write `mask=~key_padding_mask[:, None, None, :]`: here True may attend, there it is "
+        "padding",
+    ),
+    "need_weights": (("return_weights",), "write `return_weights=need_weights`"),
+    "return_attn_probs": (("return_weights",), "write `return_weights=return_attn_probs`"),
+    "average_attn_weights": (
+        ("average_weights",),
+        "write `return_weights=True, average_weights=average_attn_weights`",
+    ),
+    "dropout_p": (None, _AT_INFERENCE),
+    "dropout": (None, _AT_INFERENCE),
+    "deterministic": (None, "bits never depend on the run: leave it out"),
+    "device": (None, "everything is computed on the CPU: leave it out"),
+    "batch_first": (None, "batch dims come first always: leave it out"),
+    "softmax_scale": (("scale",), _SCALE),
+    "scale_factor": (("scale",), _SCALE),
+    "sm_scale": (("scale",), _SCALE),
+    "temperature": (("scale",), "write `scale=1 / temperature`"),
+    "logits_soft_cap": (("softcap",), "write `softcap=logits_soft_cap`"),
+    "window_size": (
+        ("window",),
+        "write `window=window_size`, (left, right), with None where a side is unbounded",
+    ),
+    "local_window_size": (("window",), "write `window=local_window_size`"),
+    "cache_seqlens": (("key_lengths",), _LENGTHS),
+    "key_value_seq_lengths": (("key_lengths",), _LENGTHS),
+    "max_seqlen_q": (("query_splits",), _UNNEEDED),
+    "max_seqlen_k": (("query_splits",), _UNNEEDED),
+    "s_aux": (("sinks",), "write `sinks=s_aux`"),
+    "metric": (("similarity",), "write `similarity=metric`"),
+    "similarity": (("metric",), "write `metric=similarity`"),
+    "eps": (("metric", "similarity"), "a zero vector has cosine 0 by itself: leave it out"),
+    "dim": (("axis",), "write `axis=dim`"),
+    "keepdim": (("keepdims",), "write `keepdims=keepdim`"),
+    "where": (("mask",), "write `mask=where`"),
+    "dtype": (
+        ("x", "query", "weights"),
+        "results have the dtype of the operands: convert these first, `np.asarray({first}, dtype)`",
+    ),
+}
+# Of functions that lack the argument on purpose.
+_LACKING = {
+    (
+        "attention_varlen",
+        "mask",
+    ): "hide keys with key_splits, or with ids of documents (query_segments and "
+    "key_segments); a mask of one sequence goes into a call of attention",
+    ("attention_varlen", "attn_mask"): "a mask of one sequence goes into a call of attention",
+    ("attention_varlen", "key_lengths"): "key_splits say how many keys each sequence has",
+    ("attention_varlen", "return_weights"): "call attention for the sequences whose weights are "
+    "wanted",
+    ("KVCache.attend", "key_lengths"): "a cache knows its lengths: leave it out",
+    ("KVCache.attend", "enable_gqa"): "heads are grouped by themselves: leave it out",
+    ("MultiHeadAttention.__call__", "attn_mask"): "write `mask=~attn_mask`: here True may attend, "
+    "in PyTorch's module it may not; floats stay as they are",
+    ("attention_state", "sinks"): "sinks belong to the end, `state.finish(sinks=sinks)`",
+    ("attention_state", "return_lse"): "the end gives it, `state.finish(return_lse=True)`",
+    ("attention_state", "return_weights"): "weights are those of one call: see attention",
+}
+
+
+def closed(function: Function) -> Function:
+    """Take ``**unknown`` out of the signature that is shown; the function itself stays as it is."""
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return function
+
+
+def refuse(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
+    """Raise TypeError for the first argument that a function does not have."""
+    name = next(iter(unknown))
+    known = list(inspect.signature(function).parameters)
+    asked = f"{function.__qualname__}() got an unexpected keyword argument {name!r}"
+    reason = _LACKING.get((function.__qualname__, name))
+    if reason is None and name.startswith("cu_seqlens") and "query_splits" not in known:
+        reason = _PACKED
+    if reason is None and name in _ELSEWHERE:
+        needed, text = _ELSEWHERE[name]
+        if needed is None or any(one in known for one in needed):
+            first = next(one for one in known if one != "self")
+            reason = text.format(name=name, first=first)
+    if reason is None:
+        near = difflib.get_close_matches(name, known, 1, 0.75)
+        reason = f"is `{near[0]}={name}` meant?" if near else f"it has {', '.join(known)}"
+    raise TypeError(f"{asked}: {reason}")

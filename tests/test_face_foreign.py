@@ -1,0 +1,215 @@
+"""Arrays of other libraries: taken where they lie, or refused with what to write instead."""
+
+import inspect
+import sys
+
+import numpy as np
+import pytest
+from foreign import Brain16, Exported, Tensor
+
+import fastattn
+from fastattn import attention, explain, softmax
+from fastattn._core import names
+
+
+def draw(*shape, seed=5):
+    # Numbers that bfloat16 holds exactly.
+    return np.random.default_rng(seed).integers(-8, 9, shape).astype(np.float32) / 4
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i8", "u1", "?"])
+@pytest.mark.parametrize("layout", ["plain", "transposed", "every other"])
+def test_what_speaks_dlpack_is_taken_where_it_lies(dtype, layout):
+    memory = {
+        "plain": lambda x: x.copy(),
+        "transposed": lambda x: x.T.copy().T,
+        "every other": lambda x: np.repeat(x, 2, -1)[:, ::2],
+    }[layout](draw(5, 8).astype(dtype))
+    given = Exported(memory)
+    key, value = draw(7, 8), draw(7, 4)
+    problem = explain(given, key, value).problem
+    assert np.shares_memory(problem.query, memory)
+    assert np.array_equal(attention(given, key, value), attention(memory, key, value))
+    assert np.array_equal(softmax(given), softmax(memory))
+
+
+def test_bfloat16_tensors_are_taken_where_they_lie():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    query, key, value = Brain16(draw(5, 8)), Brain16(draw(7, 8)), Brain16(draw(7, 4))
+    problem = explain(query, key, value).problem
+    for seen, given in zip(problem[:3], (query, key, value), strict=True):
+        assert seen.dtype == ml_dtypes.bfloat16
+        assert np.shares_memory(seen, given.memory)
+    plain = [x.float().astype(ml_dtypes.bfloat16) for x in (query, key, value)]
+    output = attention(query, key, value)
+    assert output.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(output, attention(*plain))
+    # The tensor's own memory stays what it was.
+    assert query.memory.dtype == np.uint16
+    assert np.array_equal(Brain16(draw(5, 8)).memory, query.memory)
+
+
+def test_bfloat16_tensors_without_the_type_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(TypeError, match=r"`pip install ml_dtypes`, or pass `query\.float\(\)`"):
+        attention(Brain16(), draw(7, 4), draw(7, 4))
+
+
+@pytest.mark.parametrize("device", [2, 10])
+def test_other_devices_are_refused(device):
+    with pytest.raises(TypeError, match="query"):
+        attention(Exported(draw(5, 8), device), draw(7, 8), draw(7, 4))
+
+
+REFUSED = {
+    "gradient": (Tensor(requires_grad=True), r"gradient.*`x\.detach\(\)`"),
+    "device": (Tensor(device="cuda:1", cpu=None), r"device cuda:1.*`x\.cpu\(\)`"),
+    "another library's device": (Tensor(device="<CUDA Device 0>", get=None), r"`x\.get\(\)`"),
+    "no device": (Tensor(device="meta", shape=(3, 4)), r"no memory behind it.*\(3, 4\)"),
+    "sparse": (Tensor(layout="torch.sparse_csr"), r"sparse: pass `x\.to_dense\(\)`"),
+    "conjugate": (Tensor(is_conj=lambda: True), r"`x\.resolve_conj\(\)`"),
+    "negative": (Tensor(is_neg=lambda: True), r"`x\.resolve_neg\(\)`"),
+    "nested": (Tensor(is_nested=True), r"attention_varlen.*`x\.offsets\(\)`"),
+    "float8": (Tensor(dtype="torch.float8_e4m3fn", float=None), r"float8_e4m3fn.*`x\.float\(\)`"),
+    "function": (lambda scores: scores, r"x is a function .*call it first"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_taken_says_what_to_pass(name):
+    given, text = REFUSED[name]
+    with pytest.raises(TypeError, match=text):
+        softmax(given)
+
+
+def test_a_sign_that_is_kept_apart_is_never_lost():
+    """DLPack shows the numbers in memory, which are not the ones that are meant."""
+
+    class Negated(Exported):
+        def is_neg(self):
+            return True
+
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("Can't call numpy() on Tensor that has negative bit set.")
+
+    with pytest.raises(TypeError, match="resolve_neg"):
+        softmax(Negated(draw(5, 8)))
+
+
+def test_torch_tensors_of_every_dtype():
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(draw(5, 8))
+    plain = draw(5, 8)
+    for dtype in ("float32", "float64", "float16", "bfloat16", "int64", "int8", "uint8", "bool"):
+        given = x.to(getattr(torch, dtype))
+        for laid in (given, given.T.contiguous().T, given.repeat(1, 2)[:, ::2][:, :8]):
+            output = attention(laid, laid, laid)
+            twin = np.asarray(laid.float()).astype(output.dtype)
+            assert np.array_equal(output, attention(twin, twin, twin)), dtype
+            seen = explain(laid, laid, laid).problem.query
+            assert seen.ctypes.data == laid.data_ptr()
+    parameter = torch.nn.Parameter(x.to(torch.bfloat16))
+    for given in (parameter, torch.nn.Parameter(x)):
+        with pytest.raises(TypeError, match=r"`query\.detach\(\)`"):
+            attention(given, plain, plain)
+        assert attention(given.detach(), plain, plain).shape == (5, 8)
+    for given in (x.to_sparse(), torch._neg_view(x), x.to("meta"), x.to(torch.float8_e4m3fn)):
+        with pytest.raises(TypeError, match="query"):
+            attention(given, plain, plain)
+
+
+def test_arrow_lists_say_how_they_are_passed():
+    pa = pytest.importorskip("pyarrow")
+    column = pa.array([[0, 1], [2]], pa.list_(pa.int32()))
+    table, query = draw(3, 8), draw(2, 8)
+    with pytest.raises(TypeError, match=r"`key_indices\.values`.*`key_indices\.offsets`"):
+        fastattn.attention_varlen(query, table, table, [0, 1, 2], [0, 2, 3], key_indices=column)
+    given = {"key_indices": column.values}
+    output = fastattn.attention_varlen(query, table, table, [0, 1, 2], column.offsets, **given)
+    assert output.shape == (2, 8)
+    chunked = pa.chunked_array([column, column])
+    with pytest.raises(TypeError, match=r"`key_indices\.combine_chunks\(\)\.values`"):
+        fastattn.attention_varlen(query, table, table, [0, 1, 2], [0, 2, 3], key_indices=chunked)
+    vectors = pa.array(table.tolist(), pa.list_(pa.float32(), 8))
+    for given in (vectors, pa.chunked_array([vectors])):
+        with pytest.raises(TypeError, match="key is an Arrow column of fixed_size_list") as error:
+            attention(query, given, table)
+        code = str(error.value).split("`")[1]
+        key = eval(code, {"np": np, "key": given})
+        assert np.array_equal(attention(query, key, table), attention(query, table, table))
+
+
+# --- names of other libraries --------------------------------------------------------------------
+
+FUNCTIONS = (
+    fastattn.allocate,
+    fastattn.allocate_shared,
+    fastattn.attention,
+    fastattn.attention_allocation,
+    fastattn.attention_state,
+    fastattn.attention_varlen,
+    fastattn.explain,
+    fastattn.fuse,
+    fastattn.log_softmax,
+    fastattn.logsumexp,
+    fastattn.similarity,
+    fastattn.softmax,
+    fastattn.KVCache.attend,
+    fastattn.MultiHeadAttention.__call__,
+    fastattn.MultiHeadAttention.__init__,
+)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)
+def test_signatures_show_what_there_is(function):
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+    assert function.__kwdefaults__.keys() <= inspect.signature(function).parameters.keys()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)
+def test_unknown_names_are_a_type_error_as_everywhere(function):
+    parameters = inspect.signature(function).parameters
+    needed = [
+        x for x in parameters.values() if x.kind is x.POSITIONAL_OR_KEYWORD and x.default is x.empty
+    ]
+    texts = {}
+    for name in {*names._ELSEWHERE, "thread", "nonsense"} - set(parameters):
+        wanted = rf"{function.__qualname__}\(\) got an unexpected keyword argument '{name}': \w"
+        with pytest.raises(TypeError, match=wanted) as error:
+            function(*[None] * len(needed), **{name: None})
+        texts[name] = str(error.value)
+    assert ("threads" in parameters) == ("`threads=thread`" in texts["thread"])
+    assert all(x in texts["nonsense"] for x in parameters if x != "self")
+
+
+def test_a_word_of_pytorch_has_one_sentence():
+    with pytest.raises(TypeError, match=r"is_causal.*`causal=\"top_left\"`, which is what PyTorch"):
+        attention(draw(5, 8), draw(7, 8), draw(7, 4), is_causal=True)
+    with pytest.raises(TypeError, match=r"dropout_p.*inference: leave it out"):
+        attention(draw(5, 8), draw(7, 8), draw(7, 4), dropout_p=0.0)
+    with pytest.raises(TypeError, match="`axis=dim`"):
+        softmax(draw(5, 8), dim=-1)
+
+
+def test_pytorch_means_what_its_words_are_translated_to():
+    torch = pytest.importorskip("torch")
+    query, key, value = draw(2, 3, 5, 8), draw(2, 3, 7, 8), draw(2, 3, 7, 4)
+    theirs = [torch.from_numpy(x) for x in (query, key, value)]
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    mask = draw(2, 3, 5, 7) > -1
+    for there, here in (
+        ({"is_causal": True}, {"causal": "top_left"}),
+        ({"attn_mask": torch.from_numpy(mask)}, {"mask": mask}),
+        ({"attn_mask": torch.from_numpy(draw(5, 7))}, {"mask": draw(5, 7)}),
+    ):
+        output = attention(query, key, value, **here)
+        np.testing.assert_allclose(output, sdpa(*theirs, **there).numpy(), atol=1e-5)
+    padding = draw(2, 5, seed=3) > 1
+    module = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    ours = fastattn.MultiHeadAttention.from_state_dict(module.state_dict(), 2)
+    x = torch.from_numpy(draw(2, 5, 8))
+    with torch.no_grad():
+        expected, _ = module(x, x, x, key_padding_mask=torch.from_numpy(padding))
+    output = ours(x, mask=~padding[:, None, None, :])
+    np.testing.assert_allclose(output, expected.numpy(), atol=1e-5)
