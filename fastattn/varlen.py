@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends
+from fastattn._core import backends, names
 from fastattn._core.arrays import deliver, result_array
 from fastattn._core.environment import default_environment
 from fastattn._core.ragged import RaggedProblem, head_major, ragged_problem
@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["attention_varlen"]
 
-_NOT_RAGGED = {
-    "mask": "hide keys with key_splits, or with query_segments= and key_segments=; a mask of one "
-    "sequence goes into a call of fastattn.attention",
-    "key_lengths": "key_splits say how many keys each sequence has",
-    "return_weights": "call fastattn.attention for the sequences whose weights are wanted",
-}
 
-
+@names.closed
 @default_environment()
 def attention_varlen(
     query: ArrayLike,
@@ -46,10 +40,11 @@ def attention_varlen(
     sinks: ArrayLike | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
+    partial: bool = False,
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
-    **not_ragged: Any,
+    **unknown: Never,
 ) -> Any:
     r"""Attend in many sequences of different lengths, without padding.
 
@@ -75,8 +70,8 @@ def attention_varlen(
     query_splits, key_splits : int array, (batch + 1,)
         Sequence b is ``splits[b] : splits[b + 1]``, never decreasing; empty sequences are fine.
         From lengths: ``np.r_[0, np.cumsum(lengths)]``; these are Arrow's list offsets and
-        FlashAttention's ``cu_seqlens``. The first need not be 0; query rows before the first and
-        after the last belong to no sequence and give 0.
+        FlashAttention's ``cu_seqlens``. They begin at 0 and end at the number of queries, and of
+        keys (with `key_indices`, of those), unless `partial` says otherwise.
     key_indices : int array, 1-D, optional
         Row numbers of the tables `key` and `value`: sequence b sees rows
         ``key_indices[key_splits[b] : key_splits[b + 1]]``, read where they lie. int32 and int64
@@ -96,9 +91,11 @@ def attention_varlen(
         As for `attention`.
     return_lse : bool
         Append the natural-log log-sum-exp of each row's scores.
-    not_ragged
-        `mask`, `key_lengths` and `return_weights` of `attention` make no sense here; each is
-        refused with what to do instead.
+    partial : bool
+        True: splits may begin after the first row and end before the last, as the offsets of a
+        slice of Arrow lists do. Query rows before and behind them belong to no sequence and give
+        0, with lse -inf; such keys and indices are not looked at. False: an error, which lengths
+        given for splits run into.
     out : ndarray, (total queries, H, Ev) or (total queries, Ev), optional
         Where to store the output; may overlap an input. None: a new array.
 
@@ -112,8 +109,9 @@ def attention_varlen(
     Raises
     ------
     ValueError
-        If shapes do not fit each other, splits decrease or leave their array, an index leaves the
-        tables, or an option is wrong as for `attention`; nothing has been computed then.
+        If shapes do not fit each other, splits decrease, leave their array or do not cover it, an
+        index leaves the tables, or an option is wrong as for `attention`; nothing has been computed
+        then.
     TypeError
         If splits or indices are no integers, an option is unknown, or as for `attention`.
 
@@ -157,10 +155,8 @@ def attention_varlen(
     array([[1.  , 1.  ],
            [0.03, 0.97]])
     """
-    for option in not_ragged:
-        if option in _NOT_RAGGED:
-            raise ValueError(f"attention_varlen has no {option}=: {_NOT_RAGGED[option]}")
-        raise TypeError(f"attention_varlen() got an unexpected keyword argument {option!r}")
+    if unknown:
+        names.refuse(attention_varlen, unknown)
     made, problem = ragged_problem(
         query,
         key,
@@ -180,6 +176,7 @@ def attention_varlen(
         sinks=sinks,
         enable_gqa=enable_gqa,
         return_lse=return_lse,
+        partial=partial,
     )
     execution = backends.prepare(problem, backends.choose(backend), resolve(threads))
     inputs = (problem.query, problem.key, problem.value, problem.key_indices)

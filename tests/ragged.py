@@ -77,7 +77,7 @@ class Ragged:
 
     def alone(self, sequence: int) -> tuple[list[np.ndarray], dict[str, Any]]:
         """Operands and options of `fastattn.attention` for one sequence, heads first."""
-        options = dict(self.options)
+        options = {name: x for name, x in self.options.items() if name != "partial"}
         rows = self.rows(sequence)
         listed = slice(int(self.splits[1][sequence]), int(self.splits[1][sequence + 1]))
         indices = options.pop("key_indices", None)
@@ -154,6 +154,11 @@ def _set(**attributes: Any) -> Callable[[Ragged], None]:
     return apply
 
 
+def _rows_of_nobody(c: Ragged) -> None:
+    c.outside = 3, 2
+    c.options["partial"] = True
+
+
 def _option(name: str, value: Any) -> Callable[[Ragged], None]:
     def apply(c: Ragged) -> None:
         c.options[name] = value
@@ -225,7 +230,7 @@ RAGGED_SHAPING: dict[str, Callable[[Ragged], None]] = {
     "one_long": _lengths((1, 3), (2, 1500), (1, 1), (1, 40)),
     "one_row_each": _lengths(*[(1, n) for n in (1, 0, 65, 2, 130, 16, 5, 600)]),
     "int32_splits": _set(splits_dtype=np.int32),
-    "rows_of_nobody": _set(outside=(3, 2)),
+    "rows_of_nobody": _rows_of_nobody,
     "gathered": _set(index_dtype=np.int32),
     "gathered_int64": _set(index_dtype=np.int64),
     "float64": _set(dtypes=(np.float64,) * 3),

@@ -72,7 +72,9 @@ def test_out_may_overlap_an_input(backend, operand, seed):
 @pytest.mark.parametrize("splits", [[0], [3], [0, 0], [2, 2, 2]])
 def test_batches_that_hold_nothing(backend, splits):
     query, key, value = (np.ones((4, 2, n), np.float32) for n in (3, 3, 5))
-    output, lse = fastattn.attention_varlen(query, key, value, splits, splits, return_lse=True)
+    output, lse = fastattn.attention_varlen(
+        query, key, value, splits, splits, partial=True, return_lse=True
+    )
     assert output.shape == (4, 2, 5)
     assert lse.shape == (4, 2)
     assert not output.any()
@@ -147,11 +149,11 @@ def test_nan_reaches_the_rows_of_its_own_sequence_alone(backend, seed):
 def test_rows_that_nobody_names_never_matter(backend, seed):
     """NaN before the first and behind the last split, and in rows of a table without an index."""
     case = ragged(["rows_of_nobody"], seed=seed, lengths=[(3, 20), (1, 7)])
-    clean = fastattn.attention_varlen(*case.arguments)
+    clean = fastattn.attention_varlen(*case.arguments, **case.options)
     first, last = int(case.splits[1][0]), int(case.splits[1][-1])
     for operand in case.arrays[1:]:
         operand[:first], operand[last:] = np.nan, np.nan
-    oracle.assert_same_bits(fastattn.attention_varlen(*case.arguments), clean)
+    oracle.assert_same_bits(fastattn.attention_varlen(*case.arguments, **case.options), clean)
     case = ragged(["gathered", "rows_of_nobody"], seed=seed, lengths=[(3, 20), (1, 7)])
     clean = fastattn.attention_varlen(*case.arguments, **case.options)
     first, last = int(case.splits[1][0]), int(case.splits[1][-1])
@@ -215,9 +217,27 @@ REFUSED = {
     "indices of floats": ({"key_indices": [0.5] * 9}, TypeError, "integers"),
     "indices of two dims": ({"key_indices": [[0] * 9]}, TypeError, r"\(1, 9\)"),
     "fewer indices than splits": ({"key_indices": [0] * 8}, ValueError, "8"),
-    "a mask": ({"mask": np.ones((6, 9), bool)}, ValueError, "query_segments"),
-    "lengths": ({"key_lengths": [3, 3]}, ValueError, "key_splits"),
-    "weights": ({"return_weights": True}, ValueError, "fastattn.attention"),
+    "a mask": ({"mask": np.ones((6, 9), bool)}, TypeError, "query_segments"),
+    "lengths": ({"key_lengths": [3, 3]}, TypeError, "key_splits"),
+    "weights": ({"return_weights": True}, TypeError, "call attention"),
+    "lengths for splits": (
+        {"query_splits": [3, 3]},
+        ValueError,
+        r"from 3 to 3 .* 6 query rows.*`np.r_\[0, np.cumsum\(query_splits\)\]`.*`partial=True`",
+    ),
+    "lengths for splits of keys": (
+        {"key_splits": [4, 5]},
+        ValueError,
+        r"from 4 to 5 .* 9 packed keys.*`np.r_\[0, np.cumsum\(key_splits\)\]`",
+    ),
+    "splits that begin late": (
+        {"key_splits": [1, 4, 9]},
+        ValueError,
+        r"from 1 to 9 .*`np.r_\[0, np.cumsum\(lengths\)\]`",
+    ),
+    "splits that end early": ({"query_splits": [0, 3, 5]}, ValueError, "from 0 to 5"),
+    "indices in no list": ({"key_indices": [0] * 10}, ValueError, "10 key_indices"),
+    "a part that is no flag": ({"partial": 1}, TypeError, "partial must be True or False"),
     "causal of unequal lengths": ({"causal": True}, ValueError, "bottom_right"),
     "offset beside a word": ({"causal": "top_left", "query_offset": 1}, ValueError, "query_offset"),
     "offsets of another count": ({"causal": True, "query_offset": [1, 2, 3]}, ValueError, "offset"),
@@ -260,5 +280,7 @@ def test_packed_arrays_that_do_not_fit_are_refused(backend, shapes):
 def test_indices_that_no_sequence_uses_may_hold_anything(backend):
     query, table = np.ones((1, 2), np.float32), np.ones((3, 2), np.float32)
     indices = np.array([-5, 0, 2, 99])
-    output = fastattn.attention_varlen(query, table, table, [0, 1], [1, 3], key_indices=indices)
+    output = fastattn.attention_varlen(
+        query, table, table, [0, 1], [1, 3], key_indices=indices, partial=True
+    )
     np.testing.assert_allclose(output, 1)

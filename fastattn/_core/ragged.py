@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, flag, per_head, view
+from fastattn._core.arrays import as_array, broadcast_shapes, flag, per_head, view
 from fastattn._core.layouts import layout
 from fastattn._core.problem import arrays
 from fastattn._core.recipe import Recipe, recipe, signature
@@ -81,6 +81,7 @@ def ragged_problem(
     sinks: Any,
     enable_gqa: Any,
     return_lse: Any,
+    partial: Any,
 ) -> tuple[Recipe, RaggedProblem]:
     """Validate a ragged call; the recipe is that of the packed arrays, heads first."""
     query, key, value, _ = arrays(query, key, value, None)
@@ -101,13 +102,14 @@ def ragged_problem(
         )
     )
     rows, keys = made.rows, made.keys
-    own = _splits("query_splits", query_splits, rows, f"the {rows} query rows")
+    partial = flag("partial", partial)
+    own = _splits("query_splits", query_splits, rows, f"{rows} query rows", partial)
     if key_indices is None:
-        indices, listed, what = None, keys, f"the {keys} packed keys"
+        indices, listed, what = None, keys, f"{keys} packed keys"
     else:
         indices = _indices(key_indices)
-        listed, what = len(indices), f"the {len(indices)} key_indices"
-    theirs = _splits("key_splits", key_splits, listed, what)
+        listed, what = len(indices), f"{len(indices)} key_indices"
+    theirs = _splits("key_splits", key_splits, listed, what, partial)
     if len(own) != len(theirs):
         raise ValueError(
             f"query_splits of shape {own.shape} and key_splits of shape {theirs.shape} disagree on "
@@ -153,7 +155,7 @@ def _check_packed(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> None
     if any(x.ndim not in (2, 3) for x in (query, key, value)):
         raise ValueError(
             f"packed arrays are (total, heads, features) or (total, features): {shown}; lay "
-            "sequences end to end with np.concatenate, and say with splits where each begins"
+            "sequences end to end, and say with splits where each begins"
         )
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(
@@ -172,49 +174,57 @@ def _check_heads(query: np.ndarray, key: np.ndarray, value: np.ndarray, enable_g
     heads, key_heads, value_heads = (x.shape[1] if x.ndim > 2 else 1 for x in (query, key, value))
     shown = f"query {query.shape}, key {key.shape}, value {value.shape}; heads are axis 1"
     try:
-        (kv,) = np.broadcast_shapes((key_heads,), (value_heads,))
+        (kv,) = broadcast_shapes((key_heads,), (value_heads,))
         if not enable_gqa:
-            np.broadcast_shapes((heads,), (kv,))
+            broadcast_shapes((heads,), (kv,))
     except ValueError:
         raise ValueError(
             f"numbers of heads must be equal or 1: {shown}"
-            + ("" if enable_gqa else " (fewer key heads than query heads: enable_gqa=True)")
+            + ("" if enable_gqa else " (fewer key heads than query heads: `enable_gqa=True`)")
         ) from None
     if enable_gqa and (heads % kv if kv else heads):
         raise ValueError(
-            f"enable_gqa=True needs the query heads to be a multiple of the key heads, not "
+            f"grouped heads: the query heads must be a multiple of the key heads, not "
             f"{heads} over {kv}: {shown}"
         )
 
 
-def _splits(name: str, x: Any, total: int, what: str) -> np.ndarray:
-    """Return offsets as an int64 copy: never decreasing, within 0..total."""
+def _splits(name: str, x: Any, total: int, what: str, partial: bool) -> np.ndarray:
+    """Return offsets as an int64 copy: never decreasing, from 0 to total, or within if partial."""
     array = as_array(name, x)
     if array.ndim != 1 or not len(array):
         raise ValueError(
             f"{name} of shape {array.shape} must hold batch + 1 offsets: sequence b is "
-            f"{name}[b]:{name}[b + 1], e.g. np.r_[0, np.cumsum(lengths)]"
+            f"{name}[b]:{name}[b + 1], `np.r_[0, np.cumsum(lengths)]`"
         )
     if array.dtype.kind not in "iu":
         raise TypeError(
             f"{name} of shape {array.shape} has dtype {array.dtype}; it must hold integers: "
-            f"{name}.astype(np.int64), once every entry is a whole number"
+            f"`np.asarray({name}).astype(np.int64)`, once every entry is a whole number"
         )
     # A copy, though other threads rarely write splits: a kernel trusts them with its addresses.
     splits = array.astype(np.int64)
     if array.dtype == np.uint64 and int(array.max()) > LARGEST_POSITION:
-        raise ValueError(f"{name} ends at {int(array.max())}, beyond {what}")
+        raise ValueError(f"{name} ends at {int(array.max())}, beyond the {what}")
+    lengths = name if int(splits.sum()) == total else "lengths"
     falls = np.flatnonzero(splits[1:] < splits[:-1])
     if len(falls):
         b = int(falls[0])
         raise ValueError(
             f"{name} decreases from {splits[b]} to {splits[b + 1]} at entry {b + 1}: sequence {b} "
             f"would have {splits[b + 1] - splits[b]} rows; offsets never decrease (are these "
-            "lengths? np.r_[0, np.cumsum(lengths)])"
+            f"lengths? `np.r_[0, np.cumsum({lengths})]`)"
         )
     if splits[0] < 0 or splits[-1] > total:
         raise ValueError(
-            f"{name} runs from {splits[0]} to {splits[-1]}, outside {what} (0..{total})"
+            f"{name} runs from {splits[0]} to {splits[-1]}, outside the {what} (0..{total})"
+        )
+    if not partial and (splits[0] > 0 or splits[-1] < total):
+        raise ValueError(
+            f"{name} runs from {splits[0]} to {splits[-1]} and there are {what}, of which some "
+            "would be in no sequence: offsets of sequences that lie end to end are "
+            f"`np.r_[0, np.cumsum({lengths})]`; if the rest is left out on purpose, as by a slice "
+            "of Arrow lists, `partial=True`"
         )
     return splits
 
