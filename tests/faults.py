@@ -5,7 +5,8 @@ itself, and runs its tests. Those of ragged batches and biases stand in `ragged_
 caches and halves in `cache_faults`, of pairs of bfloat16 in `pair_faults`, of wide vectors in
 `wide_faults`, of logarithms in `logarithm_faults`, of the compiled path in `compiled_faults`, of
 budgets in `allocation_faults` and `shared_faults`, of the multi-head module, pictures and examples
-in `module_faults`, of the offline job in `batch_faults`.
+in `module_faults`, of the offline job in `batch_faults`, of what the face takes, refuses and says
+in `face_faults`.
 
 A fault names a file of the package, a piece of it that occurs once, what to put there, and the
 tests that must go red. The package is copied first: the working tree is never touched.
@@ -24,6 +25,7 @@ from allocation_faults import ALLOCATION_FAULTS
 from batch_faults import BATCH_FAULTS
 from cache_faults import CACHE_FAULTS
 from compiled_faults import COMPILED_FAULTS
+from face_faults import FACE_FAULTS
 from logarithm_faults import LOGARITHM_FAULTS
 from module_faults import MODULE_FAULTS
 from pair_faults import PAIR_FAULTS
@@ -374,6 +376,7 @@ _PLACES = (
     SHARED_FAULTS,
     MODULE_FAULTS,
     WIDE_FAULTS,
+    FACE_FAULTS,
 )
 _EVERY = [fault for place in _PLACES for fault in place.items()]
 FAULTS = tuple(Fault(name, *fault) for name, fault in _EVERY)

@@ -37,7 +37,7 @@ REFUSED = {
         jobs.arrays((2, 8), (300, 8))
         | {"query_segments": np.arange(2), "key_segments": np.arange(300)},
         {"max_memory": 2000},
-        r"key_segments\.npy: its 2400 bytes are more than --max-memory",
+        r"key_segments\.npy: its 2400 bytes are more than the memory",
     ),
     "integer mask": (jobs.arrays() | {"mask": np.ones((37, 45), int)}, {}, "mask"),
     "mask too small": (jobs.arrays() | {"mask": np.ones((37, 44), bool)}, {}, r"\(37, 44\)"),

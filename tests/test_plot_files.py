@@ -94,7 +94,11 @@ REFUSED = {
     "batch": ("w.npy o.png", 2, "found 2 in shape (2, 3, 3, 4); choose one with --batch, 0 to 1"),
     "batches": ("w.npy o.png --batch=2", 2, "choose one with --batch, 0 to 1"),
     "head": ("w.npy o.png --batch=0 --head=3", 2, "no head 3, the 3 heads of shape (2, 3, 3, 4)"),
-    "no heads": ("flat.npy o.png --head=0", 2, "--head needs weights of shape (..., H, L, S)"),
+    "no heads": (
+        "flat.npy o.png --head=0",
+        2,
+        "heads can be chosen of weights (..., H, L, S) alone",
+    ),
     "not a head": ("w.npy o.png --head=-1", 2, "'-1' is not a whole number of at least 0"),
     "many": ("many.npy o.png", 2, "65 heads in shape (1, 65, 1, 1) are more than the 64"),
     "number": ("number.npy o.png", 2, "expected weights, at least (S,), found a single number"),

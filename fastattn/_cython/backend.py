@@ -135,7 +135,7 @@ def _choose_level() -> str:
     if not supported:  # as good as not there: on this CPU they are nobody's mistake
         raise ModuleNotFoundError(
             f"the compiled kernels are for {', '.join(_native.built_levels())}, which this CPU is "
-            "not; backend='numba' compiles for it"
+            "not; the backend numba compiles for it"
         )
     return wanted or supported[0]
 

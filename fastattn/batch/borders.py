@@ -202,8 +202,9 @@ def choose_borders(
     least = Borders(axes[-1], 1, min(PART_KEYS, layout.keys))
     needed = memory(least)
     raise UsageError(
-        f"--max-memory is {format_size(limit)}, but one query row and {least.part_keys} keys take "
-        f"{format_size(needed)}; give --max-memory {-(-needed // 2**20)}M or more"
+        f"the memory to be used is {format_size(limit)}, but one query row and "
+        f"{least.part_keys} keys take {format_size(needed)}; give --max-memory "
+        f"{-(-needed // 2**20)}M or more"
     )
 
 

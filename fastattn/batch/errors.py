@@ -52,7 +52,8 @@ class CallRefused(UsageError):
         def option(found: re.Match[str]) -> str:
             return f"--{found[1].replace('_', '-')} {found[2] or ''}".rstrip()
 
-        return f"{_OPTION.sub(option, self._reason)} (files: {self._files})"
+        text = _OPTION.sub(option, self._reason).replace(", --", " --")
+        return f"{text} (files: {self._files})"
 
 
 def cut(found: object, most: int = 160) -> str:

@@ -136,13 +136,15 @@ def _check_integers(file: NpyFile, what: str, fit: bool = True) -> None:
     if file.dtype.kind not in "iu" or not fit:
         raise JobError(
             f"{file.name}: expected {what}, found {file.dtype} {file.shape}; "
-            "save array.astype(numpy.int64)"
+            "`numpy.save(path, array.astype(numpy.int64))`"
         )
 
 
 def _check_size(file: NpyFile, needed: int, limit: int) -> None:
     if needed > limit:
-        raise UsageError(f"{file.name}: its {needed} bytes are more than --max-memory {limit}")
+        raise UsageError(
+            f"{file.name}: its {needed} bytes are more than the memory to be used, {limit}"
+        )
 
 
 def _layout(

@@ -105,7 +105,7 @@ class NpyFile:
         if not start.startswith(_MAGIC) or len(start) < 12:
             raise JobError(
                 f"{self.name}: expected a .npy file, found {_guess(start)}; "
-                "save the array with numpy.save(path, array)"
+                "save the array with `numpy.save(path, array)`"
             )
         version = (start[6], start[7])
         if version not in ((1, 0), (2, 0), (3, 0)):
@@ -142,7 +142,7 @@ class NpyFile:
             held = "pickled Python objects" if dtype.hasobject else items
             raise JobError(
                 f"{self.name}: expected numbers, found {held}, which are never loaded; "
-                "convert with array.astype(numpy.float32) and save it again"
+                "`numpy.save(path, array.astype(numpy.float32))`"
             )
         return self._named(dtype), order, shape
 
@@ -153,13 +153,14 @@ class NpyFile:
         if not self._raw_is_bfloat16:
             raise JobError(
                 f"{self.name}: expected numbers, found items of two raw bytes, which is how NumPy "
-                "saves bfloat16: give --bfloat16 if they are, else save array.astype(numpy.float32)"
+                "saves bfloat16: give --bfloat16 if they are, else "
+                "`numpy.save(path, array.astype(numpy.float32))`"
             )
         try:
             from ml_dtypes import bfloat16
         except ImportError:
             raise UsageError(
-                "--bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
+                "bfloat16 needs the package ml_dtypes: `pip install ml_dtypes`"
             ) from None
         found: np.dtype[Any] = np.dtype(bfloat16)
         return found
@@ -341,7 +342,7 @@ def _guess(start: bytes) -> str:
     if start.startswith(_MAGIC):
         return "only the first bytes of one"
     if start.startswith(b"PK"):
-        return "a zip archive (an .npz? then numpy.load(path)['name'] is the array)"
+        return "a zip archive (an .npz? its arrays are `dict(numpy.load(path))`)"
     if start.startswith(b"\x80"):
         return "a pickle, which is never loaded"
     if start.startswith(b"\x89HDF"):

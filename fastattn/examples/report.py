@@ -16,7 +16,8 @@ from fastattn.batch.writers import final_path, refuse_existing, write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INSTALL = 'install it with: pip install "fastattn[examples]"'
+# What a module is called where it is installed from, if not as itself.
+_PACKAGES = {"sklearn": "scikit-learn"}
 
 
 class Report:
@@ -88,7 +89,10 @@ def needed(module: str, why: str) -> None:
     try:
         import_module(module)
     except ImportError as error:
-        raise JobError(f"{why}, which cannot be imported ({error}); {_INSTALL}") from error
+        raise JobError(
+            f"{why}, which cannot be imported ({error}); install it with "
+            f"`pip install {_PACKAGES.get(module, module)}`"
+        ) from error
 
 
 def mean_and_error(samples: np.ndarray) -> tuple[float, float]:

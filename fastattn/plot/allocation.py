@@ -213,7 +213,7 @@ def _amounts(allocation: Any) -> np.ndarray:
     if array.dtype.kind not in "fiub" or isinstance(allocation, np.ma.MaskedArray):
         raise TypeError(
             f"allocation of shape {array.shape} has dtype {array.dtype}; plain real numbers are "
-            "needed: np.asarray(allocation, dtype=np.float64)"
+            "needed: `np.asarray(allocation, dtype=np.float64)`"
         )
     if array.ndim == 0:
         raise ValueError("allocation must have a dim of receivers, (n,); found a single number")

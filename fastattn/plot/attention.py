@@ -260,7 +260,7 @@ def _as_weights(weights: Any) -> np.ndarray:
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise TypeError(
             f"weights of shape {array.shape} have dtype {array.dtype}; real numbers are needed: "
-            "np.asarray(weights, dtype=np.float64)"
+            "`np.asarray(weights, dtype=np.float64)`"
         )
     if array.ndim == 0:
         raise ValueError("weights must have a dim of keys, at least (S,); found a single number")
@@ -281,7 +281,8 @@ def _as_hidden(hidden: Any, given: Any, weights: np.ndarray) -> np.ndarray:
     if array.dtype != bool:
         raise TypeError(
             f"hidden of shape {array.shape} has dtype {array.dtype}; it must be bool, True where "
-            "nothing can be seen (of a mask that means 'may attend': ~mask)"
+            "nothing can be seen (`np.asarray(hidden, bool)`; of a mask that may attend, the "
+            "opposite)"
         )
     try:
         return np.broadcast_to(array, weights.shape)

@@ -59,7 +59,7 @@ def draw(display: AllocationDisplay, ax: Any, style: Style) -> None:
     """Draw all rows, and set the attributes of the display."""
     shape = display.allocation.shape
     count, receivers = math.prod(shape[:-1]), shape[-1]
-    figures.check_panels(count, "rows", "draw some of them, as in allocation[:9]")
+    figures.check_panels(count, "rows", "draw some of them, as in `allocation[:9]`")
     panels = max(count, 1)
     block = block_length(receivers, style.max_bars)
     drawn = -(-receivers // block)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PANELS = 64
-INSTALL = 'install it with: pip install "fastattn[plot]"'
+INSTALL = "install it with `pip install matplotlib`"
 
 
 def require_matplotlib() -> None:
@@ -48,7 +48,8 @@ def given_axes(ax: Any, panels: int, what: str) -> np.ndarray:
     if len(axes) != panels:
         raise ValueError(
             f"{panels} {what} are to be drawn, and ax holds {len(axes)}: pass as many axes "
-            f"(plt.subplots(1, {panels})[1]), fewer {what}, or ax=None for a figure of their own"
+            f"(`plt.subplots(1, {panels})[1]`), fewer {what}, or `ax=None` for a figure of their "
+            "own"
         )
     return axes
 

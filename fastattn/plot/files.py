@@ -108,7 +108,8 @@ class _Chosen:
         self.shape = shape = file.shape
         if len(shape) < 3 and heads is not None:
             raise UsageError(
-                f"{file.name}: --head needs weights of shape (..., H, L, S), found {shape}"
+                f"{file.name}: heads can be chosen of weights (..., H, L, S) alone, found {shape}: "
+                "leave --head out"
             )
         outer = shape[:-3]
         entries = math.prod(outer)

@@ -59,7 +59,7 @@ def draw(display: AttentionDisplay, ax: Any, style: Style) -> None:
     """Draw all heads, and set the attributes of the display."""
     length, width = display.weights.shape[-2:]
     heads = math.prod(display.weights.shape[:-2])
-    figures.check_panels(heads, "heads", "draw some of them, as in weights[:, :8]")
+    figures.check_panels(heads, "heads", "draw some of them, as in `weights[:, :8]`")
     panels = max(heads, 1)
     if ax is None:
         layout = _layout(panels, length, width)
