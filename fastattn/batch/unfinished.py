@@ -151,7 +151,8 @@ class Unfinished:
         if needed > self.job.max_memory:
             raise UsageError(
                 f"the borders of the unfinished job need {format_size(needed)}; give --max-memory "
-                f"{-(-needed // 2**20)}M or more, or --overwrite to start again with smaller chunks"
+                f"{-(-needed // 2**20)}M or more, or --overwrite instead of --resume to start "
+                "again with smaller chunks"
             )
         count = self.borders.count(layout.extents)
         manifest.read_records(count)
