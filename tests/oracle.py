@@ -86,10 +86,10 @@ def truth_of(results, operands, keys: int, size: float) -> Truth:
     )
 
 
-def assert_weights_are_outputs(weights, query, key, value_dtype, *, about: Any = "", **options):
+def assert_weights_are_outputs(weights, query, key, *, about: Any = "", **options):
     """Assert that weights are the output of the same call whose values are the identity."""
     keys = key.shape[-2]
-    identity = np.broadcast_to(np.eye(keys, dtype=value_dtype), (*key.shape[:-2], keys, keys))
+    identity = np.broadcast_to(np.eye(keys).astype(weights.dtype), (*key.shape[:-2], keys, keys))
     output = fastattn.attention(query, key, identity, **options)
     tolerance = tolerances.weight_beside_output(output.dtype)
     assert_close(weights, as_float64(output), tolerance, about=about)
