@@ -395,7 +395,6 @@ class MultiHeadAttention:
 
     def _matrices(self, dtype: np.dtype) -> projections.Matrices:
         """Return the weights ready for computing in `dtype`, made at the first call that asks."""
-        made = self._ready.get(dtype)
-        if made is None:
-            made = self._ready[dtype] = projections.ready(self._parameters, dtype)
-        return made
+        if dtype not in self._ready:
+            self._ready[dtype] = projections.ready(self._parameters, dtype)
+        return self._ready[dtype]
