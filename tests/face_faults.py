@@ -109,7 +109,7 @@ FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
         f"{_ADVICE} -k Matplotlib",
     ),
     "an_option_that_does_not_help": (
-        "batch/runner.py",
+        "batch/unfinished.py",
         "or --overwrite instead of --resume to start",
         "or --overwrite to start",
         f"{_ADVICE} -k less_memory",
