@@ -311,6 +311,21 @@ def test_minus_zero_is_zero(backend, seed):
     assert not np.signbit(found.violation)
 
 
+def test_what_can_be_used_does_not_depend_on_where_the_search_begins(seed):
+    """From no allocation at all, against the flows of the reference."""
+    rng = np.random.default_rng(seed)
+    for _ in range(200):
+        weights, budgets, capacities = whole_numbers(rng)
+        wanted = (weights > 0) & (capacities > 0)
+        parts, usable = saturation.usable_cells(
+            np.zeros(weights.shape), wanted, budgets, capacities, lambda a, b: a @ b.T
+        )
+        expected, cells = fair_parts(wanted, budgets, capacities)
+        some = (budgets > 0) & wanted.any(axis=1)
+        np.testing.assert_allclose(parts[some], expected[some], rtol=1e-12)
+        assert np.array_equal(usable[some], (cells & wanted)[some])
+
+
 def test_elimination_keeps_the_digits_of_weak_links(seed):
     """More nodes than a panel, against a solver; then links that a solver would lose."""
     rng = np.random.default_rng(seed)
