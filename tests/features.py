@@ -185,6 +185,7 @@ SHAPING: dict[str, Callable[[Case], None]] = {
     "no_rows": _size(rows=0),
     "no_features": _size(features=0),
     "wide_values": _size(value_features=81),
+    "wide": _wide,
     "grouped": _grouped,
     "broadcast_keys": _broadcast_keys,
     "float64": _dtypes(np.float64, np.float64, np.float64),
@@ -231,7 +232,6 @@ FEATURES: dict[str, Callable[[Case], None]] = {
     "documents": _documents,
     "documents_of_each": _documents_of_each,
     "small_mask": _small_mask,
-    "wide": _wide,
 }
 
 # Features that set the same thing: of such a pair only one can be had.
@@ -242,7 +242,7 @@ EXCLUSIVE = (
         *("float64", "mixed", "integers", "booleans", "float16", "small_keys"),
         *BFLOAT16_SHAPING,
     },
-    {"wide", "many_rows", "two_segments"},
+    {"wide", "many_rows", "two_segments", "no_features"},
     {"fortran_transposed", "strided_unaligned", "byteswapped_broadcast", "read_only_columns"},
     {"dot", "cosine", "euclidean"},
     {"scale", "negative_scale", "zero_scale"},
