@@ -71,6 +71,19 @@ def numbers_or_path(text: str) -> tuple[float, ...] | str:
     return text
 
 
+def scale(text: str) -> float | tuple[float, ...] | str:
+    """Read a finite number, several separated by commas, or leave the name of a file."""
+    numbers = numbers_or_path(text)
+    if isinstance(numbers, str):
+        if not os.path.exists(text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a finite number, nor several separated by commas, nor a file"
+            )
+        return text
+    found = tuple(map(finite, text.split(",")))
+    return found if len(found) > 1 else found[0]
+
+
 def index(text: str) -> int:
     """Read a place, counted from 0."""
     if not text.isdecimal():

@@ -12,6 +12,7 @@ from fastattn._core.arrays import check_out
 from fastattn._core.environment import default_environment
 from fastattn._core.problem import NO_EXTRAS, Extras
 from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.scales import is_small
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def attention(
     value: ArrayLike,
     *,
     similarity: str = "scaled_dot",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     causal: bool | str = False,
     query_offset: ArrayLike | None = None,
@@ -76,9 +77,11 @@ def attention(
     similarity : {"scaled_dot", "dot", "cosine", "euclidean"}
         ``dot`` and ``scaled_dot``: :math:`q \cdot k`; ``cosine``: :math:`q \cdot k / (|q||k|)`, 0
         for a zero vector; ``euclidean``: :math:`-|q - k|^2`, from differences.
-    scale : float, optional
-        Factor of the similarity, any finite number. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when
-        E is 0), 1 for the others.
+    scale : float or float array over the batch dims, optional
+        Factor of the similarity, any finite number; or one per head, as learned where queries and
+        keys are normalised. An array has exactly as many dims as the batch, heads included, with
+        size 1 where shared; each head has the bits of a call with its own number. None:
+        ``1/sqrt(E)`` for ``scaled_dot`` (1 when E is 0), 1 for the others.
     mask : array_like, broadcasts to (..., L, S), optional
         bool: True where a query may attend; float: added to the scores, -inf hides.
         It does not change the dtype of the result. A float mask of only 0 and 1, hardly ever
@@ -210,6 +213,19 @@ def attention(
            [1.5],
            [9. ]])
 
+    A scale per head, as Swin v2 learns one for its cosines; with a batch in front of the heads it
+    would be ``scale[None]``.
+
+    >>> logit_scale = np.array([[[0.7]], [[9.0]]])
+    >>> scale = np.exp(np.minimum(logit_scale, np.log(100.0)))[:, 0, 0]
+    >>> heads = np.broadcast_to(query, (2, 2, 2))
+    >>> fastattn.attention(heads, heads, heads, similarity="cosine", scale=scale).round(2)
+    array([[[0.88, 0.12],
+            [0.12, 0.88]],
+    <BLANKLINE>
+           [[1.  , 0.  ],
+            [0.  , 1.  ]]])
+
     A sink takes weight and has no value; here it takes as much as each of the two keys.
 
     >>> fastattn.attention([[1.0]], [[0.0], [0.0]], [[3.0], [6.0]], sinks=0.0)
@@ -262,7 +278,7 @@ def attention(
         made = recipe(call)
         problem = problems.bind(made, query, key, value, mask, extras)
         execution = backends.prepare(problem, wanted, workers)
-        if extras is NO_EXTRAS:
+        if extras is NO_EXTRAS and is_small(made.scale):
             _keep((call, wanted, workers), execution, made)
         results = made.allocate(out, (query, key, value, mask))
         execution.run(*made.canonical(results))
@@ -286,7 +302,7 @@ def explain(
     value: ArrayLike,
     *,
     similarity: str = "scaled_dot",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     causal: bool | str = False,
     query_offset: ArrayLike | None = None,

@@ -66,7 +66,7 @@ def attention_allocation(
     method: str = "largest_remainder",
     on_unspent: str = "raise",
     similarity: str = "cosine",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     causal: bool | str = False,
     query_offset: ArrayLike | None = None,

@@ -169,7 +169,7 @@ class KVCache:
         query: ArrayLike,
         *,
         similarity: str = "scaled_dot",
-        scale: float | None = None,
+        scale: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         causal: bool | str = "bottom_right",
         query_offset: ArrayLike | None = None,

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastattn.arguments import (
     count,
-    finite,
     index,
     indices,
     integer_or_path,
     joined,
     numbers_or_path,
     positive,
+    scale,
     side,
     size,
 )
@@ -133,7 +133,12 @@ _MEMORY_HELP = "what the job's arrays may take, like 512M or 2G (default 1G)"
 
 def _add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--similarity", choices=SIMILARITIES, default="scaled_dot")
-    group.add_argument("--scale", type=finite, metavar="NUMBER")
+    group.add_argument(
+        "--scale",
+        type=scale,
+        metavar="NUMBERS|FILE",
+        help="factor of the similarity, or one per head, like 8,12.5",
+    )
     group.add_argument(
         "--causal",
         nargs="?",

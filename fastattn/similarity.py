@@ -11,12 +11,12 @@ from fastattn._core.arrays import (
     as_array,
     deliver,
     dtypes,
-    finite_number,
     result_array,
     spread,
 )
 from fastattn._core.environment import default_environment
 from fastattn._core.recipe import check_similarity, default_scale
+from fastattn._core.scales import broadcast_scales, is_small, scale_of
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def similarity(
     key: ArrayLike,
     *,
     metric: str = "cosine",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     out: np.ndarray | None = None,
     backend: str | None = None,
     threads: int | None = None,
@@ -49,8 +49,9 @@ def similarity(
         ``cosine``: :math:`q \cdot k / (|q||k|)`, within -1 and 1, 0 for a zero vector; ``dot`` and
         ``scaled_dot``: :math:`q \cdot k`; ``euclidean``: :math:`-|q - k|^2`, from differences, so
         that larger is more similar for every metric.
-    scale : float, optional
-        Any finite number. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when E is 0), else 1.
+    scale : float or float array over the batch dims, optional
+        Any finite number, or an array of them with exactly as many dims as the batch, size 1 where
+        shared. None: ``1/sqrt(E)`` for ``scaled_dot`` (1 when E is 0), else 1.
     out : ndarray, (..., L, S), optional
         Where to store the result; may overlap an input. None: a new array.
     backend : {"cython", "numba", "reference"}, optional
@@ -87,12 +88,9 @@ def similarity(
     if unknown:
         names.refuse(similarity, unknown)
     check_similarity("metric", metric)
-    if scale is not None:
-        scale = finite_number(
-            "scale", scale, "None means 1 over the root of E for scaled_dot, else 1"
-        )
+    given = None if scale is None else scale_of(scale)
     workers = resolve(threads)
-    options = ("similarity", metric, scale, backends.choose(backend), workers)
+    options = ("similarity", metric, given, backends.choose(backend), workers)
     call = repeats.signature(options, query, key, out)
     again = repeats.find(call, query, key, out)
     if again is not None:
@@ -107,16 +105,20 @@ def similarity(
             f"query has E = {query.shape[-1]} features and key E = {key.shape[-1]}: {shown}; their "
             "last axes must match"
         )
-    if scale is None:
-        scale = default_scale(metric, query.shape[-1])
     one_row = query.ndim == 1
     rows = query[None] if one_row else query
     rows, keys = spread(shown, rows, key)
     batch = rows.shape[:-2]
+    factor: float | np.ndarray = default_scale(metric, rows.shape[-1])
+    if given is not None:
+        factor = broadcast_scales(given, batch)
+    if isinstance(factor, np.ndarray):
+        factor = np.broadcast_to(factor, batch)
     shape = (*batch, *(() if one_row else (rows.shape[-2],)), keys.shape[-2])
     result = result_array(out, shape, dtype, (query, key))
     target = result[..., None, :] if one_row else result
     with default_environment():
-        repeat = backends.pick(backend).similarity(rows, keys, target, metric, scale, workers)
-    repeats.keep(call, repeat, (query, key, result), (rows, keys, target), out)
+        repeat = backends.pick(backend).similarity(rows, keys, target, metric, factor, workers)
+    if is_small(factor):
+        repeats.keep(call, repeat, (query, key, result), (rows, keys, target), out)
     return deliver(result, out)  # type: ignore[no-any-return]

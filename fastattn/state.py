@@ -34,7 +34,6 @@ _SHARED = (
     "dtype",
     "output_dtype",
     "similarity",
-    "scale",
     "softcap",
     "causal",
     "window",
@@ -186,7 +185,7 @@ def attention_state(
     *,
     key_start: int = 0,
     similarity: str = "scaled_dot",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     causal: bool | str = False,
     query_offset: ArrayLike | None = None,
@@ -277,6 +276,7 @@ def attention_state(
     chosen = backends.pick(backend)
     state = chosen.attention_state(problem, key_start, resolve(threads))
     numbers = {
+        "scale is": _over_batch(made.scale, made),
         "alibi_slopes are": _over_batch(problem.alibi_slopes, made),
         # Also where "bottom_right" puts it; 0 where nobody asks.
         "query_offset, the position of query row 0, is": _over_batch(
@@ -286,9 +286,9 @@ def attention_state(
     return State(chosen, made, numbers, state, key_start, key_start + made.keys)
 
 
-def _over_batch(numbers: np.ndarray | int | None, made: Recipe) -> np.ndarray | None:
+def _over_batch(numbers: np.ndarray | float | None, made: Recipe) -> np.ndarray | None:
     """Copy numbers (*batch, Hkv, G) as the caller sees the batch, whichever heads share keys."""
-    if numbers is None or isinstance(numbers, int):
+    if numbers is None or isinstance(numbers, (int, float)):
         return None if numbers is None else np.array(numbers)
     return np.array(numbers).reshape(made.batch)
 

@@ -29,7 +29,7 @@ def attention_varlen(
     *,
     key_indices: ArrayLike | None = None,
     similarity: str = "scaled_dot",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     causal: bool | str = False,
     query_offset: ArrayLike | None = None,
     window: tuple[int | None, int | None] | None = None,
@@ -76,8 +76,10 @@ def attention_varlen(
         Row numbers of the tables `key` and `value`: sequence b sees rows
         ``key_indices[key_splits[b] : key_splits[b + 1]]``, read where they lie. int32 and int64
         are used in place.
-    similarity, scale, softcap, enable_gqa, backend, threads
+    similarity, softcap, enable_gqa, backend, threads
         As for `attention`.
+    scale : float or float array, (H,), optional
+        As for `attention`; the heads are the whole batch here.
     causal : bool or {"top_left", "bottom_right"}
         As for `attention`, in each sequence by its own lengths: "bottom_right" lets the last query
         of each sequence see its last key.

@@ -126,6 +126,9 @@ WRONG: dict[str, Wrong] = {
         "attention(query, key, value, sinks=sinks)",
         {name: f"{x}.astype(np.float32)" for name, x in OPERANDS.items()} | {"sinks": "1e300"},
     ),
+    "scales of heads": attend(", scale=scale", scale="[1.0, 2.0, 3.0]"),
+    "scales of a batch": attend(", scale=scale", scale="[1.0, 2.0]"),
+    "a scale in brackets": attend(", scale=scale", scale="[0.5]"),
     # --- shapes
     "one number per key": attend(value="[1.0] * 7", into=None),
     "fewer key heads": attend(query="np.ones((2, 6, 5, 8))"),

@@ -3,10 +3,10 @@
 ``python tests/faults.py`` lists them; ``python tests/faults.py NAME...`` seeds those, each by
 itself, and runs its tests. Those of ragged batches and biases stand in `ragged_faults`, those of
 caches and halves in `cache_faults`, of pairs of bfloat16 in `pair_faults`, of wide vectors in
-`wide_faults`, of logarithms in `logarithm_faults`, of the compiled path in `compiled_faults`, of
-budgets in `allocation_faults` and `shared_faults`, of the multi-head module, pictures and examples
-in `module_faults`, of the offline job in `batch_faults`, of what the face takes, refuses and says
-in `face_faults`.
+`wide_faults`, of scales in `scale_faults`, of logarithms in `logarithm_faults`, of the compiled
+path in `compiled_faults`, of budgets in `allocation_faults` and `shared_faults`, of the multi-head
+module, pictures and examples in `module_faults`, of the offline job in `batch_faults`, of what the
+face takes, refuses and says in `face_faults`.
 
 A fault names a file of the package, a piece of it that occurs once, what to put there, and the
 tests that must go red. The package is copied first: the working tree is never touched.
@@ -30,6 +30,7 @@ from logarithm_faults import LOGARITHM_FAULTS
 from module_faults import MODULE_FAULTS
 from pair_faults import PAIR_FAULTS
 from ragged_faults import RAGGED_FAULTS
+from scale_faults import SCALE_FAULTS
 from shared_faults import SHARED_FAULTS
 from wide_faults import WIDE_FAULTS
 
@@ -367,6 +368,7 @@ _FAULTS = {
 _PLACES = (
     _FAULTS,
     RAGGED_FAULTS,
+    SCALE_FAULTS,
     CACHE_FAULTS,
     PAIR_FAULTS,
     LOGARITHM_FAULTS,

@@ -98,6 +98,21 @@ def _key_lengths(c: Case) -> None:
     c.options["key_lengths"] = c.rng.integers(0, c.keys + 1, c.batch)
 
 
+def _scales(c: Case) -> None:
+    """A scale per head, one of them negative and one of them 0."""
+    scales = c.rng.uniform(0.1, 0.9, (*[1] * (len(c.batch) - 1), c.batch[-1]))
+    scales[..., 0] *= -1
+    scales[..., c.batch[-1] // 2] = 0
+    c.options["scale"] = scales
+
+
+def _scales_of_each(c: Case) -> None:
+    """A scale per batch element and head, powers of two of either sign among them."""
+    scales = c.rng.normal(size=c.batch).astype(np.float32) / 2
+    scales.flat[: min(3, scales.size)] = (0.25, -(2.0**-9), 1.0)[: scales.size]
+    c.options["scale"] = scales
+
+
 def _alibi(c: Case) -> None:
     """A slope per head, each half the one before."""
     c.options["alibi_slopes"] = 2.0 ** -np.arange(2, 2 + c.batch[-1])
@@ -186,6 +201,7 @@ SHAPING: dict[str, Callable[[Case], None]] = {
     "no_features": _size(features=0),
     "wide_values": _size(value_features=81),
     "wide": _wide,
+    "subnormal": _size(subnormal=True),
     "grouped": _grouped,
     "broadcast_keys": _broadcast_keys,
     "float64": _dtypes(np.float64, np.float64, np.float64),
@@ -209,6 +225,8 @@ FEATURES: dict[str, Callable[[Case], None]] = {
     "scale": _option("scale", 0.37),
     "negative_scale": _option("scale", -0.2),
     "zero_scale": _option("scale", 0.0),
+    "scales": _scales,
+    "scales_of_each": _scales_of_each,
     "bool_mask": _bool_mask,
     "key_mask": _key_mask,
     "row_mask": _row_mask,
@@ -245,7 +263,7 @@ EXCLUSIVE = (
     {"wide", "many_rows", "two_segments", "no_features"},
     {"fortran_transposed", "strided_unaligned", "byteswapped_broadcast", "read_only_columns"},
     {"dot", "cosine", "euclidean"},
-    {"scale", "negative_scale", "zero_scale"},
+    {"scale", "negative_scale", "zero_scale", "scales", "scales_of_each"},
     {"bool_mask", "key_mask", "row_mask", "float_mask", "float_mask_hiding", "small_mask"},
     {"causal_offset", "causal_offsets", "causal_top_left", "causal_bottom_right"},
     {"window_left", "window_right", "window_both"},

@@ -10,7 +10,7 @@ from fastattn.batch import Job, Summary, run_job
 
 ROLES = (
     "query", "key", "value", "mask", "query_offset", "key_lengths",
-    "query_segments", "key_segments", "alibi_slopes", "sinks",
+    "query_segments", "key_segments", "scale", "alibi_slopes", "sinks",
 )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ OPTIONS = {
     "window": {"window": (150, 0)},
     "biased": {"alibi_slopes": [0.1, 0.05, 0.02, 0.01], "sinks": [0.5, -1.0, 2.0, -np.inf]},
     "softcap": {"softcap": 1.5, "scale": -0.7},
+    "scales": {"scale": np.array([[0.3, -0.2, 0.0, 1.0]])},
+    "scales_of_distances": {"similarity": "euclidean", "scale": [[0.1, -0.02, 0.0, 3.0]]},
     "cosine": {"similarity": "cosine"},
     "euclidean": {"similarity": "euclidean", "scale": 0.1},
 }

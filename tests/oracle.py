@@ -140,7 +140,7 @@ def score_size(
         "dot": largest_query * largest_key,
         "scaled_dot": largest_query * largest_key,
     }
-    size = sizes[similarity] * abs(scale)
+    size = sizes[similarity] * finite_max(scale)
     if mask is not None and np.asarray(mask).dtype != bool:
         size += finite_max(mask)
     if alibi_slopes is not None:

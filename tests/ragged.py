@@ -215,6 +215,12 @@ def _per_head(name: str, scale: float) -> Callable[[Ragged], None]:
     return apply
 
 
+def _scales(c: Ragged) -> None:
+    """One of each head, one of them negative; a number where there are no heads."""
+    scales = np.array([0.4, -0.3, 0.0, 1.5])
+    c.options["scale"] = 0.4 if c.heads is None else scales[: c.heads]
+
+
 def _grouped(c: Ragged) -> None:
     if c.heads is None:
         return
@@ -248,6 +254,7 @@ RAGGED_FEATURES: dict[str, Callable[[Ragged], None]] = {
     "cosine": _option("similarity", "cosine"),
     "euclidean": _option("similarity", "euclidean"),
     "scale": _option("scale", -0.3),
+    "scales": _scales,
     "softcap": _option("softcap", 1.5),
     "causal_top_left": _causal_word("top_left"),
     "causal_bottom_right": _causal_word("bottom_right"),
@@ -269,6 +276,7 @@ EXCLUSIVE = (
     {"float64", "float16", "mixed", "bfloat16"},
     {"strided", "transposed"},
     {"dot", "cosine", "euclidean"},
+    {"scale", "scales"},
     {"causal_top_left", "causal_bottom_right", "causal_offset", "causal_offsets"},
     {"window", "window_left"},
     {"documents", "ids_in_any_order"},

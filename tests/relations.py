@@ -118,7 +118,7 @@ class Call:
         query, key, value = (_take(array, axis - 2, chosen) for array in self.arrays)
         options = dict(self.options)
         trailing = {"mask": 2, "query_segments": 1, "key_segments": 1}
-        for name in ("key_lengths", "query_offset", "alibi_slopes", "sinks", *trailing):
+        for name in ("scale", "key_lengths", "query_offset", "alibi_slopes", "sinks", *trailing):
             if np.ndim(options.get(name, 0)):
                 options[name] = _take(options[name], axis - trailing.get(name, 0), chosen)
         return replace(self, query=query, key=key, value=value, options=options)

@@ -51,6 +51,7 @@ class Case:
     layouts: tuple[str, str, str] = ("contiguous",) * 3
     key_heads: int | None = None
     key_batch: tuple[int, ...] | None = None
+    subnormal: bool = False  # every other query has a feature so small that a scale loses bits
     options: dict[str, Any] = field(default_factory=dict)
     features_used: tuple[str, ...] = ()
     query: np.ndarray = field(init=False, repr=False)
@@ -67,9 +68,14 @@ class Case:
             (*batch, self.keys, self.features),
             (*batch, self.keys, self.value_features),
         )
+        operands = [
+            draw(self.rng, shape, dtype) for shape, dtype in zip(shapes, self.dtypes, strict=True)
+        ]
+        if self.subnormal and operands[0].dtype in FLOATS:
+            smallest = np.finfo(operands[0].dtype).smallest_subnormal
+            operands[0][..., ::2, :1] = 3 * smallest
         self.query, self.key, self.value = (
-            lay_out(draw(self.rng, shape, dtype), layout)
-            for shape, dtype, layout in zip(shapes, self.dtypes, self.layouts, strict=True)
+            lay_out(operand, layout) for operand, layout in zip(operands, self.layouts, strict=True)
         )
         return self
 

@@ -41,6 +41,14 @@ CASES = {
         {role: (8 * array).astype(np.int16) for role, array in jobs.arrays().items()},
         {"scale": 0.01},
     ),
+    "scales": (
+        jobs.arrays((3, 4, 37, 8), (3, 2, 45, 8)) | {"scale": RANDOM.standard_normal((3, 4))},
+        {"enable_gqa": True, "similarity": "euclidean"},
+    ),
+    "scales of heads": (
+        jobs.arrays((4, 37, 8), (4, 45, 8)),
+        {"scale": (0.5, -0.25, 0.0, 3.0), "sinks": (0.5,)},
+    ),
     "slopes": (
         jobs.arrays() | {"alibi_slopes": RANDOM.random((3, 1)).astype(np.float32)},
         {"window": (30, None)},
@@ -166,7 +174,7 @@ STREAMED = {
     "slopes and sinks": (
         jobs.arrays((3, 30, 8), (3, 1700, 8))
         | {"sinks": np.array([0.5, -np.inf, 3.0]), "key_lengths": np.array([0, 511, 1030])},
-        {"alibi_slopes": (0.5, 0.01, -0.001), "causal": "bottom_right"},
+        {"alibi_slopes": (0.5, 0.01, -0.001), "causal": "bottom_right", "scale": (0.3, 0.7, -2.0)},
     ),
     "halves": (jobs.arrays((2, 70, 8), (2, 1700, 8), dtype=np.float16), {"causal": "top_left"}),
     "no keys": (jobs.arrays((4, 30, 8), (4, 0, 8)), {}),

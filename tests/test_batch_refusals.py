@@ -20,6 +20,8 @@ REFUSED = {
     "length beyond S": (jobs.arrays(), {"key_lengths": 46}, "46"),
     "huge offset": (jobs.arrays(), {"causal": True, "query_offset": 2**70}, "outside"),
     "infinite scale": (jobs.arrays(), {"scale": float("inf")}, "scale"),
+    "infinite scale of a head": (jobs.arrays(), {"scale": (1.0, float("inf"))}, "head 1"),
+    "too few scales": (jobs.arrays(), {"scale": (1.0, 2.0)}, r"\(1, 2\).*batch \(3, 4\)"),
     "unknown similarity": (jobs.arrays(), {"similarity": "manhattan"}, "manhattan"),
     "unknown backend": (jobs.arrays(), {"backend": "fortran"}, "fortran"),
     "complex": (jobs.arrays(dtype=np.complex64), {}, "complex"),

@@ -25,7 +25,8 @@ SHAPES = {
 FEATURES = {
     "plain": (),
     "causal": ("causal_bottom_right",),
-    "windows": ("window_both", "key_lengths", "euclidean"),
+    "windows": ("window_both", "key_lengths", "euclidean", "scales"),
+    "scales": ("grouped", "scales_of_each", "subnormal", "sinks"),
     "masks": ("bool_mask", "cosine", "scale"),
     "biased": ("float_mask_hiding", "softcap"),
     "grouped": ("grouped", "causal_offsets"),

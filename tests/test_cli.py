@@ -79,7 +79,8 @@ def test_every_option_reaches_the_call(tmp_path, capsys):
     jobs.save(tmp_path, inputs)
     arguments = ["run", f"--out={tmp_path}/out.npy", "--enable-gqa", "--causal", "--threads=1"]
     arguments += [f"--{role.replace('_', '-')}={tmp_path}/{role}.npy" for role in inputs]
-    arguments += ["--similarity=cosine", "--scale=-4.5", "--softcap=3", "--backend=numba"]
+    arguments += ["--similarity=cosine", "--softcap=3", "--backend=numba"]
+    arguments += ["--scale", "-4.5,1,0,2.5,3,9"]
     arguments += ["--alibi-slopes", "-.5,0.25,1e-3,0,1,2"]
     arguments += ["--window", "9", "none", f"--lse-out={tmp_path}/lse.npy", "--return-lse"]
     assert main([*arguments, "--max-memory=64M"]) == 0, capsys.readouterr().err
@@ -88,7 +89,7 @@ def test_every_option_reaches_the_call(tmp_path, capsys):
         enable_gqa=True,
         causal=True,
         similarity="cosine",
-        scale=-4.5,
+        scale=[[-4.5, 1, 0, 2.5, 3, 9]],
         softcap=3,
         window=(9, None),
         alibi_slopes=[-0.5, 0.25, 1e-3, 0, 1, 2],
@@ -124,6 +125,7 @@ USAGE = {
     "unknown option": (["run", "--sideways"], "--query"),
     "infinite scale": (["run", "--scale=inf"], "'inf' is not a finite number"),
     "no number": (["run", "--scale=big"], "'big' is not a finite number"),
+    "a scale that is infinite": (["run", "--scale=1,-inf"], "'-inf' is not a finite number"),
     "negative cap": (["run", "--softcap=-1"], "'-1' is not positive"),
     "similarity": (["run", "--similarity=manhattan"], "manhattan"),
     "causal": (["run", "--causal=left"], "left"),

@@ -138,10 +138,12 @@ def test_any_history_of_several_caches(exact_backend, seed):
             cache.truncate(rng.integers(lengths // 2, lengths + 1))
         elif operation == "reorder":
             cache.reorder(rng.integers(0, lengths.size, lengths.size))
-        options = choices[rng.integers(len(choices))]
+        options = dict(choices[rng.integers(len(choices))])
         rows, heads = int(rng.integers(1, 4)), int(rng.choice([2, 4]))
-        if "alibi_slopes" in options:
+        if "alibi_slopes" in options or np.ndim(options.get("scale", 0)):
             heads = 4
+        if np.ndim(options.get("scale", 0)):
+            options["scale"] = np.reshape(options["scale"], (*(1,) * len(cache.batch_shape), 4))
         query = draw_query(rng, cache, rows, heads)
         check(cache, query, **options, return_lse=bool(turn % 2), threads=turn % 3 + 1)
 
@@ -160,6 +162,22 @@ def test_slopes_and_sinks_are_those_of_the_step(exact_backend, seed):
                 check(cache, query, sinks=x)
                 check(cache, query, alibi_slopes=x.tolist(), sinks=x)
         numbers[:] = rng.random(4)
+
+
+def test_scales_are_those_of_the_step(exact_backend, seed):
+    """By value: an array that is written to between the steps is another scale."""
+    rng = np.random.default_rng(seed)
+    cache = new_cache((2,), "float32")
+    cache.append(*tokens(rng, (2,), 50))
+    query = draw_query(rng, cache)
+    numbers = rng.normal(size=4)
+    for similarity in ("dot", "euclidean"):
+        for _ in range(2):
+            for shape in ((1, 4), (2, 4), (2, 1), ()):
+                x = np.resize(numbers, shape).astype(np.float32)
+                check(cache, query, scale=x, similarity=similarity)
+                check(cache, query, scale=x.tolist(), similarity=similarity)
+            numbers[:] = rng.normal(size=4)
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])

@@ -63,8 +63,8 @@ WIDE_FAULTS = {
     ),
     "cosines_clamped_beside_their_power_of_two": (
         "_numba/scores.py",
-        "        return cast(tag, call.query_first) * cast(tag, call.query_second)",
-        "        return cast(tag, 1.0)",
+        "    return cast(tag, factors.query_first) * cast(tag, factors.query_second)",
+        "    return cast(tag, 1.0)",
         _SUMS.format("no_operation_scores_a_cosine_above_its_scale"),
     ),
 }

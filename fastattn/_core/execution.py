@@ -102,10 +102,10 @@ class Backend(Protocol):
         key: np.ndarray,
         out: np.ndarray,
         metric: str,
-        scale: float,
+        scale: float | np.ndarray,
         threads: int,
     ) -> Repeat | None:
-        """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
+        """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E), scale (*batch)."""
 
     def softmax(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int

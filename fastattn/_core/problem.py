@@ -85,7 +85,7 @@ class Problem(NamedTuple):
     causal: bool
     window: tuple[int | None, int | None]  # (left, right), None unbounded
     similarity: str
-    scale: float  # resolved, never None
+    scale: float | np.ndarray  # resolved, never None; or float64 (*batch, Hkv, G)
     softcap: float | None
     dtype: np.dtype  # compute dtype: float32 or float64
     output_shape: tuple[int, ...]  # what the caller gets

@@ -43,7 +43,7 @@ class RaggedProblem(NamedTuple):
     causal: bool
     window: Window
     similarity: str
-    scale: float
+    scale: float | np.ndarray  # or float64 (Hkv, G)
     softcap: float | None
     alibi_slopes: np.ndarray | None  # (Hkv, G), compute dtype
     sinks: np.ndarray | None  # (Hkv, G), compute dtype

@@ -24,6 +24,7 @@ from fastattn._core.arrays import (
 )
 from fastattn._core.environment import default_environment
 from fastattn._core.layouts import layout, mask_layout
+from fastattn._core.scales import Scales, broadcast_scales, is_small, scale_of
 from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
 
 __all__ = [
@@ -60,7 +61,7 @@ class Signature(NamedTuple):
     value_dtype: np.dtype
     mask: tuple[Any, ...] | None  # shape, strides, dtype
     similarity: str
-    scale: float | None
+    scale: float | Scales | None
     causal: bool | str
     window: Window | None
     softcap: float | None
@@ -94,7 +95,7 @@ class Recipe(NamedTuple):
     causal: bool
     window: Window
     similarity: str
-    scale: float
+    scale: float | np.ndarray  # or (*outer, Hkv, G)
     softcap: float | None
     dtype: np.dtype  # to compute in, and of lse
     output_dtype: np.dtype
@@ -190,10 +191,8 @@ def signature(
     """
     if type(similarity) is not str or similarity not in SIMILARITIES:
         check_similarity("similarity", similarity)
-    if scale is not None:
-        scale = finite_number(
-            "scale", scale, "None means 1 over the root of E for scaled_dot, else 1"
-        )
+    if scale is not None and (type(scale) is not float or scale - scale != 0.0):
+        scale = scale_of(scale)
     if causal is not False and causal is not True:
         causal = check_causal(causal)
     if window is not None:
@@ -246,9 +245,10 @@ def recipe(call: tuple[Any, ...]) -> Recipe:
     found = _recipes.get(call)
     if found is None:
         found = _make_recipe(Signature._make(call))
-        if len(_recipes) >= _RECIPES_KEPT:
-            _recipes.clear()
-        _recipes[call] = found
+        if is_small(found.scale):
+            if len(_recipes) >= _RECIPES_KEPT:
+                _recipes.clear()
+            _recipes[call] = found
     return found
 
 
@@ -284,7 +284,11 @@ def _make_recipe(call: Signature) -> Recipe:
             "pass it as `key_lengths=total`, or `causal=True, query_offset=n`, with n the position "
             "of query row 0"
         )
-    scale = default_scale(call.similarity, features) if call.scale is None else call.scale
+    scale: float | np.ndarray = default_scale(call.similarity, features)
+    if call.scale is not None:
+        scale = broadcast_scales(call.scale, batch)
+    if isinstance(scale, np.ndarray):
+        scale = view(scale, layout(scale.shape, scale.strides, outer, kv_heads, groups, 0))
     row = () if one_row else (rows,)
     output_shape, weights_shape = (*batch, *row, value_features), (*batch, *row, keys)
     check_size(output_shape, output_dtype)

@@ -17,6 +17,7 @@ from fastattn._core.arrays import per_head
 from fastattn._core.pages import Pages, PageTable
 from fastattn._core.problem import Extras
 from fastattn._core.recipe import Recipe, signature
+from fastattn._core.scales import is_small
 
 if TYPE_CHECKING:
     from fastattn._core.execution import Execution, Step
@@ -90,7 +91,7 @@ def keep(call: Call, execution: Execution, made: Recipe) -> None:
     """Keep a planned call for later steps, if its backend can do others like it."""
     prepare = getattr(execution, "step", None)
     step = None if prepare is None else prepare()
-    if step is not None:
+    if step is not None and is_small(made.scale):
         if len(_steps) >= _KEPT:
             _steps.clear()
         _steps[call] = step, made

@@ -20,6 +20,7 @@ from fastattn._core.plan import (
 from fastattn._core.problem import Problem
 
 from . import repeat
+from .apart import in_entries
 from .describe import describe, key_staged, value_in_place
 from .kernels import Kernels
 from .record import Record
@@ -55,6 +56,7 @@ class Execution:
         """Fill (*batch, Hkv, G, L, Ev), (*batch, Hkv, G, L) and (*batch, Hkv, G, L, S)."""
         if math.prod(self.problem.query.shape[:-1]) == 0:
             return
+        output, lse = in_entries(self.problem, output, 2), in_entries(self.problem, lse, 1)
         record = make_record(self.problem, self.plan, output, lse)
         if weights is not None:
             record.point(weights=weights)
@@ -164,7 +166,6 @@ class Partials(NamedTuple):
     row_sum: np.ndarray  # (rows, segments)
     row_rest: np.ndarray  # (rows, segments), the sum but for one maximum, where an lse may be asked
     output: np.ndarray  # (rows, segments, Ev rounded up to lanes)
-    exact: np.ndarray  # (rows,), whether the power-of-two part of scale went onto the query
 
     @classmethod
     def empty(cls, rows: int, segments: int, problem: Problem) -> Partials:
@@ -174,7 +175,6 @@ class Partials(NamedTuple):
             np.empty((rows, segments), problem.dtype),
             np.empty((rows, segments), problem.dtype),
             np.empty((rows, segments, width), problem.dtype),
-            np.empty(rows, np.int64),
         )
 
 
@@ -220,7 +220,6 @@ def point_partials(record: Record, partial: Partials, state: Partials) -> None:
         state_sum=state.row_sum,
         state_rest=state.row_rest,
         state_output=state.output,
-        state_exact=state.exact,
     )
 
 

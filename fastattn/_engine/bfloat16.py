@@ -46,10 +46,9 @@ def _is_faster() -> bool:
 def can_pair(problem: Problem | RaggedProblem) -> bool:
     """Tell whether a call may be computed in pairs: by its dtypes and options, never by a size.
 
-    Cosine and Euclidean similarity need float32's accuracy in the query and the keys, and a scale
-    of 0 must meet no product that overflowed.
+    Cosine and Euclidean similarity need float32's accuracy in the query and the keys.
     """
-    if problem.similarity not in ("dot", "scaled_dot") or problem.scale == 0.0:
+    if problem.similarity not in ("dot", "scaled_dot"):
         return False
     pages = problem.pages if isinstance(problem, Problem) else None
     stored = (problem.key.dtype, problem.value.dtype) if pages is None else (pages.dtype,)

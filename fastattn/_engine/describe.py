@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from .layouts import (
     COSINE,
     DOT,
     EUCLIDEAN,
+    FACTORS,
     FLOAT_MASK,
     NO_MASK,
     OPERANDS,
@@ -27,73 +27,91 @@ from .layouts import (
 )
 from .record import Record, merge_dims
 
-__all__ = ["describe", "key_staged", "split_scale", "value_in_place"]
+__all__ = ["METRICS", "describe", "key_staged", "split_scales", "value_in_place"]
 
 Walks = dict[str, tuple[int, ...]]  # how operands walk: their strides
 
 METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
 
 
-def split_scale(
-    similarity: str, scale: float, softcap: float | None, shaped: bool
-) -> dict[str, Any]:
-    """Divide scale into a power of two, exact on the operands, and a rest in [1, 4).
+def split_scale(similarity: str, scale: float, shaped: bool, dtype: np.dtype) -> tuple[float, ...]:
+    """Divide scale into powers of two, exact on the operands, and a rest in [1, 4): `FACTORS`.
 
     The sign goes onto the query too, so that scores rise with the product; a negative factor of
-    distances, and 0, are applied to the scores. `shaped` says that final scores are needed as such,
-    not only as exponents.
+    distances is applied to the scores. So is the part of a power that is beyond the square of what
+    the dtype holds. `shaped` says that final scores are needed as such, not only as exponents;
+    otherwise the rest comes late, with those.
     """
-    metric = METRICS[similarity]
-    shaped = shaped or softcap is not None
-    words: dict[str, Any] = dict(
-        metric=metric,
-        query_first=1.0,
-        query_second=1.0,
-        key_factor=1.0,
-        difference_factor=1.0,
-        softcap=softcap or 0.0,
-    )
+    words = dict.fromkeys(FACTORS.floats, 1.0)
     if scale == 0.0:
-        # On the operands too: 0 times a product that overflowed would be NaN.
-        factor = "difference_factor" if metric == EUCLIDEAN else "key_factor"
-        return words | {factor: 0.0} | dict(rest=0.0, shaped=1, rescaled=1)
+        # On the operands: 0 times a product that overflowed would be NaN.
+        words["query_first"] = 0.0
+        words["key_factor"] = 0.0 if similarity == "euclidean" else 1.0
+        return tuple(words.values())
+    most = -_least_exponent(dtype)
     mantissa, exponent = math.frexp(abs(scale))
     rest, exponent = 2.0 * mantissa, exponent - 1
-    if metric == EUCLIDEAN:
+    if similarity == "euclidean":
         half, odd = divmod(exponent, 2)
         rest *= 2.0**odd
-        if half > 0:
+        own = min(max(half, -most), most)
+        waiting = 2 * (half - own)
+        if own > 0:
             # On the operands it might overflow where their differences do not.
-            words["difference_factor"] = math.ldexp(1.0, half)
+            words["difference_factor"] = 2.0**own
         else:
-            words["query_first"] = words["key_factor"] = math.ldexp(1.0, half)
+            words["query_first"] = words["key_factor"] = 2.0**own
         if scale < 0.0:
             rest, shaped = -rest, True
     else:
-        words["query_first"] = math.copysign(math.ldexp(1.0, exponent // 2), scale)
-        words["query_second"] = math.ldexp(1.0, exponent - exponent // 2)
-    rescaled = softcap is not None or (shaped and rest != 1.0)
-    return words | dict(rest=rest, shaped=int(shaped), rescaled=int(rescaled))
+        own = min(max(exponent, -2 * most), 2 * most)
+        waiting = exponent - own
+        words["query_first"] = math.copysign(2.0 ** (own // 2), scale)
+        words["query_second"] = 2.0 ** (own - own // 2)
+    waiting = min(max(waiting, -2 * most), 2 * most)
+    words["power_first"], words["power_second"] = (
+        2.0 ** (waiting // 2),
+        2.0 ** (waiting - waiting // 2),
+    )
+    words["rest" if shaped else "late_rest"] = rest
+    return tuple(words.values())
 
 
-def _finite(words: dict[str, Any], dtype: np.dtype) -> dict[str, Any]:
-    """Keep the factors of a query finite in the dtype: 0 times infinity would be NaN."""
-    most = 1.0 / _tiny(dtype)
-    for factor in ("query_first", "query_second"):
-        words[factor] = min(max(words[factor], -most), most)
-    return words
+def split_scales(
+    similarity: str, scale: float | np.ndarray, shaped: bool, dtype: np.dtype
+) -> tuple[tuple[float, ...], np.ndarray | None, bool]:
+    """Divide one scale, or one of each head (*batch, Hkv, G).
+
+    Returns the factors of the first, a table (*batch, Hkv, G, factors) that repeats nothing where
+    there are several, and whether any of them changes scores behind the product.
+    """
+    if not isinstance(scale, np.ndarray):
+        factors = split_scale(similarity, scale, shaped, dtype)
+        return factors, None, _rescales(factors)
+    own = scale[tuple(slice(None) if stride else slice(1) for stride in scale.strides)]
+    distinct, which = np.unique(own, return_inverse=True)
+    found = [split_scale(similarity, float(one), shaped, dtype) for one in distinct]
+    found = found or [split_scale(similarity, 1.0, shaped, dtype)]
+    table = np.array(found)[which.reshape(own.shape)]
+    spread = np.broadcast_to(table, (*scale.shape, len(FACTORS.floats)))
+    return found[0], spread, any(map(_rescales, found))
+
+
+def _rescales(factors: tuple[float, ...]) -> bool:
+    at = FACTORS.floats.index("power_first")
+    return factors[at : at + 3] != (1.0, 1.0, 1.0)
 
 
 def _representable(softcap: float | None, dtype: np.dtype) -> float | None:
     """Bring a cap into the range where neither it nor its inverse overflows; no score tells."""
-    tiny = _tiny(dtype)
+    tiny = 2.0 ** _least_exponent(dtype)
     return None if softcap is None else min(max(softcap, tiny), 1.0 / tiny)
 
 
 @functools.cache  # NumPy takes microseconds to say it
-def _tiny(dtype: np.dtype) -> float:
-    """Return the smallest normal number."""
-    return float(np.finfo(dtype).tiny)
+def _least_exponent(dtype: np.dtype) -> int:
+    """Return that of the smallest normal number."""
+    return int(np.finfo(dtype).minexp)
 
 
 def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None) -> Record:
@@ -104,6 +122,10 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
     right = UNBOUNDED if right is None else right
     adds = mask is not None and mask.dtype != np.bool_
     adds = adds or problem.alibi_slopes is not None
+    softcap = _representable(problem.softcap, problem.dtype)
+    factors, table, rescaled = split_scales(
+        problem.similarity, problem.scale, adds or softcap is not None, problem.dtype
+    )
     record.set(
         groups_of_heads=query.shape[-3],
         queries=query.shape[-2],
@@ -119,15 +141,10 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
         value_in_place=int(value_in_place(problem)),
         key_staged=int(key_staged(problem)),
         mask_kind=NO_MASK,
-        **_finite(
-            split_scale(
-                problem.similarity,
-                problem.scale,
-                _representable(problem.softcap, problem.dtype),
-                adds,
-            ),
-            problem.dtype,
-        ),
+        metric=METRICS[problem.similarity],
+        rescaled=int(rescaled or softcap is not None),
+        softcap=softcap or 0.0,
+        **dict(zip(FACTORS.floats, factors, strict=True)),
     )
     for field, array in (("query", query), ("output", output)):
         head, row, feature = array.strides[-3:]
@@ -144,7 +161,7 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
     arrays = {"query": query, "key": key, "value": value, "output": output}
     walks = {field: array.strides for field, array in arrays.items()} | {"lse": lse_strides}
     _point_extras(record, problem, walks)
-    _point_tables(record, problem, walks)
+    _point_tables(record, problem, table, walks)
     return record
 
 
@@ -200,8 +217,10 @@ def _point_pages(record: Record, problem: Problem, pages: Pages, walks: Walks) -
         record.point(key_scales=pages.key_scale, value_scales=pages.value_scale)
 
 
-def _point_tables(record: Record, problem: Problem, walks: Walks) -> None:
-    """Lengths, offsets, and how each operand walks the batch: what belongs to the signature."""
+def _point_tables(
+    record: Record, problem: Problem, factors: np.ndarray | None, walks: Walks
+) -> None:
+    """Factors, lengths, offsets and how each operand walks: what belongs to the signature."""
     rows = problem.query.shape[:-2]
     lengths = problem.key_lengths
     if lengths is None:
@@ -211,13 +230,16 @@ def _point_tables(record: Record, problem: Problem, walks: Walks) -> None:
         offsets = np.broadcast_to(np.int64(offsets), rows)
     walks["lengths"], walks["offsets"] = lengths.strides, offsets.strides
     record.set(lengths_head=lengths.strides[-1], offsets_head=offsets.strides[-1])
+    if factors is not None:
+        walks["factors"] = factors.strides[:-1]
+        record.set(factors_head=factors.strides[-2])
     batch = rows[:-1]
     # What is not there walks like the query, so that it keeps no batch dims apart.
     steps = [walks.get(name, walks["query"])[: len(batch)] for name in OPERANDS]
     shape, merged = merge_dims(batch, steps)
     record.set(entries=math.prod(batch), entry_rank=len(shape))
-    # The tables stand last in `kept`.
-    record.point(
+    record.point_tables(
+        **({} if factors is None else {"factors": factors}),
         lengths=lengths,
         offsets=offsets,
         entry_shape=np.array([*shape, 1], np.int64),

@@ -10,6 +10,7 @@ from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
 from . import allocation, normalize, shared, stages, states
+from .apart import apart
 from .attention import Execution, plan_problem
 from .bfloat16 import can_pair
 from .kernels import Kernels
@@ -35,17 +36,17 @@ class Engine:
 
     def prepare_attention(self, problem: Problem, threads: int) -> Execution:
         """Plan one attention call; runs nothing."""
-        problem = self._choose_pairs(problem)
+        problem = apart(self._choose_pairs(problem))
         return Execution(self.kernels, problem, plan_problem(problem, threads))
 
     def prepare_varlen(self, problem: RaggedProblem, threads: int) -> RaggedExecution:
         """Plan one ragged call; runs nothing."""
-        problem = self._choose_pairs(problem)
+        problem = apart(self._choose_pairs(problem))
         return RaggedExecution(self.kernels, problem, threads)
 
     def attention_state(self, problem: Problem, key_start: int, threads: int) -> Any:
         """Attend over one part of the keys."""
-        problem = self._choose_pairs(problem)
+        problem = apart(self._choose_pairs(problem))
         return states.attention_state(self.kernels, problem, key_start, threads)
 
     def merge_states(self, state: Any, following: Any) -> Any:
@@ -64,10 +65,10 @@ class Engine:
         key: np.ndarray,
         out: np.ndarray,
         metric: str,
-        scale: float,
+        scale: float | np.ndarray,
         threads: int,
     ) -> Planned | None:
-        """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
+        """Fill out (*batch, L, S) from (*batch, L, E), (*batch, S, E); scale is one or (*batch)."""
         return stages.similarity(self.kernels, query, key, out, metric, scale, threads)
 
     def fuse(

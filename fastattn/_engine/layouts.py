@@ -9,6 +9,7 @@ Pure tables, which import nothing: kernels of every backend are made from them.
 __all__ = [
     "ALLOCATION",
     "ATTENTION",
+    "FACTORS",
     "FUSE",
     "SHARED",
     "SIMILARITY",
@@ -35,6 +36,16 @@ class Layout:
         self.word = {field: i for i, field in enumerate((*self.integers, *self.floats))}
 
 
+# What a scale is divided into: see `describe.split_scale`. In a record where a call has one scale,
+# else one table entry for each head.
+FACTORS = Layout(
+    "Factors",
+    "",
+    """
+    query_first query_second key_factor difference_factor
+    power_first power_second rest late_rest
+    """,
+)
 ATTENTION = Layout(
     "AttentionCall",
     """
@@ -50,26 +61,26 @@ ATTENTION = Layout(
     mask mask_head mask_row mask_key mask_code mask_kind
     lengths lengths_head offsets offsets_head left right
     query_ids query_ids_head key_ids key_ids_head
-    alibi alibi_head sinks sinks_head
+    alibi alibi_head sinks sinks_head factors factors_head
     output output_head output_row output_feature output_code
     lse lse_head lse_row weights
     entry_key entry_value entry_key_pages entry_value_pages entry_key_scales entry_value_scales
-    entry_mask entry_query_ids entry_key_ids entry_alibi entry_offsets entry_lengths
+    entry_mask entry_query_ids entry_key_ids entry_alibi entry_offsets entry_lengths entry_factors
     ragged sequences borders first_task query_splits key_splits offsets_step
-    metric shaped rescaled
-    state_output state_max state_sum state_rest state_exact resume suspend
+    metric rescaled
+    state_output state_max state_sum state_rest resume suspend
     partial_output partial_max partial_sum partial_rest keeps_rest
     scratch scratch_stride
     at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
     at_stage at_chunks at_ids at_record at_ahead
     """,
-    "query_first query_second key_factor difference_factor rest softcap",
+    " ".join((*FACTORS.floats, "softcap")),
 )
 SIMILARITY = Layout(
     "SimilarityCall",
     """
     next_task stop_task workers
-    queries keys features metric rescaled
+    queries keys features metric rescaled factors
     entry_rank entry_shape entry_strides
     task_rows row_tasks task_keys key_tasks key_shift streamed
     query query_row query_feature query_code
@@ -143,7 +154,7 @@ SHARED = Layout(
 # have their operands in the order of the record.
 OPERANDS = (
     "query", "key", "value", "mask", "lengths", "offsets", "output", "lse",
-    "query_ids", "key_ids", "alibi", "sinks", "pages", "scales",
+    "query_ids", "key_ids", "alibi", "sinks", "pages", "factors",
 )  # fmt: skip
 
 # What a record of attention takes in front of its scratch, whole cache lines.

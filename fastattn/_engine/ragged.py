@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastattn._core.plan_ragged import RaggedPlan, plan_ragged
 from fastattn._core.problem import Gathered, Problem
 from fastattn._core.ragged import RaggedProblem
 
+from .apart import in_entries
 from .attention import Execution, plan_problem
 from .describe import describe, key_staged, value_in_place
 from .kernels import Kernels
@@ -47,6 +49,7 @@ class RaggedExecution:
     def run(self, output: np.ndarray, lse: np.ndarray | None, weights: None = None) -> None:
         """Fill (Hkv, G, rows, Ev) and (Hkv, G, rows) where a sequence has rows."""
         problem = self.problem
+        output, lse = in_entries(problem, output, 2), in_entries(problem, lse, 1)
         template = _describe(problem, output, lse)
         for wave in waves(problem):
             plan = self.plan if wave.start == 0 else plan_wave(problem, wave, self.threads)
@@ -79,8 +82,8 @@ def plan_wave(problem: RaggedProblem, wave: slice, threads: int) -> RaggedPlan:
     return plan_ragged(
         queries=np.diff(problem.query_splits[ends]),
         keys=np.diff(problem.key_splits[ends]),
-        kv_heads=problem.query.shape[0],
-        groups=problem.query.shape[1],
+        kv_heads=math.prod(problem.query.shape[:-3]),
+        groups=problem.query.shape[-3],
         features=problem.query.shape[-1],
         value_features=problem.value.shape[-1],
         item=problem.dtype.itemsize,
@@ -109,7 +112,7 @@ def _as_problem(problem: RaggedProblem, rows: slice, keys: slice, offset: int) -
     else:
         gathered = Gathered(problem.key_indices[keys], key.shape[-2])
         key, value = (_as_long(table, keys.stop - keys.start) for table in (key, value))
-    heads = query.shape[:2]
+    heads = query.shape[:-2]
 
     def over_heads(ids: np.ndarray | None, chosen: slice) -> np.ndarray | None:
         return None if ids is None else np.broadcast_to(ids[chosen], (*heads, len(ids[chosen])))

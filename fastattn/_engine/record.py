@@ -9,8 +9,6 @@ from .layouts import Layout
 
 __all__ = ["Record", "merge_dims"]
 
-TABLES = 4  # the last arrays that a record of attention keeps: those of the signature
-
 
 def merge_dims(
     shape: tuple[int, ...], strides: list[tuple[int, ...]]
@@ -37,6 +35,7 @@ class Record:
         self.words = np.zeros(len(layout.word), np.int64)
         self._floats = self.words.view(np.float64)
         self.kept: list[np.ndarray] = []
+        self.tables: list[np.ndarray] = []  # those of the signature
 
     def set(self, **words: float) -> None:
         word, floats_from = self.layout.word, len(self.layout.integers)
@@ -50,6 +49,11 @@ class Record:
             self.kept.append(array)
             self.words[self.layout.word[field]] = address(array)
 
+    def point_tables(self, **arrays: np.ndarray) -> None:
+        for field, array in arrays.items():
+            self.tables.append(array)
+            self.words[self.layout.word[field]] = address(array)
+
     def copy(self) -> Record:
         """Return another record of the same words, to change for one call; it keeps no array."""
         other = Record.__new__(Record)
@@ -57,8 +61,9 @@ class Record:
         other.words = self.words.copy()
         other._floats = other.words.view(np.float64)
         other.kept = []
+        other.tables = []
         return other
 
     def forget_arrays(self) -> None:
         """Keep no more than the tables, which belong to the signature."""
-        del self.kept[:-TABLES]
+        self.kept = []

@@ -11,9 +11,9 @@ from fastattn._core.arrays import computed
 from fastattn._core.plan import FUSE_KEYS, LANES, PANEL_KEYS, TILE_ROWS, padded
 
 from .addresses import address, storage_code
-from .describe import split_scale
+from .describe import METRICS, split_scales
 from .kernels import Kernels
-from .layouts import FUSE, SIMILARITY, STRIP
+from .layouts import FACTORS, FUSE, SIMILARITY, STRIP
 from .planned import Planned, describe_entries, lay_out
 from .record import Record, merge_dims
 
@@ -70,10 +70,10 @@ def similarity(
     key: np.ndarray,
     out: np.ndarray,
     metric: str,
-    scale: float,
+    scale: float | np.ndarray,
     threads: int,
 ) -> Planned | None:
-    """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E)."""
+    """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E); scale is one or (*batch)."""
     if out.size == 0:
         return None
     dtype = computed(out.dtype)
@@ -81,10 +81,17 @@ def similarity(
     rows, features = map(int, query.shape[-2:])
     keys = int(key.shape[-2])
     record = Record(SIMILARITY)
-    entries = _entries(record, [query, key, out], [2, 2, 2])
-    words = split_scale(metric, scale, None, shaped=True)
-    del words["shaped"], words["softcap"]
-    record.set(**words)
+    factors, table, rescaled = split_scales(metric, scale, True, dtype)
+    if table is None:
+        entries = _entries(record, [query, key, out], [2, 2, 2])
+    else:
+        entries = _entries(record, [query, key, out, table], [2, 2, 2, 1])
+        record.point(factors=table)
+    record.set(
+        metric=METRICS[metric],
+        rescaled=int(rescaled),
+        **dict(zip(FACTORS.floats, factors, strict=True)),
+    )
 
     streamed = _is_streamed(out)
     key_shift = address(out) % _LINE // item if streamed else 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastattn._core.problem import Problem
 
+from .apart import in_entries
 from .attention import (
     Partials,
     attend_waves,
@@ -77,11 +78,11 @@ def merge_states(kernels: Kernels, state: _State, following: _State) -> _State:
     left, right = state.parts, following.parts
     if not state.folded:
         row_max, row_sum, row_rest, output = (
-            np.concatenate(pair, 1) for pair in zip(left[:4], right[:4], strict=True)
+            np.concatenate(pair, 1) for pair in zip(left, right, strict=True)
         )
-        return state._replace(parts=Partials(row_max, row_sum, row_rest, output, left.exact))
+        return state._replace(parts=Partials(row_max, row_sum, row_rest, output))
     merged = Partials(*(array.copy() for array in left))
-    if len(left.exact):
+    if len(left.row_max):
         _fold_parts(
             kernels, following, merged, _any_output(state.problem), None, resume=True, suspend=True
         )
@@ -97,11 +98,12 @@ def finish_state(
 ) -> None:
     """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
     if sinks is not None:
+        sinks = in_entries(state.problem, sinks, 0)
         state = state._replace(problem=state.problem._replace(sinks=sinks))
-    rows = len(state.parts.exact)
+    rows = len(state.parts.row_max)
     if rows:
         scratch = Partials.empty(rows, 1, state.problem)
-        scratch.exact[...] = state.parts.exact
+        output, lse = in_entries(state.problem, output, 2), in_entries(state.problem, lse, 1)
         _fold_parts(kernels, state, scratch, output, lse, resume=False, suspend=False)
 
 
@@ -120,4 +122,4 @@ def _fold_parts(
     segments = state.parts.row_max.shape[1]
     record.set(keeps_rest=1)
     record.set(entries=math.prod(problem.query.shape[:-3]), segment_tasks=segments)
-    fold(kernels, record, problem, len(into.exact), state.threads, resume, suspend)
+    fold(kernels, record, problem, len(into.row_max), state.threads, resume, suspend)

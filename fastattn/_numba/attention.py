@@ -12,6 +12,7 @@ import numpy as np
 
 from fastattn._core.plan import BLOCK_ROWS, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS
 
+from .again import score_again
 from .ahead import following_task, look_ahead, place_of_task
 from .blocks import (
     BEGIN,
@@ -55,6 +56,8 @@ from .record import (
     EUCLIDEAN,
     OUTPUT,
     QUERY,
+    factors_in,
+    factors_of,
     operand_offset,
     read_record,
     read_record_of,
@@ -65,18 +68,26 @@ from .storage import widen_row
 
 
 @device
-def prepare_query(tag, call, source, target):
+def prepare_query(tag, call, factors, source, target):
     """Step pack for one query of any layout; whether the exact part of scale went onto it."""
     width = padded(call.features)
     widen_row(tag, call.query_code, source, call.query_feature, call.features, target)
     clear_row(tag, target, call.features, width)
     if call.metric == COSINE:
         normalise_query(tag, target, width)
-    if call.query_first * call.query_second == 1.0:
+    if factors.query_first * factors.query_second == 1.0:
         return True
     # Under a cap any score is final: sums on the way to it must not overflow.
     most = np.sqrt(largest_finite(tag)) if call.softcap > 0.0 else np.inf
-    return scale_row(tag, target, width, call, call.metric == EUCLIDEAN, most)
+    always = call.metric == EUCLIDEAN or factors.query_first == 0.0
+    return scale_row(tag, target, width, call, factors, always, most)
+
+
+@device
+def query_powers(tag, factors):
+    """The power of two of scale that goes onto queries, and its inverse, in one number each."""
+    power = factors.query_first * factors.query_second
+    return cast(tag, power), cast(tag, 1.0 / power)
 
 
 @device
@@ -90,28 +101,26 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
     width = padded(call.features)
     query = call.query + operand_offset(call, QUERY, entry_index)
     native = call.query_code == native_code(tag) and call.query_feature == item
-    plain = native and call.metric != COSINE and call.softcap == 0.0 and width == call.features
-    power = cast(tag, call.query_first * call.query_second)
-    back = cast(tag, 1.0 / (call.query_first * call.query_second))
-    # Both in range: one factor does what `scale_row` does with two.
-    plain = plain and power * back == 1.0
-    wide_power, wide_back = splat(power), splat(back)
+    native = native and call.metric != COSINE and call.softcap == 0.0 and width == call.features
     words, step = slot(call, scratch, BEGIN, 0), call.task_rows
     head, i = place_of_row(call, first_row)
+    power, back = query_powers(tag, factors_of(call, first_row))
     alike = True
     first_begin, first_end = -1, -1
     for r in range(rows):
         source = query + head * call.query_head + i * call.query_row
         target = scratch + call.at_query + r * width * item
-        exact = plain
-        if plain:
+        # Both in range: one factor does what `scale_row` does with two.
+        exact = native and power * back == 1.0
+        if exact:
+            wide_power, wide_back = splat(power), splat(back)
             for place in range(0, width * item, LANES * item):
                 value = load(tag, source + place)
                 scaled = value * wide_power
                 exact &= same_lanes(scaled * wide_back, value)
                 store(target + place, scaled)
         if not exact:
-            exact = prepare_query(tag, call, source, target)
+            exact = prepare_query(tag, call, factors_of(call, first_row + r), source, target)
             narrow_query(tag, call, target, width)
         position = i + load_int64(call.entry_offsets + head * call.offsets_head, 0)
         length = load_int64(call.entry_lengths + head * call.lengths_head, 0)
@@ -128,6 +137,8 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
         i += 1
         if i == call.queries:
             head, i = head + 1, 0
+            if call.factors_head != 0 and r + 1 < rows:
+                power, back = query_powers(tag, factors_of(call, first_row + r + 1))
     # The tile reads whole groups of six rows, or a single one.
     if rows > 1 or call.metric == EUCLIDEAN:
         zero = splat(cast(tag, 0.0))
@@ -138,16 +149,13 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
 
 
 @device
-def forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch):
+def forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop_segment):
     """Mark partial states as empty, which this task fills only where a row sees a key."""
     hidden = cast(tag, -np.inf)
     for r in range(rows):
         for segment in range(first_segment, stop_segment):
             place = partial_row(call, entry_index, first_row + r, segment)
             store_scalar(call.partial_max + place * item_size(tag), hidden)
-        index = (entry_index - call.first_entry) * call.groups_of_heads * call.queries
-        exact = load_int64(slot(call, scratch, EXACT, r), 0)
-        store_int64(call.state_exact, index + first_row + r, exact)
 
 
 @device
@@ -168,6 +176,8 @@ def attend_block(
     repairing = False
     while True:
         score_block(tag, call, segment, queries, rows, low, high, scratch)
+        if not alike:
+            score_again(tag, call, segment, first_row, block, rows, low, high, scratch)
         reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
         if repairing:
             if values_wait(call):
@@ -175,7 +185,7 @@ def attend_block(
                 first, columns = segment * SEGMENT_KEYS + low, call.value_features
                 stage_values(tag, call, first, high - low, 0, columns, place, value_stride)
             fuse_visible_block(
-                tag, call, block, rows, low, high, values, value_stride, result, scratch
+                tag, call, first_row, block, rows, low, high, values, value_stride, result, scratch
             )
             break
         normalise_block(tag, call, entry_index, segment, first_row, block, rows, low, high, scratch)
@@ -230,7 +240,6 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
     plain = call.lse == 0 and call.sinks == 0 and call.weights == 0
     output = call.output + operand_offset(call, OUTPUT, entry_index)
     for r in range(rows):
-        exact = load_int64(slot(call, scratch, EXACT, r), 0) != 0
         row_max = load_scalar(tag, slot(call, scratch, RUNNING_MAX, r))
         row_sum = load_scalar(tag, slot(call, scratch, RUNNING_SUM, r))
         running = scratch + call.at_running + r * width
@@ -241,16 +250,17 @@ def finish_rows(tag, call, entry_index, first_row, rows, scratch):
             if i == call.queries:
                 head, i = head + 1, 0
             continue
+        factors = factors_of(call, first_row + r)
         rest = load_scalar(tag, slot(call, scratch, RUNNING_REST, r))
         row_sum, share = finish_row(
-            tag, call, entry_index, head, i, row_max, row_sum, rest, running, exact
+            tag, call, entry_index, head, i, row_max, row_sum, rest, running, factors.late_rest
         )
         if call.weights:
             index = entry_index * call.groups_of_heads * call.queries + first_row + r
             place = call.weights + index * call.keys * item_size(tag)
             begin = load_int64(slot(call, scratch, BEGIN, r), 0)
             end = load_int64(slot(call, scratch, END, r), 0)
-            factor = row_factor(tag, call, exact)
+            factor = row_factor(tag, factors)
             finish_weights(tag, call, place, begin, end, row_max, row_sum, share, factor)
         i += 1
         if i == call.queries:
@@ -269,9 +279,7 @@ def attend_task(tag, call, task, scratch):
     enter_entry(call, entry_index)
     alike = prepare_rows(tag, call, entry_index, first_row, rows, scratch)
     if call.split:
-        forget_partials(
-            tag, call, entry_index, first_row, rows, first_segment, stop_segment, scratch
-        )
+        forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop_segment)
     attend_rows(
         tag, call, entry_index, first_row, rows, first_segment, stop_segment, alike, scratch
     )
@@ -308,18 +316,17 @@ def attend(tag, kind, call_address, worker):
 
 
 @device
-def finish_folded(tag, call, index, max_place, sum_place, rest_place, state, exact, scratch):
-    """Step finish for row `index` of a fold; its state stays as it is."""
+def finish_folded(
+    tag, call, entry_index, head, i, max_place, sum_place, rest_place, state, factors, scratch
+):
+    """Step finish for query i of a head in a fold; its state stays as it is."""
     item = item_size(tag)
-    rows = call.groups_of_heads * call.queries
-    entry_index, row = divmod(call.first_entry * rows + index, rows)
-    head, i = divmod(row, call.queries)
     running = scratch + call.at_running
     for offset in range(0, padded(call.value_features) * item, LANES * item):
         store(running + offset, load(tag, state + offset))
     row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
     rest = load_scalar(tag, rest_place)
-    finish_row(tag, call, entry_index, head, i, row_max, row_sum, rest, running, exact)
+    finish_row(tag, call, entry_index, head, i, row_max, row_sum, rest, running, factors.late_rest)
 
 
 @device(inlined=True)
@@ -339,8 +346,10 @@ def fold(tag, call_address, worker):
             row_max, row_sum = call.state_max + index * item, call.state_sum + index * item
             rest = call.state_rest + index * item
             state = call.state_output + index * width
-            exact = load_int64(call.state_exact, index) != 0
-            factor = row_factor(tag, call, exact)
+            entry_index, entry_row = divmod(call.first_entry * rows + index, rows)
+            head, i = divmod(entry_row, call.queries)
+            factors = factors_in(call, entry_index, head)
+            factor = row_factor(tag, factors)
             if not call.resume:
                 store_scalar(row_max, cast(tag, -np.inf))
                 store_scalar(row_sum, cast(tag, 0.0))
@@ -355,7 +364,9 @@ def fold(tag, call_address, worker):
                     )
                 fold_row(tag, row_max, row_sum, state, segment_max, segment_sum, row, width, factor)
             if not call.suspend:
-                finish_folded(tag, call, index, row_max, row_sum, rest, state, exact, scratch)
+                finish_folded(
+                    tag, call, entry_index, head, i, row_max, row_sum, rest, state, factors, scratch
+                )
 
 
 @entry

@@ -14,7 +14,7 @@ from .emit import LANES
 from .memory import load, load_scalar, store, store_first, store_scalar
 from .native import load_int64
 from .paired import fuse_visible_row, normalise_apart, normalise_row, zero_columns
-from .record import COSINE, NO_MASK
+from .record import COSINE, NO_MASK, factors_of
 from .rows import any_nan_in_row, fold_rest, fold_row, row_maximum
 from .scores import (
     bias_row,
@@ -66,11 +66,9 @@ def place_of_row(call, row):
 
 
 @device
-def row_factor(tag, call, exact):
+def row_factor(tag, factors):
     """What turns score differences into exponents of two."""
-    if call.shaped or not exact:
-        return cast(tag, LOG2_E)
-    return cast(tag, LOG2_E * call.rest)
+    return cast(tag, LOG2_E * factors.late_rest)
 
 
 @device
@@ -109,11 +107,11 @@ def reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, s
             return
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
-        exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
+        factors = factors_of(call, first_row + block + r)
         if cosine:
-            clamp_row(tag, largest_cosine(tag, call, exact), row, low, high_padded)
-        if call.rescaled or not exact:
-            shape_row(tag, call, row, low, high_padded, exact)
+            clamp_row(tag, largest_cosine(tag, factors), row, low, high_padded)
+        if call.rescaled:
+            shape_row(tag, call, factors, row, low, high_padded)
         begin = load_int64(slot(call, scratch, BEGIN, block + r), 0) - start
         end = load_int64(slot(call, scratch, END, block + r), 0) - start
         if biased:
@@ -138,8 +136,8 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
     """Step normalise: scores become weights; maxima and sums go to the state words."""
     item = item_size(tag)
     high_padded = padded(high)
-    factor, other = row_factor(tag, call, True), row_factor(tag, call, False)
-    lowest, other_lowest = exp2_lowest(factor), exp2_lowest(other)
+    factor = row_factor(tag, factors_of(call, first_row + block))
+    lowest = exp2_lowest(factor)
     keeping = keeps_rest(call)
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
@@ -157,27 +155,28 @@ def normalise_block(tag, call, entry_index, segment, first_row, block, rows, low
                 score = load(tag, row + column * item)
                 store_first(target + column * item, score, high - column)
         state = segment_state(call, scratch, r)
-        exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
         row_max = load_scalar(tag, state)
         row_sum = rest = cast(tag, 0.0)
         if row_max == -np.inf:
             zero_columns(tag, call, row, low, high_padded)
         else:
-            own, own_lowest = factor, lowest
-            if not exact:
-                own, own_lowest = other, other_lowest
+            if call.factors_head != 0:
+                factor = row_factor(tag, factors_of(call, first_row + block + r))
+                lowest = exp2_lowest(factor)
             if keeping:
                 row_sum, rest = normalise_apart(
-                    tag, call, row, low, high_padded, row_max, own, own_lowest
+                    tag, call, row, low, high_padded, row_max, factor, lowest
                 )
             else:
-                row_sum = normalise_row(tag, call, row, low, high_padded, row_max, own, own_lowest)
+                row_sum = normalise_row(tag, call, row, low, high_padded, row_max, factor, lowest)
         store_scalar(state + 8, row_sum)
         store_scalar(state + 16, rest)
 
 
 @device
-def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, result, scratch):
+def fuse_visible_block(
+    tag, call, first_row, block, rows, low, high, values, value_stride, result, scratch
+):
     """Fuse again, from scores, the rows whose output holds a NaN: only visible keys take part."""
     item = item_size(tag)
     width = padded(call.value_features) * item
@@ -185,7 +184,6 @@ def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, 
         target = result + r * width
         row_max = load_scalar(tag, segment_state(call, scratch, r))
         if row_max != -np.inf and any_nan_in_row(tag, target, width):
-            exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
             fuse_visible_row(
                 tag,
                 call,
@@ -193,7 +191,7 @@ def fuse_visible_block(tag, call, block, rows, low, high, values, value_stride, 
                 low,
                 high,
                 row_max,
-                row_factor(tag, call, exact),
+                row_factor(tag, factors_of(call, first_row + block + r)),
                 values,
                 value_stride,
                 width,
@@ -227,8 +225,7 @@ def settle_block(tag, call, entry_index, segment, first_row, block, rows, result
             for offset in range(0, width, LANES * item):
                 store(call.partial_output + place * width + offset, load(tag, row + offset))
         else:
-            exact = load_int64(slot(call, scratch, EXACT, block + r), 0) != 0
-            factor = row_factor(tag, call, exact)
+            factor = row_factor(tag, factors_of(call, first_row + block + r))
             max_place = slot(call, scratch, RUNNING_MAX, block + r)
             sum_place = slot(call, scratch, RUNNING_SUM, block + r)
             if keeping:

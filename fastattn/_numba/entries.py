@@ -26,6 +26,7 @@ from .record import (
     RECORD_WORDS,
     VALUE,
     WORD,
+    factors_in,
     operand_offset,
     read_record_of,
     record_address,
@@ -37,6 +38,7 @@ _ENTRY_KEY_SCALES, _ENTRY_VALUE_SCALES = WORD["entry_key_scales"], WORD["entry_v
 _ENTRY_MASK, _ENTRY_ALIBI = WORD["entry_mask"], WORD["entry_alibi"]
 _ENTRY_QUERY_IDS, _ENTRY_KEY_IDS = WORD["entry_query_ids"], WORD["entry_key_ids"]
 _ENTRY_OFFSETS, _ENTRY_LENGTHS = WORD["entry_offsets"], WORD["entry_lengths"]
+_ENTRY_FACTORS = WORD["entry_factors"]
 _QUERIES, _KEYS, _QUERY, _KEY, _VALUE = (
     WORD[field] for field in ("queries", "keys", "query", "key", "value")
 )
@@ -73,6 +75,7 @@ def enter_entry(call, entry_index):
     store_int64(own, _ENTRY_VALUE, call.value + operand_offset(call, VALUE, entry_index))
     store_int64(own, _ENTRY_LENGTHS, call.lengths + operand_offset(call, LENGTHS, entry_index))
     store_int64(own, _ENTRY_OFFSETS, call.offsets + operand_offset(call, OFFSETS, entry_index))
+    store_int64(own, _ENTRY_FACTORS, record_address(factors_in(call, entry_index, 0)))
     if call.mask_kind != NO_MASK:
         store_int64(own, _ENTRY_MASK, call.mask + operand_offset(call, MASK, entry_index))
     if call.alibi:

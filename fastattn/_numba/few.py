@@ -46,7 +46,7 @@ def _is_small(call, code, pages, scales, feature_stride):
 @device
 def scores_directly(tag, call):
     """Whether `score_few` can score this task."""
-    if native_code(tag) != 0 or call.metric != DOT or call.key_factor != 1.0:
+    if native_code(tag) != 0 or call.metric != DOT:
         return False
     size = call.features * call.key_feature
     if size % STEP_BYTES != 0 or size == 0:

@@ -16,16 +16,14 @@ from .storage import round_row
 
 
 @device
-def finish_row(tag, call, entry_index, head, i, row_max, row_sum, rest, running, exact):
+def finish_row(tag, call, entry_index, head, i, row_max, row_sum, rest, running, late_rest):
     """Write the output and the log-sum-exp of query i of a head, from its state.
 
-    Returns the sum with the sink's weight, and the share of itself that the sink leaves to every
-    weight: what `finish_weights` needs. `running` is brought to that share.
+    `late_rest` turns a maximum, as scored, into a final score; it is never rounded to one. Returns
+    the sum with the sink's weight, and the share of itself that the sink leaves to every weight:
+    what `finish_weights` needs. `running` is brought to that share.
     """
-    # What turns a maximum, as scored, into a final score; it is never rounded to one.
-    scale = 1.0
-    if not call.shaped and exact:
-        scale = call.rest
+    scale = late_rest
     base, share = np.float64(row_max), cast(tag, 1.0)
     if call.sinks:
         place = call.sinks + operand_offset(call, SINKS, entry_index) + head * call.sinks_head

@@ -23,6 +23,7 @@ from .pairs import paired
 from .record import COSINE
 from .simd import (
     absolute,
+    any_nan,
     cast,
     fma,
     item_size,
@@ -101,16 +102,17 @@ def clear_row(tag, target, begin, end):
 
 
 @device
-def scale_row(tag, target, length, call, always, most):
-    """Multiply a padded row by the power of two in `call.query_first * call.query_second`.
+def scale_row(tag, target, length, call, factors, always, most):
+    """Multiply a padded row by the power of two in `query_first * query_second` of the factors.
 
-    Only if no element loses a bit, overflows or gets beyond `most`, or `always`; returns whether it
-    was done. There are two factors because one may lie beyond the range of the type.
+    Only if no element loses a bit, overflows or gets beyond `most`, or `always`, or if the row
+    holds a NaN, which comes out of every score; returns whether it was done. There are two factors
+    because one may lie beyond the range of the type.
     """
     item = item_size(tag)
-    first, second = splat(cast(tag, call.query_first)), splat(cast(tag, call.query_second))
-    back_first = splat(cast(tag, 1.0 / call.query_first))
-    back_second = splat(cast(tag, 1.0 / call.query_second))
+    first, second = splat(cast(tag, factors.query_first)), splat(cast(tag, factors.query_second))
+    back_first = splat(cast(tag, 1.0 / factors.query_first))
+    back_second = splat(cast(tag, 1.0 / factors.query_second))
     exact = True
     largest = splat(cast(tag, 0.0))
     for i in range(0, length, LANES):
@@ -119,10 +121,14 @@ def scale_row(tag, target, length, call, always, most):
         exact &= same_lanes(scaled * back_second * back_first, value)
         largest = larger(largest, absolute(scaled))
     exact &= lane_max(largest) <= most
-    if exact or always:
+    exact |= always
+    if not exact:
+        for i in range(0, length, LANES):
+            exact |= any_nan(load(tag, target + i * item))
+    if exact:
         for i in range(0, length, LANES):
             store(target + i * item, load(tag, target + i * item) * first * second)
-    return exact or always
+    return exact
 
 
 @device
@@ -201,12 +207,12 @@ def normalise_keys(tag, panel, features):
 
 
 @device
-def finish_panel(tag, call, target):
+def finish_panel(tag, call, factors, target):
     """Cosine norms and the exact part of scale go onto a panel of packed keys."""
     stride = PANEL_KEYS * item_size(tag)
     if call.metric == COSINE:
         normalise_keys(tag, target, call.features)
-    elif call.key_factor != 1.0:
-        factor = splat(cast(tag, call.key_factor))
+    elif factors.key_factor != 1.0:
+        factor = splat(cast(tag, factors.key_factor))
         for place in range(target, target + call.features * stride, LANES * item_size(tag)):
             store(place, load(tag, place) * factor)

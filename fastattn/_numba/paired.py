@@ -31,7 +31,17 @@ from .pack import PREFETCH_KEYS, pack_ahead
 from .places import row_place, values_wait
 from .record import by_record
 from .scores import product_columns, rows_at_once, score_columns
-from .simd import absolute, cast, lane_max, lane_sum, larger, same_lanes, select_equal, splat
+from .simd import (
+    absolute,
+    any_nan,
+    cast,
+    lane_max,
+    lane_sum,
+    larger,
+    same_lanes,
+    select_equal,
+    splat,
+)
 from .storage import BFLOAT
 
 PAIR = np.int32(0)
@@ -47,20 +57,24 @@ _SECOND = 0xFFFF0000
 
 
 @device
-def scale_pairs(tag, target, length, call, always, most):
-    """As `pack.scale_row`, if no element loses a bit as bfloat16 either."""
-    first, second = splat(cast(tag, call.query_first)), splat(cast(tag, call.query_second))
-    back_first = splat(cast(tag, 1.0 / call.query_first))
-    back_second = splat(cast(tag, 1.0 / call.query_second))
+def scale_pairs(tag, target, length, call, factors, always, most):
+    """As `pack.scale_row`, if no element but subnormal ones loses a bit as bfloat16 either."""
+    first, second = splat(cast(tag, factors.query_first)), splat(cast(tag, factors.query_second))
+    back_first = splat(cast(tag, 1.0 / factors.query_first))
+    back_second = splat(cast(tag, 1.0 / factors.query_second))
     exact = True
     largest = splat(cast(tag, 0.0))
     for place in range(target, target + 4 * length, 4 * LANES):
-        value = load(tag, place)
+        value = rounded(load(tag, place))
         scaled = value * first * second
         exact &= same_lanes(scaled * back_second * back_first, value)
         exact &= same_lanes(rounded(scaled), scaled)
         largest = larger(largest, absolute(scaled))
     exact &= lane_max(largest) <= most
+    exact |= always
+    if not exact:
+        for place in range(target, target + 4 * length, 4 * LANES):
+            exact |= any_nan(load(tag, place))
     if exact:
         for place in range(target, target + 4 * length, 4 * LANES):
             store(place, load(tag, place) * first * second)

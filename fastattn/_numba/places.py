@@ -14,7 +14,7 @@ from .emit import LANES
 from .memory import load_scalar, native_code, prefetch
 from .native import load_int32, load_int64, store_int64
 from .pack import PREFETCH_KEYS, clear_row, finish_panel, pack_ahead, pack_matrix
-from .record import KEY, VALUE
+from .record import KEY, VALUE, factors_of
 from .simd import item_size
 from .storage import BFLOAT, HALF, INT8, dequantise_row, pack_small, widen_row
 
@@ -122,7 +122,7 @@ def pack_entry_panel(tag, call, first, target, scratch):
             tag, code, source, feature_stride, row_stride, call.features, keys - whole,
             target + whole * item, stride, ahead,
         )  # fmt: skip
-    finish_panel(tag, call, target)
+    finish_panel(tag, call, factors_of(call, 0), target)
 
 
 @device

@@ -37,7 +37,10 @@ __all__ = [
     "UNBOUNDED",
     "WORD",
     "by_record",
+    "factors_in",
+    "factors_of",
     "operand_offset",
+    "read_factors",
     "read_record",
     "read_record_of",
     "reader",
@@ -48,7 +51,7 @@ __all__ = [
 # each of those that it is called with.
 (
     QUERY, KEY, VALUE, MASK, LENGTHS, OFFSETS, OUTPUT, LSE,
-    QUERY_IDS, KEY_IDS, ALIBI, SINKS, PAGES, SCALES,
+    QUERY_IDS, KEY_IDS, ALIBI, SINKS, PAGES, FACTORS,
 ) = map(np.int64, range(len(layouts.OPERANDS)))  # fmt: skip
 
 
@@ -109,7 +112,10 @@ def record_address(typing_context, record):
 # The record of attention.
 WORD = layouts.ATTENTION.word
 RECORD_WORDS = len(WORD)
+_OWN_FACTORS = WORD[layouts.FACTORS.floats[0]]
 read_record = reader(layouts.ATTENTION)
+# Of one head: a part of any record with factors, or an entry of a table.
+read_factors = reader(layouts.FACTORS)
 _PLAIN = RecordType(layouts.ATTENTION)
 # The same words, for kernels of bfloat16 that is multiplied as it is (`paired`).
 _PAIRED = RecordType(layouts.ATTENTION, "PairedAttentionCall")
@@ -157,3 +163,21 @@ def operand_offset(call, operand, entry_index):
     if call.entry_rank > 0:
         offset += rest * load_int64(strides, 0)
     return offset
+
+
+@device
+def factors_of(call, row):
+    """The factors of a row of the entry at hand: those of its query head."""
+    if call.factors_head == 0:
+        return read_factors(call.entry_factors)
+    return read_factors(call.entry_factors + row // call.queries * call.factors_head)
+
+
+@device
+def factors_in(call, entry_index, head):
+    """The factors of a query head of any entry, whatever entry is at hand."""
+    place = record_address(call) + 8 * _OWN_FACTORS
+    if call.factors:
+        place = call.factors + operand_offset(call, FACTORS, entry_index)
+        place += head * call.factors_head
+    return read_factors(place)

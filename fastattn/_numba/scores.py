@@ -22,7 +22,7 @@ from .few import score_few, scores_directly
 from .memory import load, load_as, load_scalar, native_code, store, store_scalar
 from .native import load_int64, store_int64
 from .places import pack_entry_panel
-from .record import BOOL_MASK, EUCLIDEAN, FLOAT_MASK
+from .record import BOOL_MASK, EUCLIDEAN, FLOAT_MASK, factors_of
 from .simd import (
     absolute,
     cast,
@@ -221,9 +221,10 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
             a = queries + row * query_stride
             c = scores + (row * SCORE_STRIDE + first) * item
             if call.metric == EUCLIDEAN:
+                factor = cast(tag, factors_of(call, 0).difference_factor)
                 score_columns(
-                    tag, tag, cast(tag, call.difference_factor), group, a, query_stride, place,
-                    PANEL_KEYS * item, c, SCORE_STRIDE * item, call.features, vectors,
+                    tag, tag, factor, group, a, query_stride, place, PANEL_KEYS * item, c,
+                    SCORE_STRIDE * item, call.features, vectors,
                 )  # fmt: skip
             else:
                 score_columns(
@@ -233,16 +234,12 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
 
 
 @device
-def shape_row(tag, call, scores, low, high, exact):
-    """Step shape: scale and softcap one row of scores, columns low to high.
-
-    `exact` says that the power-of-two part of scale went onto the query; otherwise it is applied
-    here, in two factors that stay in range.
-    """
+def shape_row(tag, call, factors, scores, low, high):
+    """Step shape: what the operands did not take of scale, and softcap; columns low to high."""
     item = item_size(tag)
-    rest = splat(cast(tag, call.rest))
-    first = splat(cast(tag, 1.0 if exact else call.query_first))
-    second = splat(cast(tag, 1.0 if exact else call.query_second))
+    rest = splat(cast(tag, factors.rest))
+    first = splat(cast(tag, factors.power_first))
+    second = splat(cast(tag, factors.power_second))
     cap = splat(cast(tag, call.softcap))
     slope = splat(cast(tag, 2.8853900817779268 / call.softcap))
     for place in range(scores + low * item, scores + high * item, LANES * item):
@@ -253,11 +250,9 @@ def shape_row(tag, call, scores, low, high, exact):
 
 
 @device
-def largest_cosine(tag, call, exact):
-    """1, times the power of two that went onto the query (`exact`)."""
-    if exact:
-        return cast(tag, call.query_first) * cast(tag, call.query_second)
-    return cast(tag, 1.0)
+def largest_cosine(tag, factors):
+    """1, times the power of two that goes onto the query."""
+    return cast(tag, factors.query_first) * cast(tag, factors.query_second)
 
 
 @device

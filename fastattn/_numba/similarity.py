@@ -10,6 +10,7 @@ import numpy as np
 from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
 from fastattn._engine import layouts
 
+from .again import score_sixteen_again
 from .compile import device, entry
 from .emit import LANES
 from .halves import is_half
@@ -23,18 +24,19 @@ from .pack import (
     pack_matrix,
     scale_row,
 )
-from .record import COSINE, EUCLIDEAN, operand_offset, reader
+from .record import COSINE, EUCLIDEAN, operand_offset, read_factors, reader, record_address
 from .scores import clamp_row, largest_cosine, score_columns, shape_row
 from .simd import cast, item_size
 from .storage import pack_small
 from .tasks import put_row, take_tasks
 
 read_call = reader(layouts.SIMILARITY)
-QUERY, KEY, OUTPUT = range(3)
+QUERY, KEY, OUTPUT, FACTORS = range(4)
+_OWN_FACTORS = layouts.SIMILARITY.word[layouts.FACTORS.floats[0]]
 
 
 @device
-def pack_queries(tag, call, query, rows, scratch):
+def pack_queries(tag, call, factors, query, rows, scratch):
     """Step pack for the queries of a task, up to whole groups of six."""
     item = item_size(tag)
     width = (call.features + LANES - 1) // LANES * LANES
@@ -58,13 +60,14 @@ def pack_queries(tag, call, query, rows, scratch):
         exact = True
         if call.metric == COSINE:
             normalise_query(tag, row, width)
-        if call.query_first * call.query_second != 1.0:
-            exact = scale_row(tag, row, width, call, call.metric == EUCLIDEAN, np.inf)
+        if factors.query_first * factors.query_second != 1.0:
+            always = call.metric == EUCLIDEAN or factors.query_first == 0.0
+            exact = scale_row(tag, row, width, call, factors, always, np.inf)
         store_int64(scratch + call.at_exact, r, exact)
 
 
 @device
-def pack_panel(tag, call, key, keys, panel):
+def pack_panel(tag, call, factors, key, keys, panel):
     """Step pack for up to 64 keys."""
     item = item_size(tag)
     stride = PANEL_KEYS * item
@@ -86,11 +89,11 @@ def pack_panel(tag, call, key, keys, panel):
         panel + whole * item,
         stride,
     )
-    finish_panel(tag, call, panel)
+    finish_panel(tag, call, factors, panel)
 
 
 @device
-def score_tile(tag, call, queries, panel, target, stride, vectors):
+def score_tile(tag, call, factors, queries, panel, target, stride, vectors):
     """Step score: six rows against the vectors of one panel."""
     item = item_size(tag)
     features = call.features
@@ -98,7 +101,7 @@ def score_tile(tag, call, queries, panel, target, stride, vectors):
     panel_stride = PANEL_KEYS * item
     if call.metric == EUCLIDEAN:
         score_columns(
-            tag, tag, cast(tag, call.difference_factor), TILE_ROWS, queries, query_stride, panel,
+            tag, tag, cast(tag, factors.difference_factor), TILE_ROWS, queries, query_stride, panel,
             panel_stride, target, stride, features, vectors,
         )  # fmt: skip
     else:
@@ -109,7 +112,7 @@ def score_tile(tag, call, queries, panel, target, stride, vectors):
 
 
 @device
-def score_panel(tag, call, panel, rows, keys, scratch, output):
+def score_panel(tag, call, factors, panel, rows, keys, scratch, output):
     """Steps score and shape for all rows of a task and one panel."""
     item = item_size(tag)
     query_stride = (call.features + LANES - 1) // LANES * LANES * item
@@ -124,14 +127,19 @@ def score_panel(tag, call, panel, rows, keys, scratch, output):
         if plain:
             target, stride = place, call.output_row
         queries = scratch + call.at_query + row * query_stride
-        score_tile(tag, call, queries, panel, target, stride, vectors)
+        score_tile(tag, call, factors, queries, panel, target, stride, vectors)
         for r in range(TILE_ROWS):
-            exact = load_int64(scratch + call.at_exact, row + r) != 0
             scores = target + r * stride
+            if load_int64(scratch + call.at_exact, row + r) == 0:
+                for vector in range(0, vectors * LANES * item, LANES * item):
+                    score_sixteen_again(
+                        tag, call, factors, queries + r * query_stride, panel + vector,
+                        scores + vector,
+                    )  # fmt: skip
             if call.metric == COSINE:
-                clamp_row(tag, largest_cosine(tag, call, exact), scores, 0, vectors * LANES)
-            if call.rescaled or not exact:
-                shape_row(tag, call, scores, 0, vectors * LANES, exact)
+                clamp_row(tag, largest_cosine(tag, factors), scores, 0, vectors * LANES)
+            if call.rescaled:
+                shape_row(tag, call, factors, scores, 0, vectors * LANES)
         if not plain:
             streamed = call.streamed != 0 and place % 64 == 0
             for r in range(count):
@@ -150,7 +158,10 @@ def compare_task(tag, call, task, scratch):
     first_row = row_task * call.task_rows
     rows = min(call.task_rows, call.queries - first_row)
     query = call.query + operand_offset(call, QUERY, entry_index)
-    pack_queries(tag, call, query + first_row * call.query_row, rows, scratch)
+    factors = read_factors(record_address(call) + 8 * _OWN_FACTORS)
+    if call.factors:
+        factors = read_factors(call.factors + operand_offset(call, FACTORS, entry_index))
+    pack_queries(tag, call, factors, query + first_row * call.query_row, rows, scratch)
     key = call.key + operand_offset(call, KEY, entry_index)
     output = call.output + operand_offset(call, OUTPUT, entry_index)
     output += first_row * call.output_row
@@ -160,8 +171,9 @@ def compare_task(tag, call, task, scratch):
     for start in range(begin, min(begin + call.task_keys, call.keys), PANEL_KEYS):
         first = max(start, 0)
         keys = min(start + PANEL_KEYS, call.keys) - first
-        pack_panel(tag, call, key + first * call.key_row, keys, panel)
-        score_panel(tag, call, panel, rows, keys, scratch, output + first * call.output_key)
+        pack_panel(tag, call, factors, key + first * call.key_row, keys, panel)
+        place = output + first * call.output_key
+        score_panel(tag, call, factors, panel, rows, keys, scratch, place)
 
 
 @device

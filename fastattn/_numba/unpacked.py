@@ -37,7 +37,6 @@ def reads_unpacked(tag, call, segment, rows, low):
         rows <= UNPACKED_ROWS
         and call.task_rows <= UNPACKED_ROWS
         and call.metric == DOT
-        and call.key_factor == 1.0
         and call.key_code == native_code(tag)
         and call.key_feature == item_size(tag)
         and call.indices == 0

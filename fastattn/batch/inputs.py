@@ -32,6 +32,7 @@ class Inputs(NamedTuple):
     output_shape: tuple[int, ...]
     key_lengths: np.ndarray | None
     query_offset: np.ndarray | None  # None where positions do not matter
+    scale: np.ndarray | None
     alibi_slopes: np.ndarray | None
     sinks: np.ndarray | None
 
@@ -40,7 +41,7 @@ class Inputs(NamedTuple):
         job = self.job
         options: dict[str, Any] = {
             "similarity": job.similarity,
-            "scale": job.scale,
+            "scale": _cut(self.scale, chunk),
             "causal": bool(job.causal),
             "window": job.window,
             "softcap": job.softcap,
@@ -108,6 +109,11 @@ def open_inputs(job: Job, stack: ExitStack) -> tuple[dict[str, NpyFile], Small]:
         if role in _SMALL:
             _check_size(file, file.nbytes, job.max_memory)
             small[role] = file.read([(0, length) for length in file.shape])
+    scale = small["scale"]
+    if isinstance(job.scale, tuple) and scale is not None:
+        # One per head, the last of the batch dims, of which a scale has all.
+        dims = max(len(files[role].shape) for role in ("query", "key", "value")) - 2
+        small["scale"] = scale.reshape(*(1,) * (dims - 1), len(scale))
     return files, small
 
 
@@ -193,9 +199,9 @@ def _spread(lead: tuple[int, ...], group: int) -> tuple[int, ...]:
 
 
 def _over_batch(array: np.ndarray | None, batch: tuple[int, ...]) -> np.ndarray | None:
-    """Give an array that broadcasts to the batch dims all of them."""
-    if array is None:
-        return None
+    """Give an array that broadcasts to the batch dims all of them; a number stays one."""
+    if array is None or array.ndim == 0:
+        return array
     return array.reshape((1,) * (len(batch) - array.ndim) + array.shape if batch else ())
 
 

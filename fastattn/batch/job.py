@@ -11,9 +11,9 @@ SEGMENTS = ("query_segments", "key_segments")
 FILES = ("query", "key", "value", "mask", *SEGMENTS)
 # ... and whole, at the start.
 INTEGERS = ("query_offset", "key_lengths")
-PER_HEAD = ("alibi_slopes", "sinks")
+PER_HEAD = ("scale", "alibi_slopes", "sinks")
 # The options of `fastattn.attention` that are passed on as they are given.
-OPTIONS = ("similarity", "scale", "causal", "window", "softcap", "enable_gqa", "threads", "backend")
+OPTIONS = ("similarity", "causal", "window", "softcap", "enable_gqa", "threads", "backend")
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Job:
         Paths of integer ids that broadcast to (..., L) and (..., S).
     query_offset, key_lengths : int or str, optional
         A number, or the path of a `.npy` file of integers over the batch dims.
-    alibi_slopes, sinks : float or tuple of float or str, optional
+    scale, alibi_slopes, sinks : float or tuple of float or str, optional
         Numbers, one per head, or the path of a `.npy` file of them over the batch dims.
-    similarity, scale, causal, window, softcap, enable_gqa, threads, backend
+    similarity, causal, window, softcap, enable_gqa, threads, backend
         As in `fastattn.attention`.
     bfloat16 : bool
         Read items of two raw bytes, as which NumPy saves bfloat16, as bfloat16 (needs ml_dtypes).
@@ -59,7 +59,7 @@ class Job:
     query_segments: str | None = None
     key_segments: str | None = None
     similarity: str = "scaled_dot"
-    scale: float | None = None
+    scale: Numbers | str | None = None
     causal: bool | str = False
     query_offset: int | str | None = None
     window: Window | None = None

@@ -164,7 +164,7 @@ def similarity(
     key: Array,
     out: Array,
     metric: str,
-    scale: float,
+    scale: float | Array,
     threads: int,
 ) -> None:
     """Store `fastattn.reference.similarity` into `out`."""

@@ -11,7 +11,7 @@ Float64Array = NDArray[np.float64]
 
 
 def similarity(
-    query: ArrayLike, key: ArrayLike, *, metric: str = "cosine", scale: float | None = None
+    query: ArrayLike, key: ArrayLike, *, metric: str = "cosine", scale: ArrayLike | None = None
 ) -> Float64Array:
     """Compare every query with every key; the result is times `scale`.
 
@@ -21,7 +21,7 @@ def similarity(
     key : array_like (..., S, E)
     metric : {"cosine", "dot", "scaled_dot", "euclidean"}
         ``q·k / (|q||k|)``, within -1 and 1; ``q·k``, ``q·k`` and ``-|q - k|²``.
-    scale : float, optional
+    scale : float or array over the batch dims, optional
         None means `default_scale`.
 
     Returns
@@ -41,7 +41,7 @@ def similarity(
     if scale is None:
         scale = default_scale(metric, query.shape[-1])
     with np.errstate(all="ignore"):
-        return _METRICS[metric](query, key, float(scale))
+        return _METRICS[metric](query, key, np.asarray(scale, np.float64)[..., None, None])
 
 
 def default_scale(metric: str, features: int) -> float:
@@ -49,12 +49,13 @@ def default_scale(metric: str, features: int) -> float:
     return 1 / math.sqrt(features) if metric == "scaled_dot" and features else 1.0
 
 
-def split_scale(scale: float, *, even: bool = False) -> tuple[float, int]:
+def split_scale(
+    scale: Float64Array, *, even: bool = False
+) -> tuple[Float64Array, NDArray[np.int32]]:
     """Write `scale` as ``rest * 2**exponent``; multiplying by the power of two is exact."""
-    rest, exponent = math.frexp(scale)
-    if even and exponent % 2:
-        rest, exponent = rest * 2, exponent - 1
-    return rest, exponent
+    rest, exponent = np.frexp(scale)
+    odd = exponent % 2 if even else 0
+    return np.ldexp(rest, odd), exponent - odd
 
 
 def unit_rows(rows: Float64Array) -> Float64Array:
@@ -66,17 +67,17 @@ def unit_rows(rows: Float64Array) -> Float64Array:
     return rows / np.where(norm == 0, 1, norm)
 
 
-def _dot(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
+def _dot(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64Array:
     rest, exponent = split_scale(scale)
     return (np.ldexp(query, exponent) @ np.swapaxes(key, -1, -2)) * rest
 
 
-def _cosine(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
+def _cosine(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64Array:
     cosine = unit_rows(query) @ np.swapaxes(unit_rows(key), -1, -2)
     return np.clip(cosine, -1.0, 1.0) * scale  # rounding takes some beyond
 
 
-def _euclidean(query: Float64Array, key: Float64Array, scale: float) -> Float64Array:
+def _euclidean(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64Array:
     rest, exponent = split_scale(scale, even=True)
     distance = query[..., :0] @ np.swapaxes(key[..., :0], -1, -2)  # zeros of the result's shape
     for feature in range(query.shape[-1]):  # a loop, so that no array of L × S × E is needed

@@ -67,13 +67,12 @@ class Partial(NamedTuple):
 
 
 class Shaping(NamedTuple):
-    """What turns a product into a score, and a score's distance to the maximum into a weight."""
+    """What turns a product into a score, and a score into an exponent; of each head."""
 
-    rest: float  # applied to the product in step 3; 1 where it waits for the exponent
+    rest: Float64Array  # (..., 1): applied to the product in step 3; 1 where it waits
     softcap: float | None
-    exponent_factor: float  # weight = exp2((score - row_max) * exponent_factor)
-    lse_factor: float  # lse = row_max * lse_factor + log(row_sum)
-    power: float = 1.0  # what the query of a cosine was multiplied by, and how large it can be
+    late_rest: Float64Array  # (..., 1): lse = row_max * late_rest + log(row_sum); or 1
+    power: Float64Array  # (..., 1): what the query of a cosine was multiplied by
 
 
 class Rows(NamedTuple):
@@ -120,7 +119,7 @@ class State:
 
     def fold_partials(self) -> Partial:
         """Fold all segments in index order, from the left."""
-        factor = self.shaping.exponent_factor
+        factor = self.shaping.late_rest * LOG2_E
         return reduce(lambda left, right: fold(left, right, factor), self.partials)
 
     def finish(self, sinks: ArrayLike | None = None) -> tuple[Float64Array, Float64Array]:
@@ -150,7 +149,7 @@ def attention_state(
     *,
     key_start: int = 0,
     similarity: str = "scaled_dot",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     causal: bool | str = False,
     query_offset: ArrayLike | None = None,
@@ -219,7 +218,7 @@ def attend_block(
         scores = score(query, panels, segment, block, similarity, shaping)
         scores = shape(scores, segment, block, shaping)
         scores = reveal(scores, segment, block, columns_of(key_ids, segment))
-        row_max, weights, row_sum = normalise(scores, shaping.exponent_factor)
+        row_max, weights, row_sum = normalise(scores, shaping.late_rest * LOG2_E)
         rest = sum_of_lanes(np.where(weights == 1.0, 0.0, weights))
         rest = np.where(row_sum < 2.0, rest, row_sum - 1.0)
         output = fuse(weights, value[..., first : segment.stop, :], scores != -np.inf)
@@ -231,13 +230,13 @@ def pack(
     query: Float64Array,
     key: Float64Array,
     similarity: str,
-    scale: float,
+    scale: ArrayLike,
     softcap: float | None,
     biased: bool,
 ) -> tuple[Float64Array, list[Float64Array], Shaping]:
     """1. Exact part of the scale onto the query; unit rows for cosine; keys into panels."""
     euclidean = similarity == "euclidean"
-    rest, exponent = split_scale(scale, even=euclidean)
+    rest, exponent = split_scale(np.asarray(scale)[..., None, None], even=euclidean)
     if euclidean:
         query, key = np.ldexp(query, exponent // 2), np.ldexp(key, exponent // 2)
     elif similarity == "cosine":
@@ -248,10 +247,9 @@ def pack(
     padding = [(0, 0)] * (key.ndim - 2) + [(0, -keys % PANEL_KEYS), (0, 0)]
     packed = np.swapaxes(np.pad(key, padding), -1, -2)
     panels = [packed[..., first : first + PANEL_KEYS] for first in range(0, keys, PANEL_KEYS)]
-    power = 2.0**exponent
-    if softcap is not None or rest <= 0 or biased:
-        return query, panels, Shaping(rest, softcap, LOG2_E, 1.0, power)
-    return query, panels, Shaping(1.0, None, rest * LOG2_E, rest, power)
+    rest, power = rest[..., 0], np.ldexp(1.0, exponent[..., 0])
+    now = (rest <= 0) | biased | (softcap is not None)
+    return query, panels, Shaping(np.where(now, rest, 1), softcap, np.where(now, 1, rest), power)
 
 
 def score(
@@ -272,14 +270,14 @@ def score(
         if start < first + PANEL_KEYS and first < stop:
             tile = add_runs(query, panel, tile, similarity == "euclidean")
         tiles.append(tile[..., : segment.stop - first])
-    empty = np.zeros((*query.shape[:-1], 0))
-    scores = np.concatenate(tiles, axis=-1) if tiles else empty
-    return np.clip(scores, -shaping.power, shaping.power) if similarity == "cosine" else scores
+    scores = np.concatenate(tiles, axis=-1) if tiles else np.zeros((*query.shape[:-1], 0))
+    most = shaping.power[..., None] if similarity == "cosine" else np.inf
+    return np.clip(scores, -most, most)
 
 
 def shape(scores: Float64Array, segment: range, block: Rows, shaping: Shaping) -> Float64Array:
     """3. Rest of the scale, softcap, float mask, ALiBi."""
-    scores = scores * shaping.rest
+    scores = scores * shaping.rest[..., None]
     if shaping.softcap is not None:
         scores = shaping.softcap * np.tanh(scores / shaping.softcap)
     mask = columns_of(block.mask, segment)
@@ -306,11 +304,11 @@ def reveal(
 
 
 def normalise(
-    scores: Float64Array, exponent_factor: float
+    scores: Float64Array, exponent_factor: Float64Array
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
     """5. Row maximum, weights relative to it, and their sum: key ``j`` goes to lane ``j % 16``."""
     row_max = np.max(scores, axis=-1, initial=-np.inf)
-    weights = np.exp2((scores - row_max[..., None]) * exponent_factor)
+    weights = np.exp2((scores - row_max[..., None]) * exponent_factor[..., None])
     weights = np.where(scores == -np.inf, 0.0, weights)
     return row_max, weights, sum_of_lanes(weights)
 
@@ -344,7 +342,7 @@ def _fuse_chains(weights: Float64Array, value: Float64Array, attended: BoolArray
     return output
 
 
-def fold(left: Partial, right: Partial, exponent_factor: float) -> Partial:
+def fold(left: Partial, right: Partial, exponent_factor: Float64Array | float) -> Partial:
     """6. The next segment joins, both corrected to the larger maximum; empty ones skipped."""
     row_max = np.maximum(left.row_max, right.row_max)
     correction = np.exp2((left.row_max - row_max) * exponent_factor)
@@ -363,7 +361,7 @@ def finish(
     partial: Partial, shaping: Shaping, sinks: ArrayLike | None
 ) -> tuple[Float64Array, Float64Array]:
     """7. The sink, one key without a value, joins last; divide by the row sum, empty rows are 0."""
-    partial = partial._replace(row_max=partial.row_max * shaping.lse_factor)
+    partial = partial._replace(row_max=partial.row_max * shaping.late_rest)
     if sinks is not None:
         sink = per_head(sinks)[..., None]
         one, zero = np.ones_like(sink), np.zeros_like(sink)

@@ -21,7 +21,7 @@ def attention_varlen(
     *,
     key_indices: ArrayLike | None = None,
     similarity: str = "scaled_dot",
-    scale: float | None = None,
+    scale: ArrayLike | None = None,
     causal: bool | str = False,
     query_offset: ArrayLike | None = None,
     window: Window | None = None,

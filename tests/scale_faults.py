@@ -1,0 +1,71 @@
+"""Faults to seed into scales, one or one per head, and scores of unusual size; as in `faults`."""
+
+_TESTS = "tests/test_scales.py -k '{}'"
+_AGAIN = _TESTS.format("way_to_score and {}")
+_SIZES = _TESTS.format("exact_arithmetic and dot and {}")
+_EACH = _TESTS.format("each_head and dot-float32 and {}")
+
+SCALE_FAULTS = {
+    "rows_that_lose_bits_keep_their_products": (
+        "_numba/again.py",
+        "    if waiting == 0:",
+        "    if waiting >= 0:",
+        _AGAIN.format("numba"),
+    ),
+    "panels_of_pairs_taken_for_those_of_floats": (
+        "_numba/again.py",
+        '    """Panels of floats are not what the tiles read."""\n    return 0',
+        '    """Panels of floats are not what the tiles read."""\n    return 1',
+        "tests/test_bfloat16_dot.py -k 'these_tests or scored_again'",
+    ),
+    "the_power_goes_onto_the_key_where_that_loses_bits": (
+        "_numba/again.py",
+        "        own = select_above(lost_of_key, zero, own, number)\n"
+        "        other = select_above(lost_of_key, zero, other, scaled_key)\n",
+        "        own, other = number, scaled_key\n",
+        _SIZES.format("numba"),
+    ),
+    "powers_beyond_the_range_are_cut_off": (
+        "_engine/describe.py",
+        "    waiting = min(max(waiting, -2 * most), 2 * most)\n",
+        "    waiting = 0\n",
+        _SIZES.format("numba"),
+    ),
+    "heads_of_a_group_share_the_scale_of_the_first": (
+        "_numba/record.py",
+        "call.entry_factors + row // call.queries * call.factors_head",
+        "call.entry_factors",
+        _EACH.format("numba"),
+    ),
+    "heads_of_a_group_are_folded_with_the_scale_of_the_first": (
+        "_numba/record.py",
+        "        place += head * call.factors_head\n",
+        "",
+        _TESTS.format("states and numba-dot"),
+    ),
+    "weights_of_all_heads_with_the_factor_of_the_first": (
+        "_numba/blocks.py",
+        "                factor = row_factor(tag, factors_of(call, first_row + block + r))\n"
+        "                lowest = exp2_lowest(factor)\n",
+        "                pass\n",
+        _EACH.format("numba"),
+    ),
+    "distances_of_a_group_share_keys": (
+        "_engine/apart.py",
+        'problem.similarity != "euclidean" or groups == 1',
+        'problem.similarity != "" or groups == 1',
+        _TESTS.format("each_head and euclidean-float32"),
+    ),
+    "scales_by_head_are_kept_by_shape": (
+        "_core/scales.py",
+        "    return Scales(shape, numbers.tobytes())",
+        "    return _kept.setdefault(shape, Scales(shape, numbers.tobytes()))\n\n\n_kept: Any = {}",
+        _TESTS.format("written_to_afterwards"),
+    ),
+    "similarities_share_the_scale_of_the_first": (
+        "_numba/similarity.py",
+        "    if call.factors:\n",
+        "    if call.factors == -1:\n",
+        _TESTS.format("similarities_have and numba"),
+    ),
+}
