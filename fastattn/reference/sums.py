@@ -1,14 +1,17 @@
-"""Sums over many features, as the kernels cut them: chains, runs of chains, runs added exactly."""
+"""Sums as the kernels cut them: over features in chains, runs of chains, runs added exactly; over
+keys on lanes.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["add_runs"]
+__all__ = ["LANES", "add_runs", "sum_of_lanes"]
 
 # Features of a chain, of a run of chains, and of a chain of squares.
 FEATURE_CHAIN = 128
 FEATURE_RUN = 1024
 SQUARE_CHAIN = 16
+LANES = 16
 
 Float64Array = NDArray[np.float64]
 
@@ -49,3 +52,14 @@ def _chain(
         left, right = query[..., feature, None], panel[..., feature, None, :]
         part = part + (-((left - right) ** 2) if squared else left * right)
     return total + part
+
+
+def sum_of_lanes(weights: Float64Array) -> Float64Array:
+    """Add up each row on 16 lanes, then the lanes by their tree."""
+    lanes = np.zeros((*weights.shape[:-1], LANES))
+    for first in range(0, weights.shape[-1], LANES):
+        some = weights[..., first : first + LANES]
+        lanes[..., : some.shape[-1]] += some
+    for width in (8, 4, 2, 1):
+        lanes = lanes[..., :width] + lanes[..., width : 2 * width]
+    return lanes[..., 0]

@@ -33,7 +33,7 @@ from fastattn.reference.attention import (
     same_segment,
 )
 from fastattn.reference.similarity import default_scale, split_scale, unit_rows
-from fastattn.reference.sums import add_runs
+from fastattn.reference.sums import LANES, add_runs, sum_of_lanes
 
 __all__ = [
     "BLOCK_ROWS",
@@ -50,7 +50,6 @@ SEGMENT_KEYS = 512
 CHAIN_KEYS = 128
 PANEL_KEYS = 64
 BLOCK_ROWS = 24
-LANES = 16
 LOG2_E = float(np.log2(np.e))
 
 Float64Array = NDArray[np.float64]
@@ -236,7 +235,9 @@ def pack(
 ) -> tuple[Float64Array, list[Float64Array], Shaping]:
     """1. Exact part of the scale onto the query; unit rows for cosine; keys into panels."""
     euclidean = similarity == "euclidean"
-    rest, exponent = split_scale(np.asarray(scale)[..., None, None], even=euclidean)
+    rest, exponent = split_scale(
+        np.asarray(scale, dtype=np.float64)[..., None, None], even=euclidean
+    )
     if euclidean:
         query, key = np.ldexp(query, exponent // 2), np.ldexp(key, exponent // 2)
     elif similarity == "cosine":
@@ -311,17 +312,6 @@ def normalise(
     weights = np.exp2((scores - row_max[..., None]) * exponent_factor[..., None])
     weights = np.where(scores == -np.inf, 0.0, weights)
     return row_max, weights, sum_of_lanes(weights)
-
-
-def sum_of_lanes(weights: Float64Array) -> Float64Array:
-    """Add up each row on 16 lanes, then the lanes by their tree."""
-    lanes = np.zeros((*weights.shape[:-1], LANES))
-    for first in range(0, weights.shape[-1], LANES):
-        some = weights[..., first : first + LANES]
-        lanes[..., : some.shape[-1]] += some
-    for width in (8, 4, 2, 1):
-        lanes = lanes[..., :width] + lanes[..., width : 2 * width]
-    return lanes[..., 0]
 
 
 def fuse(weights: Float64Array, value: Float64Array, attended: BoolArray) -> Float64Array:
