@@ -346,7 +346,8 @@ class KVCache:
             if np.isfinite(array).all():
                 raise ValueError(
                     f"{name} of shape {array.shape} holds numbers beyond {_LARGEST_IN_INT8}, where "
-                    "float32 ends, in which int8 storage keeps its scales: use dtype=np.float64"
+                    "float32 ends, in which int8 storage keeps its scales: make the cache with "
+                    '`dtype="float64"`'
                 )
             raise ValueError(
                 f"{name} of shape {array.shape} holds NaN or inf, which int8 storage cannot keep: "

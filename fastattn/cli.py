@@ -25,7 +25,7 @@ from fastattn.arguments import (
     size,
 )
 from fastattn.examples import EXAMPLES
-from fastattn.start import started
+from fastattn.start import ended, forget_interrupts, started
 
 if TYPE_CHECKING:
     from fastattn.batch import Job
@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         started()
         code: int = arguments.command(arguments)
+        ended()
     except KeyboardInterrupt as interruption:
+        ended()
+        forget_interrupts()
         _say(str(interruption) or "interrupted")
         return 130
     return code

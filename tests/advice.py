@@ -9,6 +9,7 @@ import ast
 import builtins
 import importlib.metadata
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,10 +167,13 @@ def _first_variable(code: str, scope: dict[str, Any]) -> str:
 def installed(command: str) -> None:
     """``pip install NAME`` is judged by what is installed here under that name."""
     name = command.split("pip install ")[1]
-    if name == "-e .":
-        assert (PACKAGE.parent / "pyproject.toml").is_file()
-        variable = command.split("=")[0]
-        assert variable in (PACKAGE.parent / "setup.py").read_text()
+    if name.startswith("-e "):
+        assert (PACKAGE.parent / name[3:] / "pyproject.toml").is_file()
+        before = command.split("pip install")[0].strip()
+        variable = before.split("=")[0]
+        assert before == f"{sys.executable} -m" or (
+            before and variable in (PACKAGE.parent / "setup.py").read_text()
+        )
         return
     assert re.fullmatch(r"[\w-]+", name), f"{command}: a name that the index has, and no extra"
     assert name != "fastattn"

@@ -137,6 +137,7 @@ WRONG: dict[str, Wrong] = {
         {"query": "np.ones((6, 4, 8))", "key": "np.ones((9, 2, 8))", "value": "np.ones((9, 2, 8))"}
         | SPLITS,
     ),
+    "one factor per row": Wrong("logsumexp(x, b=b)", X | {"b": "np.ones(3)"}),
     "weights of one row of values": Wrong(
         "fuse(weights, value)", {"weights": "np.ones(7)", "value": "[1.0] * 7"}
     ),
@@ -208,6 +209,14 @@ WRONG: dict[str, Wrong] = {
         "start(key, dtype=dtype)",
         {
             "key": "np.full((1, 1, 1, 4), np.nan)",
+            "dtype": "'int8'",
+            "start": "lambda key, dtype: KVCache(1, 1, 4, dtype=dtype).append(key, key)",
+        },
+    ),
+    "more than int8 holds": Wrong(
+        "start(key, dtype=dtype)",
+        {
+            "key": "np.full((1, 1, 1, 4), 1e300)",
             "dtype": "'int8'",
             "start": "lambda key, dtype: KVCache(1, 1, 4, dtype=dtype).append(key, key)",
         },
@@ -296,6 +305,11 @@ WRONG: dict[str, Wrong] = {
         "attention(query, key, value, scale=scale, backend=backend)",
         OPERANDS | {"scale": "0.123", "backend": "'numba'"},
         patches=(("numba.config.DISABLE_JIT", True),),
+    ),
+    "kernels that were never built": Wrong(
+        "run_module(name)",
+        {"name": "'fastattn._cython.backend'", "run_module": "__import__('runpy').run_module"},
+        without=("fastattn._cython._native",),
     ),
     "kernels of other sources": Wrong(
         "check()",

@@ -6,7 +6,9 @@ leaves open. Everything happens in this process.
 """
 
 import contextlib
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -22,12 +24,16 @@ VALUES = {"--max-memory": "64M", "--batch": "1"}
 
 
 class Refused(NamedTuple):
-    """A command that is refused: its arguments, its exit code, what else is different then."""
+    """A command that is refused: its arguments, its exit code, what else is different then.
+
+    `scope` is for quoted code, `values` for options that are named without one.
+    """
 
     arguments: list[str]
     code: int
     meanwhile: Any = contextlib.nullcontext()
     scope: dict[str, Any] = {}  # noqa: RUF012
+    values: dict[str, str] = VALUES
 
 
 def run(folder: Path, *more: str, **changes: Any) -> list[str]:
@@ -45,17 +51,25 @@ def run(folder: Path, *more: str, **changes: Any) -> list[str]:
     return ["run", *files, *small, "--out", job.out, "--chunk-rows", "37", *more]
 
 
-def interrupted(after: int = 2) -> Any:
-    """Break off after so many chunks."""
+def meanwhile(act: Any, after: int = 2) -> Any:
+    """Do something to the files, once, when so many chunks are recorded."""
     attend, left = runner.attend_whole, [after]
 
     def attend_some(*given: Any) -> Any:
         left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
+        if left[0] == -1:
+            act()
         return attend(*given)
 
     return mock.patch.object(runner, "attend_whole", attend_some)
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted() -> Any:
+    return meanwhile(interrupt)
 
 
 def unfinished(folder: Path, *more: str, **changes: Any) -> list[str]:
@@ -145,6 +159,69 @@ def appeared_meanwhile(folder: Path) -> Refused:
     return Refused(run(folder), 2, mock.patch.object(writers.PartialFile, "publish", appear))
 
 
+def discarded_in_part(folder: Path) -> Refused:
+    arguments = [*unfinished(folder), "--overwrite"]
+    return Refused(arguments, 130, mock.patch.object(writers.PartialFile, "discard", interrupt))
+
+
+def folder_is_moved(folder: Path) -> Refused:
+    place, elsewhere = folder / "place", folder / "elsewhere"
+    place.mkdir()
+
+    @contextlib.contextmanager
+    def moved() -> Iterator[None]:
+        with meanwhile(lambda: place.rename(elsewhere)):
+            yield
+        elsewhere.rename(place)  # as the text says
+
+    return Refused(run(folder, "--out", str(place / "out.npy")), 1, moved())
+
+
+def removed_meanwhile(folder: Path) -> Refused:
+    return Refused(run(folder), 1, meanwhile((folder / "out.npy.part").unlink))
+
+
+def written_meanwhile(folder: Path) -> Refused:
+    def write() -> None:
+        with open(folder / "out.npy.part", "r+b") as file:
+            file.write(b"?")
+
+    return Refused(run(folder), 1, meanwhile(write))
+
+
+def forged(folder: Path, **fields: Any) -> Refused:
+    """An unfinished job with other things in its manifest, under a right checksum."""
+    arguments, path = unfinished(folder), folder / "out.npy.part.manifest"
+    first, *records = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(jobs.line_of(json.loads(first[9:]) | fields) + b"".join(records))
+    return Refused([*arguments, "--resume"], 1)
+
+
+def of_another_version(folder: Path) -> Refused:
+    return forged(folder, format="fastattn job manifest 1")
+
+
+def not_written_so(folder: Path) -> Refused:
+    return forged(folder, backend=7)
+
+
+def two_outputs_in_one(folder: Path) -> Refused:
+    names = {name: str(folder / f"other{name}.npy") for name in ("--out", "--lse-out")}
+    arguments = run(folder, "--lse-out", str(folder / "out.npy"))
+    return Refused(arguments, 2, values=names)
+
+
+def too_many_numbers(folder: Path) -> Refused:
+    heads = 30_000
+    numbers, path = np.full(heads, 1 / 3), str(folder / "numbers.npy")
+    np.save(path, numbers.astype(np.float32))
+    words = ",".join(map(str, numbers.tolist()))
+    rows = dict.fromkeys(("query", "key", "value"), np.ones((heads, 1, 1), np.float32))
+    more = ("--alibi-slopes", words, "--sinks", words, "--chunk-rows", str(heads), "--causal")
+    values = dict.fromkeys(("--alibi-slopes", "--sinks"), path)
+    return Refused(run(folder, *more, **rows), 2, values=values)
+
+
 def saved_otherwise(folder: Path, array: np.ndarray, content: Any, role: str = "key") -> Refused:
     """An input that is no array of numbers, while the array it was meant to be is at hand."""
     arguments = run(folder)
@@ -227,10 +304,10 @@ def pieces(message: str) -> list[str]:
     return list(dict.fromkeys((*said, *advice.quoted(message))))
 
 
-def advised(arguments: list[str], message: str, piece: str) -> list[str]:
+def advised(refused: Refused, message: str, piece: str) -> list[str]:
     """The command with options as the text says: added, or in place of what is there."""
     words = ["8" if word == "n" else word for word in piece.split()]
-    arguments = [word for word in arguments if f"{piece} instead of {word}" not in message]
+    arguments = [word for word in refused.arguments if f"{piece} instead of {word}" not in message]
     for name in (word for word in piece.split() if word.startswith("--")):
         if name in arguments:
             at = arguments.index(name)
@@ -238,8 +315,8 @@ def advised(arguments: list[str], message: str, piece: str) -> list[str]:
             arguments = arguments[:at] + after[bool(after) and not after[0].startswith("--") :]
     if f"leave {piece} out" in message:
         return arguments
-    if len(words) == 1 and words[0] in VALUES:
-        words.append(VALUES[words[0]])
+    if len(words) == 1 and words[0] in refused.values:
+        words.append(refused.values[words[0]])
     return [*arguments, *words]
 
 
@@ -263,7 +340,7 @@ def check(make: Any, folder: Path, capsys: Any) -> str:
         text = said(refused, capsys)
         arguments, piece = refused.arguments, pieces(text)[number]
         if piece.startswith("--"):
-            arguments = advised(arguments, text, piece)
+            arguments = advised(refused, text, piece)
         elif "pip install" in piece:
             advice.installed(piece)
         else:
@@ -290,6 +367,14 @@ COMMANDS = {
         cut_meanwhile,
         damaged_after_the_last_chunk,
         appeared_meanwhile,
+        discarded_in_part,
+        folder_is_moved,
+        removed_meanwhile,
+        written_meanwhile,
+        of_another_version,
+        not_written_so,
+        two_outputs_in_one,
+        too_many_numbers,
         pickled_objects,
         several_arrays,
         raw_halves,

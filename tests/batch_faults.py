@@ -158,6 +158,24 @@ BATCH_FAULTS = {
         "# before",
         f"{_SIGNALS} -k starts",
     ),
+    "ctrl_c_at_the_end_kills": (
+        "start.py",
+        "        signal.signal(signal.SIGINT, signal.SIG_IGN)\n",
+        "        pass\n",
+        f"{_SIGNALS} -k all_is_done",
+    ),
+    "the_command_has_another_name_at_its_end": (
+        "start.py",
+        "    if _guarded and signal",
+        "    if _is_command() and signal",
+        f"{_SIGNALS} -k all_is_done",
+    ),
+    "an_interrupted_exec_is_remembered": (
+        "start.py",
+        '    exec("")\n',
+        "",
+        f"{_SIGNALS} -k left_an_exec",
+    ),
     "the_library_answers_ctrl_c_itself": (
         "start.py",
         "    if _is_command() and signal",

@@ -1,6 +1,8 @@
 """Small jobs on files for the tests of the offline room."""
 
+import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,9 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 def names(folder: Path) -> set[str]:
     """What lies in a folder beside the inputs."""
     return {name for name in os.listdir(folder) if name.removesuffix(".npy") not in ROLES}
+
+
+def line_of(entry: Any) -> bytes:
+    """Write an entry as a manifest has it, with the right checksum, whatever it is."""
+    text = entry if isinstance(entry, bytes) else json.dumps(entry).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import zlib
 from pathlib import Path
 
 import jobs
@@ -131,12 +130,6 @@ def test_the_first_difference_is_named():
     assert "was absent" in str(difference(now, was))
 
 
-def line_of(entry):
-    """An entry as a manifest has it, with the right checksum, whatever it is."""
-    text = entry if isinstance(entry, bytes) else json.dumps(entry).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
 class Stop(Notes):
     """Interrupts a job when two chunks are done."""
 
@@ -189,7 +182,7 @@ def forged(unfinished, *path, value="absent"):
         del place[path[-1]]
     else:
         place[path[-1]] = value
-    return line_of(job) + b"".join(lines[1:])
+    return jobs.line_of(job) + b"".join(lines[1:])
 
 
 FIELDS = [
@@ -250,15 +243,18 @@ def test_what_makes_no_sense_is_named(case, unfinished):
 
 DEEP = b"[" * 200_000 + b"]" * 200_000
 LINES = {
-    "no table": (line_of([1, 2]), "should be a table"),
-    "no JSON": (line_of(b"{"), "should be JSON"),
-    "a number": (line_of(b"7"), "should be a table"),
-    "no ASCII": (line_of('{"é": 1}'.encode()), "should be JSON"),
-    "a number of 9000 digits": (line_of(b"9" * 9000), "should be JSON"),
-    "nested deeply": (line_of(DEEP), "nested too deeply"),
-    "an inner part nested deeply": (line_of(b'{"format": %s}' % DEEP), "nested too deeply"),
-    "the old format": (line_of({**JOB, "format": "fastattn job manifest 1"}), "another version"),
-    "a later format": (line_of({"format": "fastattn job manifest 30"}), "another version"),
+    "no table": (jobs.line_of([1, 2]), "should be a table"),
+    "no JSON": (jobs.line_of(b"{"), "should be JSON"),
+    "a number": (jobs.line_of(b"7"), "should be a table"),
+    "no ASCII": (jobs.line_of('{"é": 1}'.encode()), "should be JSON"),
+    "a number of 9000 digits": (jobs.line_of(b"9" * 9000), "should be JSON"),
+    "nested deeply": (jobs.line_of(DEEP), "nested too deeply"),
+    "an inner part nested deeply": (jobs.line_of(b'{"format": %s}' % DEEP), "nested too deeply"),
+    "the old format": (
+        jobs.line_of({**JOB, "format": "fastattn job manifest 1"}),
+        "another version",
+    ),
+    "a later format": (jobs.line_of({"format": "fastattn job manifest 30"}), "another version"),
 }
 
 
@@ -274,7 +270,7 @@ def test_another_spelling_of_the_same_is_not_what_was_written(unfinished):
     _, _, lines = unfinished
     text = lines[0][9:-1]
     for other in (text.replace(b": ", b":"), text.replace(b"{", b'{"backend": "numba", ', 1)):
-        said = refusal_of(unfinished, line_of(other) + b"".join(lines[1:]))
+        said = refusal_of(unfinished, jobs.line_of(other) + b"".join(lines[1:]))
         assert "should be spelled as JSON is written here" in said
 
 
@@ -290,7 +286,7 @@ RECORDS = {
 def test_records_that_no_job_writes(case, unfinished):
     entry, text = RECORDS[case]
     _, _, lines = unfinished
-    assert text in refusal_of(unfinished, lines[0] + lines[1] + line_of(entry))
+    assert text in refusal_of(unfinished, lines[0] + lines[1] + jobs.line_of(entry))
 
 
 def test_more_records_than_chunks(unfinished):
@@ -305,7 +301,7 @@ def test_the_way_out_of_a_forged_manifest(unfinished):
     kept = {part: part.read_bytes() for part in parts}
     for data in (forged(unfinished, "borders", "axis", value="x"), LINES["the old format"][0]):
         refusal_of(unfinished, data)
-        old = line_of(json.loads(lines[0][9:]) | {"format": "fastattn job manifest 1"})
+        old = jobs.line_of(json.loads(lines[0][9:]) | {"format": "fastattn job manifest 1"})
         path.write_bytes(old if data is LINES["the old format"][0] else data)
         run_job(dataclasses.replace(job, overwrite=True))
         assert jobs.names(path.parent) == {"out.npy", "lse.npy"}
@@ -337,7 +333,7 @@ VALUES = st.recursive(
 def test_no_manifest_gets_more_than_a_refusal(unfinished, field, value, in_record, tail):
     job, path, lines = unfinished
     if in_record:
-        data = lines[0] + line_of({"out": value, "lse": "0" * 64}) + tail
+        data = lines[0] + jobs.line_of({"out": value, "lse": "0" * 64}) + tail
     else:
         data = forged(unfinished, *field, value=value) + tail
     place = Folder(str(path.parent))

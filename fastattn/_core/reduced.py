@@ -84,7 +84,7 @@ def _broadcast_factors(x: np.ndarray, b: Any) -> tuple[np.ndarray, np.ndarray, n
     except ValueError:
         raise ValueError(
             f"b of shape {factors.shape} does not broadcast with x of shape {x.shape}: every dim "
-            "must be equal or 1; give a factor per row an axis to stand on, b[:, None]"
+            "must be equal or 1; give a factor per row an axis to stand on, `b[:, None]`"
         ) from None
     return np.broadcast_to(x, shape), np.broadcast_to(factors, shape), dtypes(*operands)[1]
 
