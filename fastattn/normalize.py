@@ -131,7 +131,7 @@ def log_softmax(
     -----
     Agrees with ``scipy.special.log_softmax`` for real floats, given the same `axis`: -1 by default,
     None in SciPy. Hidden entries are -inf. A logarithm near 0, that of a weight near 1, is as exact
-    as any other, to a few ulp of itself.
+    as any other: to a few ulp of itself, and what rounding the distances to the maximum changes.
 
     Examples
     --------

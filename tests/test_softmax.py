@@ -199,3 +199,24 @@ def test_in_place(seed):
         expected = fastattn.softmax(x, axis)
         assert fastattn.softmax(x, axis, out=x) is x
         oracle.assert_same_bits(x, expected, about=(shape, axis))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("scale", [1e77, 1e300, 1e-100, 1e-300])
+def test_scales_far_beyond_the_range_of_the_dtype(backend, scale, dtype):
+    """Neither 0 times inf nor inf times 0 on the way to a score that is there."""
+    low = float(np.finfo(dtype).min)
+    rows = {(0.0, 0.0): (0.5, 0.5), (0.0, -np.inf): (1.0, 0.0)}
+    rows[(0.0, low)] = (1.0, 0.0) if scale > 1 or -low * scale > 1e3 else (0.5, 0.5)
+    for row, expected in rows.items():
+        x = np.array([row] * 3, dtype)
+        np.testing.assert_array_equal(fastattn.softmax(x, scale=scale), [expected] * 3)
+        lse = np.log(1 / max(expected))
+        np.testing.assert_array_equal(fastattn.logsumexp(x, scale=scale), np.full(3, lse, dtype))
+
+
+def test_axes_of_any_size_are_refused_in_words():
+    for axis in (7, 2**70, -(2**70)):
+        for function in (fastattn.softmax, fastattn.log_softmax, fastattn.logsumexp):
+            with pytest.raises(ValueError, match="does not exist in x of shape"):
+                function(np.ones((2, 3)), axis=axis)

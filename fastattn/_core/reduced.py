@@ -97,7 +97,7 @@ def _axes(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
         return ()
     try:
         return tuple(sorted(np.lib.array_utils.normalize_axis_tuple(axis, len(shape), "axis")))
-    except np.exceptions.AxisError:
+    except (np.exceptions.AxisError, OverflowError):
         raise ValueError(
             f"axis {axis!r} does not exist in x of shape {shape}: from {-len(shape)} to "
             f"{len(shape) - 1}, a tuple of these, or None for all"

@@ -188,7 +188,7 @@ def _normalise(
         row_blocks=row_blocks,
         chunk_keys=chunk_keys,
         chunks=chunks,
-        **_scale_factors(scale),
+        **_scale_factors(scale, dtype),
     )
     describe_entries(record, view.shape, view.entry_steps)
     _describe(record, view, mask, sideways)
@@ -243,13 +243,23 @@ def _describe_factors(record: Record, view: _Rows, signed: _Factors, out: np.nda
     )
 
 
-def _scale_factors(scale: float) -> dict[str, float]:
-    """Split a factor so that no product on the way leaves the range of the dtype."""
+def _scale_factors(scale: float, dtype: np.dtype) -> dict[str, float]:
+    """Split a factor so that no product on the way leaves the range of the dtype.
+
+    Each of the three is within it. All of them together bring any number beyond it that the factor
+    does; a larger one would be infinite, or 0, by itself, and make NaN of 0 or inf.
+    """
     mantissa, exponent = math.frexp(scale)
+    most = int(np.finfo(dtype).maxexp) - 3
+
+    def within(power: int) -> int:
+        return min(max(power, -most), most)
+
+    first, second = within(exponent // 2), within(exponent - exponent // 2)
     return dict(
-        rest=mantissa,
-        power_first=math.ldexp(1.0, exponent // 2),
-        power_second=math.ldexp(1.0, exponent - exponent // 2),
+        rest=math.ldexp(mantissa, within(exponent - first - second)),
+        power_first=math.ldexp(1.0, first),
+        power_second=math.ldexp(1.0, second),
     )
 
 
