@@ -212,14 +212,15 @@ def two_outputs_in_one(folder: Path) -> Refused:
 
 
 def too_many_numbers(folder: Path) -> Refused:
-    heads = 30_000
+    heads = 20_000
     numbers, path = np.full(heads, 1 / 3), str(folder / "numbers.npy")
     np.save(path, numbers.astype(np.float32))
     words = ",".join(map(str, numbers.tolist()))
     rows = dict.fromkeys(("query", "key", "value"), np.ones((heads, 1, 1), np.float32))
-    more = ("--alibi-slopes", words, "--sinks", words, "--chunk-rows", str(heads), "--causal")
-    values = dict.fromkeys(("--alibi-slopes", "--sinks"), path)
-    return Refused(run(folder, *more, **rows), 2, values=values)
+    values = dict.fromkeys(("--scale", "--alibi-slopes", "--sinks"), path)
+    more = [word for name in values for word in (name, words)]
+    arguments = run(folder, *more, "--chunk-rows", str(heads), "--causal", **rows)
+    return Refused(arguments, 2, values=values)
 
 
 def saved_otherwise(folder: Path, array: np.ndarray, content: Any, role: str = "key") -> Refused:
