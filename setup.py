@@ -5,11 +5,15 @@ holds and drives them. They are left out with a word where one of both is missin
 ``FASTATTN_REQUIRE_CYTHON=1`` makes that an error, ``FASTATTN_CYTHON=0`` leaves them out unasked.
 """
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -30,7 +34,10 @@ FLAGS = ["-std=gnu11", "-O3", "-g0", *EXACT, "-fvisibility=hidden"]
 LINK = ["-pthread", "-O3", *EXACT, "-lm"]
 # What the built module depends on, beside the kernels' own room.
 TABLES = ["fastattn/_engine/layouts.py", "fastattn/_core/plan.py", f"{PLACE}/words.py"]
+# Compiling the kernels takes a minute: what was made of the same sources in the same way is kept,
+# the newest folders of it.
 KEPT = Path("build/kernels")
+KEPT_FOLDERS = 3
 NEEDS = ("Cython", "numba")
 REQUIRED = os.environ.get("FASTATTN_REQUIRE_CYTHON", "").strip() == "1"
 PROBE = """
@@ -59,8 +66,7 @@ class BuildKernels(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         tables, plan, words = (runpy.run_path(path) for path in TABLES)
         package = Path("fastattn")
-        # Compiling them takes a minute: what was made from the same sources is kept.
-        objects = KEPT / f"{sys.implementation.cache_tag}-{words['kernel_sources'](package):08x}"
+        objects = KEPT / name_objects(words["kernel_sources"](package))
         kernels = compile_kernels(objects)
         header = words["header"](tables, plan, words["sources"](package), kernels)
         (folder / "words.h").write_text(header, encoding="utf-8")
@@ -74,19 +80,51 @@ class KernelError(Exception):
     """The kernels could not be compiled."""
 
 
+def name_objects(sources: int) -> str:
+    """Name all that decides what the compiled kernels are."""
+    versions = [f"{name}-{importlib.metadata.version(name)}" for name in ("numba", "llvmlite")]
+    return "-".join([sys.implementation.cache_tag, platform.machine(), *versions, f"{sources:08x}"])
+
+
 def compile_kernels(folder: Path) -> list[dict[str, str]]:
-    """Let Numba compile them into a folder, unless it holds them already; list what is there."""
-    listed = folder / "kernels.json"
-    if not listed.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fastattn._numba.objects", str(folder)]
-        paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-        here = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        done = subprocess.run(command, capture_output=True, text=True, env=here, check=False)
-        if done.returncode != 0:
-            told = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            raise KernelError(told[0])
-    return json.loads(listed.read_text(encoding="utf-8"))
+    """Let Numba compile them into a folder, unless it holds them already; list what is there.
+
+    The folder appears whole: another build at the same time, or one that is interrupted, leaves
+    none that lacks something.
+    """
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as place:
+            made = Path(place, "objects")
+            made.mkdir()
+            run_numba(made)
+            try:
+                made.rename(folder)
+            except OSError:  # another build was faster
+                if not folder.exists():
+                    raise
+    os.utime(folder)
+    remove_old(folder.parent)
+    return json.loads((folder / "kernels.json").read_text(encoding="utf-8"))
+
+
+def remove_old(kept: Path) -> None:
+    """Remove all but the folders that were made or used last, interrupted ones too."""
+    with contextlib.suppress(FileNotFoundError):  # another build removes them now
+        folders = sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in folders[:-KEPT_FOLDERS]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def run_numba(folder: Path) -> None:
+    """Compile the kernels into a folder."""
+    command = [sys.executable, "-m", "fastattn._numba.objects", str(folder)]
+    paths = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, env=here, check=False)
+    if done.returncode != 0:
+        told = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise KernelError(told[0])
 
 
 def leave_out(reason: str) -> None:

@@ -37,6 +37,18 @@ COMPILED_FAULTS = {
         "            raise\n",
         f"{_CITIZEN} -k level_that_is_not_there",
     ),
+    "features_of_kernels_are_looked_for_by_halves": (
+        "_cython/words.py",
+        'for name in features.split(",") if name]',
+        'for name in features.split(",")[:10] if name]',
+        "tests/test_build.py -k every_feature",
+    ),
+    "a_feature_is_looked_for_in_a_wrong_place": (
+        "_cython/levels.h",
+        "X(f16c, BASIC_C, 29)",
+        "X(f16c, BASIC_C, 16)",
+        "tests/test_build.py -k every_feature",
+    ),
     "hidden_kernels_are_not_looked_for": (
         "_cython/backend.py",
         "if room != _HERE and any(",

@@ -5,6 +5,7 @@ Where only the building is looked at, a compiler that compiles nothing makes it 
 
 import importlib.util
 import os
+import platform
 import runpy
 import shlex
 import shutil
@@ -46,6 +47,7 @@ folder = pathlib.Path(sys.argv[1])
 kernels = []
 for kind, level in (("v4", "x86-64-v4"), ("v3", "x86-64-v3")):
     kernel = {"kind": kind, "level": level, "name": "toy", "symbol": f"fastattn_{kind}_toy"}
+    kernel["features"] = "+avx2,+sse4.1"
     kernels.append({**kernel, "object": f"{kind}.o"})
     (folder / f"{kind}.o").write_bytes(b"")
 (folder / "kernels.json").write_text(json.dumps(kernels))
@@ -147,9 +149,10 @@ def test_the_module_lists_the_kernels_of_every_level(tree):
     assert run_setup(tree, "build_ext", "--inplace").returncode == 0
     (made,) = modules(tree)
     for row in (
-        '{"x86-64-v4", "toy", fastattn_v4_toy, runs_v4},',
-        '{"x86-64-v3", "toy", fastattn_v3_toy, runs_v3},',
+        '{"x86-64-v4", "toy", fastattn_v4_toy, NEEDS_v4},',
+        '{"x86-64-v3", "toy", fastattn_v3_toy, NEEDS_v3},',
         "extern kernel_entry fastattn_v4_toy;",
+        "#define NEEDS_v4 (HAS(avx2) | HAS(sse4_1))",
     ):
         assert row in made, row
     linked = (tree.parent / "commands").read_text().splitlines()[-1]
@@ -183,6 +186,110 @@ def test_kernels_are_compiled_once_for_the_same_sources(tree):
     objects.write_text(kept + "# changed\n")
     assert run_setup(tree, "build_ext", "--inplace").returncode == 0
     assert len(list((tree / "build" / "kernels").iterdir())) == 2
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite"])
+def test_kernels_are_compiled_again_by_another_version(tree, package):
+    assert run_setup(tree, "build_ext", "--inplace").returncode == 0
+    older = f"""import importlib.metadata
+found = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.1" if name == {package!r} else found(name)"""
+    assert run_setup(tree, "build_ext", "--inplace", "--force", before=older).returncode == 0
+    names = [path.name for path in (tree / "build" / "kernels").iterdir()]
+    assert len(names) == 2
+    assert sum(f"{package}-0.1-" in name for name in names) == 1
+
+
+def test_kept_kernels_are_whole_and_few(tree):
+    """An interrupted build leaves half a folder, which is never taken for a whole one."""
+    kept = tree / "build" / "kernels"
+    for age, name in enumerate(("unfinished", "old", "older", "oldest")):
+        (kept / name).mkdir(parents=True)
+        os.utime(kept / name, (1e9 - age, 1e9 - age))
+    objects = tree / "fastattn" / "_numba" / "objects.py"
+    whole = objects.read_text()
+    objects.write_text(whole.replace('(folder / "kernels.json")', 'raise SystemExit("stop")\n#'))
+    assert "failed: stop" in run_setup(tree, "build_ext", "--inplace").stderr
+    assert {path.name for path in kept.iterdir()} == {"unfinished", "old", "older", "oldest"}
+    objects.write_text(whole)
+    assert run_setup(tree, "build_ext", "--inplace").returncode == 0
+    assert modules(tree)
+    (made,) = kept.glob("*-*")
+    assert {path.name for path in made.iterdir()} == {"kernels.json", "v3.o", "v4.o"}
+    assert {path.name for path in kept.iterdir()} == {made.name, "unfinished", "old"}
+
+
+def test_a_build_that_another_overtakes_takes_what_that_made(tree):
+    objects = tree / "fastattn" / "_numba" / "objects.py"
+    objects.write_text(
+        objects.read_text()
+        + """
+import runpy, shutil
+ours = runpy.run_path("setup.py")
+sources = runpy.run_path(ours["TABLES"][-1])["kernel_sources"](pathlib.Path("fastattn"))
+shutil.copytree(folder, ours["KEPT"] / ours["name_objects"](sources))
+"""
+    )
+    made = run_setup(tree, "build_ext", "--inplace")
+    assert made.returncode == 0, made.stderr
+    assert modules(tree)
+    assert len(list((tree / "build" / "kernels").iterdir())) == 1
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("llvmlite"), reason="llvmlite knows the CPU too")
+def test_every_feature_that_kernels_use_is_looked_for(tmp_path):
+    """Kernels for one feature each run where LLVM finds it; those for all need all."""
+    import llvmlite.binding as llvm
+
+    from fastattn._numba.objects import KINDS
+
+    ours = runpy.run_path(str(ROOT / "setup.py"))
+    tables, plan, words = (runpy.run_path(str(ROOT / path)) for path in ours["TABLES"])
+    kinds = {name: kind.features for name, kind in KINDS.items()}
+    names = {feature for spelled in kinds.values() for feature in spelled.split(",") if feature}
+    kinds |= {f"only_{feature[1:].replace('.', '_')}": feature for feature in names}
+    kernels = [
+        {"kind": kind, "level": "any", "features": features, "name": kind, "symbol": "toy"}
+        for kind, features in kinds.items()
+    ]
+    (tmp_path / "words.h").write_text(words["header"](tables, plan, 0, kernels))
+    source = tmp_path / "toy.c"
+    source.write_text("""
+#include <stdio.h>
+#include "words.h"
+void toy(int64_t call_address, int64_t worker) {}
+int main(void)
+{
+    for (int i = 0; i < kernel_count; i++)
+        if (runs_with(features_here(), &kernels[i])) puts(kernels[i].name);
+}
+""")
+    room = ROOT / ours["PLACE"]
+    program = tmp_path / "toy"
+    subprocess.run([COMPILER, f"-I{room}", source, "-o", program], check=True)
+    listed = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    host = llvm.get_host_cpu_features()
+    expected = [
+        kind
+        for kind, features in kinds.items()
+        if all(host.get(feature[1:]) for feature in features.split(",") if feature)
+    ]
+    assert listed.split() == expected
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64"), reason="features are x86's"
+)
+def test_a_feature_that_nothing_looks_for_does_not_compile(tmp_path):
+    """It would be believed to be everywhere."""
+    words = runpy.run_path(str(ROOT / "fastattn" / "_cython" / "words.py"))
+    needs = words["_needs"]("+avx2,+telepathy")
+    source = tmp_path / "toy.c"
+    source.write_text(f'#include "levels.h"\nconst uint64_t needs = {needs};')
+    command = [COMPILER, f"-I{ROOT / 'fastattn' / '_cython'}", "-c", source, "-o", tmp_path / "o"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode != 0
+    assert "NUMBER_telepathy" in made.stderr
 
 
 @pytest.mark.parametrize("package", ["Cython", "numba"])

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Where the compiled kernels are, and what runs them: all of it without the interpreter's lock."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from "pool.h" nogil:
@@ -15,7 +15,8 @@ cdef extern from "levels.h" nogil:
         const char *level
         const char *name
         const void *entry
-        int (*runs_here)()
+    uint64_t features_here()
+    int runs_with(uint64_t features, const compiled_kernel *kernel)
 
 cdef extern from "words.h" nogil:
     const compiled_kernel kernels[]
@@ -47,10 +48,11 @@ def built_levels():
 
 def entry_addresses(str level):
     """The addresses of a level's kernels, by name: of those that this CPU can run."""
+    cdef uint64_t features = features_here()
     return {
         kernels[i].name.decode(): <int64_t> kernels[i].entry
         for i in range(kernel_count)
-        if kernels[i].level.decode() == level and kernels[i].runs_here()
+        if kernels[i].level.decode() == level and runs_with(features, &kernels[i])
     }
 
 

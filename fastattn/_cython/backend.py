@@ -8,6 +8,7 @@ backend.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -45,7 +46,8 @@ def _say_missing(error: ModuleNotFoundError) -> ImportError:
     package, elsewhere = _HERE.parent, _hidden_kernels()
     tree = package.parent
     clone = (tree / "setup.py").is_file()
-    build = f"`{sys.executable} -m pip install -e {tree}` builds them there"
+    command = shlex.join([sys.executable, "-m", "pip", "install", "-e", str(tree)])
+    build = f"`{command}` builds them there"
     if elsewhere is not None:
         ways = [build] if clone else []
         ways += ["Python started with -P, or in another folder, imports that one"]

@@ -13,8 +13,6 @@ from typing import Any
 
 __all__ = ["digest", "header", "kernel_sources", "sources"]
 
-# The kinds of machine that a level's kernels may need (levels.h has the tests).
-_RUNS_HERE = {"v4": "runs_v4", "v4_pairs": "multiplies_pairs", "v3": "runs_v3", "base": "runs_base"}
 # What kernels are compiled from, beside the room of their sources.
 _TABLES = ("_core/plan.py", "_engine/layouts.py")
 
@@ -46,7 +44,11 @@ def _crc(paths: Sequence[Path]) -> int:
 
 
 def kernel_sources(package: Path) -> int:
-    """Digest what kernels are compiled from."""
+    """Digest what kernels are compiled from.
+
+    The versions of Numba and LLVM are not in it: no kernel leaves them a choice that changes bits,
+    so what another version made of the same sources is as good, and is not refused.
+    """
     return _crc(
         [*(package / table for table in _TABLES), *sorted((package / "_numba").glob("*.py"))]
     )
@@ -64,6 +66,12 @@ def sources(package: Path) -> int | None:
     return kernel_sources(package) ^ _crc([*sorted(room.glob("*.h")), room / "_native.pyx"])
 
 
+def _needs(features: str) -> str:
+    """Spell a kind's features, in LLVM's spelling, as levels.h knows them."""
+    names = [name.removeprefix("+").replace(".", "_") for name in features.split(",") if name]
+    return " | ".join(f"HAS({name})" for name in names) or "0"
+
+
 def header(
     tables: Mapping[str, Any],
     plan: Mapping[str, Any],
@@ -75,13 +83,14 @@ def header(
     digests = {"WORDS_DIGEST": digest(tables, plan), "SOURCES_DIGEST": sources}
     numbers = [f"#define {name} INT64_C({number})" for name, number in digests.items()]
     symbols = [f"extern kernel_entry {kernel['symbol']};" for kernel in kernels]
+    kinds = {kernel["kind"]: _needs(kernel["features"]) for kernel in kernels}
+    needs = [f"#define NEEDS_{kind} ({features})" for kind, features in kinds.items()]
     rows = [
         f'    {{"{kernel["level"]}", "{kernel["name"]}", {kernel["symbol"]}, '
-        f"{_RUNS_HERE[kernel['kind']]}}},"
+        f"NEEDS_{kernel['kind']}}},"
         for kernel in kernels
     ]
     table = ["static const compiled_kernel kernels[] = {", *rows, "};"]
     table += ["static const int kernel_count = sizeof kernels / sizeof *kernels;"]
-    return "\n".join(
-        [*above, '#include "levels.h"', *_lines(tables), *numbers, *symbols, *table, "#endif", ""]
-    )
+    above += ['#include "levels.h"', *_lines(tables), *numbers]
+    return "\n".join([*above, *symbols, *needs, *table, "#endif", ""])

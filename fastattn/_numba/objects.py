@@ -118,8 +118,8 @@ def _write_kind(folder: Path, name: str) -> list[dict[str, str]]:
             continue
         symbol, path = symbol_of(name, entry), folder / f"{name}_{entry}.o"
         path.write_bytes(machine.emit_object(_module(value, symbol, machine)))
-        made.append({"kind": name, "level": KINDS[name].level, "name": entry, "symbol": symbol})
-        made[-1]["object"] = path.name
+        kind = {"kind": name, "level": KINDS[name].level, "features": KINDS[name].features}
+        made.append({**kind, "name": entry, "symbol": symbol, "object": path.name})
     return made
 
 
