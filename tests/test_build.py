@@ -252,7 +252,10 @@ def test_every_feature_that_kernels_use_is_looked_for(tmp_path):
         {"kind": kind, "level": "any", "features": features, "name": kind, "symbol": "toy"}
         for kind, features in kinds.items()
     ]
-    (tmp_path / "words.h").write_text(words["header"](tables, plan, 0, kernels))
+    header = words["header"](tables, plan, 0, kernels)
+    (tmp_path / "words.h").write_text(header)
+    asked = [line.count("HAS(") for line in header.splitlines() if "#define NEEDS_" in line]
+    assert asked == [features.count("+") for features in kinds.values()]
     source = tmp_path / "toy.c"
     source.write_text("""
 #include <stdio.h>
