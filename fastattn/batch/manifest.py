@@ -168,8 +168,8 @@ class Manifest:
         """Record the job, in an empty manifest."""
         if len(_line(job)) > _JOB_BYTES:
             raise UsageError(
-                "the options are too many to be recorded with the job: give --scale, --alibi-slopes "
-                "and --sinks as files"
+                "the options are too many to be recorded with the job: give --scale, "
+                "--alibi-slopes and --sinks as files"
             )
         self._append(job)
         self.job = job
