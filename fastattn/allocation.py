@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Never
 import numpy as np
 
 from fastattn._core import backends, names
-from fastattn._core.arrays import as_array, check_dtype, deliver, result_array
+from fastattn._core.arrays import (
+    FLOAT64,
+    as_array,
+    check_dtype,
+    check_size,
+    deliver,
+    new_array,
+    result_array,
+)
 from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 from fastattn._core.units import MOST_UNITS, Unit
@@ -151,7 +159,7 @@ def allocate(
     whole = rows.unit is not None and rows.unit.is_int
     operands = (rows.given, rows.budget, rows.lower, rows.upper, rows.where)
     amounts = result_array(out, rows.given.shape, np.dtype(np.int64 if whole else float), operands)
-    unspent = np.empty(rows.shape[:-1], np.float64)
+    unspent = new_array(rows.shape[:-1], FLOAT64)
     engine.allocate(
         rows.weights,
         rows.budget,
@@ -329,6 +337,7 @@ def _axis(axis: Any, shape: tuple[int, ...]) -> int:
 def _numbers(name: str, x: Any) -> np.ndarray:
     array = as_array(name, x)
     check_dtype(name, array.dtype, array.shape)
+    check_size(array.shape, FLOAT64, name)
     return array
 
 

@@ -251,14 +251,16 @@ def _with_factors(
 ) -> tuple[Any, Any]:
     """Compute logsumexp with factors `b`, and the signs of the sums if they are asked for."""
     rows = Rows.of(x, axis, mask, b)
+    shape = rows.reduced(keepdims)
+    if out is not None:
+        check_out(out, shape, rows.dtype)
     # Side by side: a kernel steps through both results alike.
-    both = np.empty((*rows.outer, 2), rows.dtype)
+    both = new_array((*rows.outer, 2), rows.dtype)
     target, signs = both[..., 0], both[..., 1]
     with default_environment():
         backends.pick(backend).logsumexp(
             rows.x, rows.mask, target, scale, workers, rows.factors, signs if return_sign else None
         )
-    shape = rows.reduced(keepdims)
     result = result_array(out, shape, rows.dtype, ())
     result[...] = target.reshape(shape)
     lse = deliver(result, out) if out is not None else result[()]

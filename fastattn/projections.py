@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import MOST_DIMS, as_array, broadcast_shapes, check_dims, same_memory
+from fastattn._core.arrays import (
+    MOST_DIMS,
+    as_array,
+    broadcast_arrays,
+    broadcast_shapes,
+    check_dims,
+    new_array,
+    same_memory,
+)
 from fastattn._core.parameters import ADDED, BIASES, JOINT, OUTPUT, SEPARATE
 from fastattn.normalize import softmax
 from fastattn.similarity import similarity
@@ -132,7 +140,7 @@ def per_sequence(name: str, x: Any, batch: tuple[int, ...]) -> np.ndarray | None
 def padded(shape: tuple[int, ...], dtype: np.dtype, biased: bool) -> np.ndarray:
     """Make rows to be multiplied: of `shape`, with a 1 behind each where there are biases."""
     *lead, width = shape
-    rows = np.empty((*lead, width + _ROOM), dtype)[..., : width + biased]
+    rows = new_array((*lead, width + _ROOM), dtype)[..., : width + biased]
     rows[..., width:] = 1.0
     return rows
 
@@ -142,7 +150,7 @@ def linear(
 ) -> np.ndarray:
     """Multiply each row of (..., width) by a matrix (n, width): (..., n)."""
     lead, n = rows.shape[:-1], len(matrix)
-    result = np.empty((*lead, n + _ROOM), matrix.dtype)[..., :n] if out is None else out
+    result = new_array((*lead, n + _ROOM), matrix.dtype)[..., :n] if out is None else out
     # One table for the whole batch, so that the matrix is read once. Neither reshape copies: both
     # arrays are contiguous but for what is behind their rows.
     flat = (math.prod(lead), n)
@@ -221,7 +229,7 @@ def add_keys(
         scores.append(similarity(query, added[0], metric="scaled_dot", **run)[..., 0])
     if zero:
         scores.append(np.zeros_like(lse))
-    shares = softmax(np.stack(np.broadcast_arrays(*scores), axis=-1), **run)
+    shares = softmax(np.stack(broadcast_arrays(*scores), axis=-1), **run)
     output *= shares[..., :1]
     if added:
         output += shares[..., 1:2] * added[1]

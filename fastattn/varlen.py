@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Never
 import numpy as np
 
 from fastattn._core import backends, names
-from fastattn._core.arrays import deliver, result_array
+from fastattn._core.arrays import deliver, new_array, result_array
 from fastattn._core.environment import default_environment
 from fastattn._core.ragged import RaggedProblem, head_major, ragged_problem
 from fastattn._core.threads import resolve
@@ -180,10 +180,12 @@ def attention_varlen(
         return_lse=return_lse,
         partial=partial,
     )
-    execution = backends.prepare(problem, backends.choose(backend), resolve(threads))
+    wanted, workers = backends.choose(backend), resolve(threads)
+    # Results first: where there is no room for them there is none for a plan, and they have names.
     inputs = (problem.query, problem.key, problem.value, problem.key_indices)
     output = result_array(out, problem.output_shape, problem.output_dtype, inputs)
-    lse = np.empty(problem.output_shape[:-1], problem.dtype) if problem.return_lse else None
+    lse = new_array(problem.output_shape[:-1], problem.dtype) if problem.return_lse else None
+    execution = backends.prepare(problem, wanted, workers)
     _clear_outside(problem, output, lse)
     results = (_heads_first(output), None if lse is None else head_major(lse), None)
     spread = made.canonical(results)

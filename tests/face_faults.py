@@ -61,14 +61,14 @@ FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "zeros_and_ones_judged_by_a_sample": (
         "_core/masks.py",
-        "if not all(_only_zeros_and_ones(block) for block in blocks):",
-        "if False:",
+        "        if not _only_zeros_and_ones(block):",
+        "        if False:",
         f"{_LIMITS} -k anywhere",
     ),
     "masks_of_zeros_are_warned_of": (
         "_core/masks.py",
-        "if not (sample == 1).any() or not",
-        "if not",
+        "    if not has_ones:",
+        "    if False:",
         f"{_LIMITS} -k zeros_and_ones_is",
     ),
     "heads_of_a_cache_unchecked": (

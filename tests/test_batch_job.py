@@ -49,6 +49,10 @@ CASES = {
         jobs.arrays((4, 37, 8), (4, 45, 8)),
         {"scale": (0.5, -0.25, 0.0, 3.0), "sinks": (0.5,)},
     ),
+    "more dims than NumPy broadcasts": (
+        jobs.arrays((*(1,) * 31, 2, 1, 9, 8), (*(1,) * 32, 3, 20, 8)),
+        {"causal": "top_left"},
+    ),
     "slopes": (
         jobs.arrays() | {"alibi_slopes": RANDOM.random((3, 1)).astype(np.float32)},
         {"window": (30, None)},

@@ -11,12 +11,21 @@ from foreign import safetensors
 
 import fastattn
 from fastattn import attention, softmax
+from fastattn._core import backends, masks
 
 MOST = 62
 
 
 def huge(*shape):
     return np.broadcast_to(np.float32(1), shape)
+
+
+def tiny(*shape):
+    return np.broadcast_to(np.int8(1), shape)
+
+
+def packed(query, key):
+    return fastattn.attention_varlen(query, key, key, [0, len(query)], [0, 1], return_lse=True)
 
 
 # --- dims ----------------------------------------------------------------------------------------
@@ -45,6 +54,9 @@ DIMS = {
     "distances": lambda x, w, s: fastattn.similarity(x, x, metric="euclidean"),
     "softmax": lambda x, w, s: softmax(x, mask=x > 1),
     "logsumexp": lambda x, w, s: fastattn.logsumexp(x, axis=(0, -1), keepdims=True),
+    "logsumexp with factors": lambda x, w, s: fastattn.logsumexp(
+        x, b=np.float32([1, -2, 3]), return_sign=True
+    )[0],
     "fuse": lambda x, w, s: fastattn.fuse(w, x),
     "fuse apart": lambda x, w, s: fastattn.fuse(w, x, reduce=False),
     "state": lambda x, w, s: fastattn.attention_state(x, x, x).finish(),
@@ -66,7 +78,9 @@ def test_more_dims_than_numpy_broadcasts(backend, name, dims):
     assert np.array_equal(np.ravel(few), np.ravel(many))
 
 
-@pytest.mark.parametrize("name", [name for name in DIMS if name not in ("softmax", "logsumexp")])
+@pytest.mark.parametrize(
+    "name", [name for name in DIMS if not name.startswith(("softmax", "logsumexp"))]
+)
 @pytest.mark.parametrize("dims", [MOST + 1, 64])
 def test_too_many_dims_are_refused(name, dims):
     with pytest.raises(ValueError, match=rf"{dims} dims, and at most {MOST} .*reshape"):
@@ -98,7 +112,25 @@ BEYOND = {
     "allocate shared": lambda: fastattn.allocate_shared(
         np.broadcast_to(np.int8(1), (2**31, 2**30)), 1.0, 1.0
     ),
-    "allocate": lambda: fastattn.allocate(np.broadcast_to(np.int8(1), 2**62), 1),
+    "softmax of bytes": lambda: softmax(tiny(2**60, 4), mask=np.full(4, 0.5)),
+    "softmax with a wide mask": lambda: softmax(huge(2**58, 4), mask=np.full(4, 0.5)),
+    "log_softmax": lambda: fastattn.log_softmax(tiny(2**60, 4), mask=np.ones(4, bool)),
+    "logsumexp with factors": lambda: fastattn.logsumexp(tiny(2**60, 4), b=np.ones(4)),
+    "logsumexp over both": lambda: fastattn.logsumexp(huge(2**58, 1), b=tiny(8)),
+    "logsumexp and signs": lambda: fastattn.logsumexp(huge(2**60, 1), b=tiny(1)),
+    "allocate": lambda: fastattn.allocate(tiny(2**62), 1),
+    "allocate rows": lambda: fastattn.allocate(tiny(2**40, 2**22), 1.0),
+    "budgets": lambda: fastattn.allocate(tiny(2**60, 2), tiny(2**60), unit=1),
+    "bounds": lambda: fastattn.allocate([1.0, 1.0], 1, lower=tiny(2**60, 2)),
+    "ragged": lambda: packed(tiny(2**62, 1), tiny(1, 1)),
+    "ragged lse": lambda: packed(tiny(2**61, 2, 0), tiny(1, 2, 0)),
+    "splits": lambda: fastattn.attention_varlen(
+        tiny(1, 1), tiny(1, 1), tiny(1, 1), tiny(2**62), tiny(2**62)
+    ),
+    "indices": lambda: fastattn.attention_varlen(
+        tiny(1, 1), tiny(1, 1), tiny(1, 1), [0, 1], [0, 2**62], key_indices=tiny(2**62)
+    ),
+    "a module": lambda: fastattn.MultiHeadAttention(4, 2, seed=0)(tiny(2**60, 4)),
 }
 
 
@@ -114,9 +146,24 @@ def test_results_beyond_the_memory_say_their_size(size):
         lambda: fastattn.similarity(huge(size, 4), huge(64, 4)),
         lambda: softmax(huge(size, 64)),
         lambda: fastattn.fuse(huge(size, 64), huge(64, 4)),
+        lambda: packed(huge(size, 64), huge(1, 64)),
     ):
         with pytest.raises(MemoryError, match=rf"shape \({size}"):
             call()
+
+
+def test_a_wrong_out_is_refused_before_work_starts(monkeypatch):
+    """Also where a result is computed aside."""
+    monkeypatch.setattr(backends, "pick", None)
+    x = np.ones((3, 4))
+    for call in (
+        lambda out: fastattn.logsumexp(x, b=2.0, out=out),
+        lambda out: fastattn.logsumexp(x, b=2.0, keepdims=True, return_sign=True, out=out),
+    ):
+        with pytest.raises(ValueError, match=r"out has shape \(5,\), the result has \(3,"):
+            call(np.empty(5))
+        with pytest.raises(TypeError, match="out must be a plain NumPy array"):
+            call([0.0] * 3)
 
 
 # --- settings and files --------------------------------------------------------------------------
@@ -197,6 +244,8 @@ WARNED = {
     "float16": np.eye(5, 7, dtype=np.float16),
     "columns": np.array([[1, 1, 1, 1, 1, 0, 0]], np.float32),
     "repeated": np.broadcast_to(np.float32([[1.0]]), (5, 7)),
+    "ones in the last columns": np.repeat([[0.0] * 61 + [1.0] * 3], 4, axis=0),
+    "ones of the second sentence": np.float32([[[[0] * 64]], [[[1] * 64]]]),
     "negative zero": np.where(np.eye(5, 7) > 0, 1.0, -0.0),
 }
 QUIET = {
@@ -206,7 +255,6 @@ QUIET = {
     "hiding among ones": np.where(np.eye(5, 7) > 0, 1, -np.inf),
     "distances": np.abs(np.subtract.outer(np.arange(5.0), np.arange(7.0))),
     "fractions": np.full((5, 7), 0.5),
-    "nan": np.full((5, 7), np.nan),
 }
 
 
@@ -220,9 +268,11 @@ def warned(call):
 @pytest.mark.parametrize("name", [*WARNED, *QUIET])
 def test_a_float_mask_of_zeros_and_ones_is_warned_of(name, seed):
     mask = {**WARNED, **QUIET}[name]
-    x, y = np.ones((5, 3), np.float32), np.ones((7, 3), np.float32)
-    cache = fastattn.KVCache(1, 1, 3)
-    cache.append(y[None, None], y[None, None])
+    rows, keys = np.broadcast_shapes(mask.shape[-2:], (4 if mask.shape[0] == 4 else 5, 1))
+    x, y = np.ones((2, 1, rows, 3), np.float32), np.ones((2, 1, keys, 3), np.float32)
+    cache = fastattn.KVCache(2, 1, 3)
+    cache.append(y, y)
+    scores = np.ones((2, 1, rows, keys))
     scale = (
         1.0 + zlib.crc32(name.encode()) % 9999 / 9999
     )  # of a signature that is not known already
@@ -230,13 +280,11 @@ def test_a_float_mask_of_zeros_and_ones_is_warned_of(name, seed):
         lambda: attention(x, y, y, mask=mask, scale=scale),
         lambda: fastattn.explain(x, y, y, mask=mask),
         lambda: fastattn.attention_state(x, y, y, mask=mask),
-        lambda: cache.attend(x[None, None], mask=mask, causal=False),
+        lambda: cache.attend(x, mask=mask, causal=False),
         lambda: fastattn.attention_allocation(x, y, mask=mask, scale=scale),
-        lambda: softmax(np.ones((5, 7)), mask=mask, scale=scale),
-        lambda: fastattn.logsumexp(np.ones((5, 7)), mask=mask, scale=scale),
+        lambda: softmax(scores, mask=mask, scale=scale),
+        lambda: fastattn.logsumexp(scores, mask=mask, scale=scale),
     ):
-        if name == "nan":
-            continue
         texts = warned(call)
         assert len(texts) == (name in WARNED), texts
         for text in texts:
@@ -251,6 +299,14 @@ def test_one_other_number_anywhere_is_found():
     assert not warned(lambda: attention(x, y, y, mask=mask))
     mask[399, 298] = 0
     assert len(warned(lambda: attention(x, y, y, mask=mask, scale=0.7531))) == 1
+
+
+def test_a_mask_beyond_the_limit_is_not_looked_through(monkeypatch):
+    monkeypatch.setattr(masks, "_MOST_ELEMENTS", 35)
+    x, y = np.ones((5, 3), np.float32), np.ones((8, 3), np.float32)
+    assert not warned(lambda: attention(x, y, y, mask=np.eye(5, 8), scale=0.8642))
+    repeated = np.broadcast_to(np.eye(5, 7), (9, 5, 7))
+    assert warned(lambda: softmax(np.ones((9, 5, 7)), mask=repeated, scale=0.8642))
 
 
 def test_the_warning_points_at_the_caller():

@@ -313,3 +313,27 @@ def test_attention_and_explain_take_the_same_arguments():
 def test_files_stay_small():
     lines = {module_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+NUMPY_BROADCASTS = ("broadcast_shapes", "broadcast_arrays")
+
+
+def numpy_broadcasts_in(source):
+    """Uses of what NumPy limits to 32 dims, while its arrays have 64."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in NUMPY_BROADCASTS:
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module == "numpy":
+            yield from (alias.name for alias in node.names if alias.name in NUMPY_BROADCASTS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_more_dims_than_numpy_has_are_forbidden(path):
+    found = list(numpy_broadcasts_in(path.read_text(encoding="utf-8")))
+    assert not found, f"{module_of(path)} uses NumPy's {found}: see _core.arrays"
+
+
+def test_the_reader_of_broadcasts_sees_them():
+    assert list(numpy_broadcasts_in("import numpy as np\nnp.broadcast_shapes((1,), (2,))"))
+    assert list(numpy_broadcasts_in("def f(): from numpy import broadcast_arrays as b"))
+    assert not list(numpy_broadcasts_in("from .arrays import broadcast_shapes\nbroadcast_shapes()"))

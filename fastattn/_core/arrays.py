@@ -22,6 +22,7 @@ __all__ = [
     "MOST_DIMS",
     "Layout",
     "as_array",
+    "broadcast_arrays",
     "broadcast_shapes",
     "check_dims",
     "check_out",
@@ -277,12 +278,13 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.empty(shape, dtype)
 
 
-def check_size(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raise ValueError for a result that no address space holds."""
-    size = math.prod(shape) * dtype.itemsize
+def check_size(shape: tuple[int, ...], dtype: np.dtype, what: str = "the result") -> None:
+    """Raise ValueError for an array that no address space holds."""
+    # NumPy makes no array of such sizes even where another size is 0.
+    size = math.prod(n or 1 for n in shape) * dtype.itemsize
     if size > sys.maxsize:
         raise ValueError(
-            f"the result would have shape {shape} and dtype {dtype}, {size:.2g} bytes, more than "
+            f"{what} would have shape {shape} and dtype {dtype}, {size:.2g} bytes, more than "
             "there are addresses: compute it in parts, some rows at a time"
         )
 
@@ -355,6 +357,12 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
             raise ValueError("shapes do not broadcast")
         found.append(wanted.pop() if wanted else 1)
     return tuple(found)
+
+
+def broadcast_arrays(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Broadcast arrays as `np.broadcast_arrays` does, which knows 32 dims only; read-only views."""
+    shape = broadcast_shapes(*(x.shape for x in arrays))
+    return [np.broadcast_to(x, shape) for x in arrays]
 
 
 def spread(shown: str, *operands: np.ndarray) -> tuple[np.ndarray, ...]:

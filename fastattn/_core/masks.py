@@ -16,6 +16,8 @@ __all__ = ["as_mask", "check_mask_dtype", "warn_of_zeros_and_ones"]
 _PACKAGE = str(Path(__file__).parents[1])
 # Along each axis so many elements are looked at before all are.
 _LOOKED_AT = 16
+# Larger masks are not looked through: nobody is warned of them.
+_MOST_ELEMENTS = 1 << 28
 
 
 def as_mask(mask: Any, query: tuple[int, ...], keys: int) -> np.ndarray:
@@ -48,18 +50,26 @@ def _only_zeros_and_ones(numbers: np.ndarray) -> bool:
 def warn_of_zeros_and_ones(mask: np.ndarray) -> None:
     """Warn of a float mask of only 0 and 1, at least one 1: hardly ever is it meant to be added.
 
-    A few elements are looked at first, and all only where these say nothing else. Calls that are
-    repeated from memory are not looked at again.
+    A few elements are looked at first, which nearly always rule it out, and all only where each of
+    these is 0 or 1, in masks of up to 2**28 elements (repeats by broadcasting not counted). Calls
+    that are repeated from memory are not looked at again.
     """
     if mask.dtype.kind == "b" or not mask.size:
         return
     lead = (0,) * max(mask.ndim - 2, 0)
     sample = mask[lead][tuple(slice(None, None, -(-n // _LOOKED_AT)) for n in mask.shape[-2:])]
-    if not (sample == 1).any() or not _only_zeros_and_ones(sample):
+    if not _only_zeros_and_ones(sample):
         return
     once = mask[tuple(slice(1) if step == 0 else slice(None) for step in mask.strides)]
+    if once.size > _MOST_ELEMENTS:
+        return
     blocks: Any = np.nditer(once, ["external_loop", "buffered"], buffersize=1 << 16)
-    if not all(_only_zeros_and_ones(block) for block in blocks):
+    has_ones = False
+    for block in blocks:
+        if not _only_zeros_and_ones(block):
+            return
+        has_ones = has_ones or bool((block == 1).any())
+    if not has_ones:
         return
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, broadcast_shapes, flag, per_head, view
+from fastattn._core.arrays import as_array, broadcast_shapes, check_size, flag, per_head, view
 from fastattn._core.layouts import layout
 from fastattn._core.problem import arrays
 from fastattn._core.recipe import Recipe, recipe, signature
@@ -202,6 +202,7 @@ def _splits(name: str, x: Any, total: int, what: str, partial: bool) -> np.ndarr
             f"{name} of shape {array.shape} has dtype {array.dtype}; it must hold integers: "
             f"`np.asarray({name}).astype(np.int64)`, once every entry is a whole number"
         )
+    check_size(array.shape, np.dtype(np.int64), name)
     # A copy, though other threads rarely write splits: a kernel trusts them with its addresses.
     splits = array.astype(np.int64)
     if array.dtype == np.uint64 and int(array.max()) > LARGEST_POSITION:
@@ -236,6 +237,7 @@ def _indices(x: Any) -> np.ndarray:
             f"key_indices of shape {array.shape} and dtype {array.dtype} must be one flat list of "
             "integers, row numbers of the key and value tables, cut into sequences by key_splits"
         )
+    check_size(array.shape, np.dtype(np.int64), "key_indices")
     # Read in place where it can be: a list of indices may be larger than the tables.
     plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
     if plain and array.dtype in (np.int32, np.int64):

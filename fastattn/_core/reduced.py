@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import as_array, check_dtype, dtypes
+from .arrays import as_array, broadcast_shapes, check_dtype, check_size, dtypes
 from .masks import check_mask_dtype, warn_of_zeros_and_ones
 
 __all__ = ["Rows", "order_of"]
@@ -41,6 +41,7 @@ class Rows(NamedTuple):
         if factors is not None:
             x, factors, dtype = _broadcast_factors(x, factors)
         axes = _axes(axis, x.shape)
+        check_size(x.shape, dtype, "x")
         given = x
         if mask is not None:
             mask = as_array("mask", mask)
@@ -48,6 +49,7 @@ class Rows(NamedTuple):
             warn_of_zeros_and_ones(mask)
         inputs = (given, mask)
         if mask is not None:
+            check_size(x.shape, mask.dtype, "the mask")
             try:
                 mask = np.broadcast_to(mask, x.shape)
             except ValueError:
@@ -80,12 +82,14 @@ def _broadcast_factors(x: np.ndarray, b: Any) -> tuple[np.ndarray, np.ndarray, n
     if type(b) not in (bool, int, float) and factors.dtype.kind != "b":
         operands.append(("b", dtype, factors.shape))
     try:
-        shape = np.broadcast_shapes(x.shape, factors.shape)
+        shape = broadcast_shapes(x.shape, factors.shape)
     except ValueError:
         raise ValueError(
             f"b of shape {factors.shape} does not broadcast with x of shape {x.shape}: every dim "
             "must be equal or 1; give a factor per row an axis to stand on, `b[:, None]`"
         ) from None
+    for name, array in (("x", x), ("b", factors)):
+        check_size(shape, array.dtype, name)
     return np.broadcast_to(x, shape), np.broadcast_to(factors, shape), dtypes(*operands)[1]
 
 

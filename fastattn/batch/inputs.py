@@ -120,10 +120,10 @@ def open_inputs(job: Job, stack: ExitStack) -> tuple[dict[str, NpyFile], Small]:
 def describe_inputs(job: Job, files: dict[str, NpyFile], small: Small, call: Any) -> Inputs:
     """Take the measures of inputs which the public face has accepted as `call`."""
     dtype, compute_dtype = call.problem.output_dtype, call.problem.dtype
-    layout = _layout(job, files, dtype, compute_dtype)
+    shape = call.problem.output_shape
     # A 1-D query has no axis of rows, and neither has its output.
-    rows = (layout.rows,) if len(files["query"].shape) > 1 else ()
-    shape = (*layout.batch, *rows, layout.value_features)
+    batch = shape[:-2] if len(files["query"].shape) > 1 else shape[:-1]
+    layout = _layout(job, files, batch, dtype, compute_dtype)
     lengths, offset = (
         None if given is None else given.astype(np.int64)
         for given in (small["key_lengths"], small["query_offset"])
@@ -154,7 +154,11 @@ def _check_size(file: NpyFile, needed: int, limit: int) -> None:
 
 
 def _layout(
-    job: Job, files: dict[str, NpyFile], dtype: np.dtype[Any], compute_dtype: np.dtype[Any]
+    job: Job,
+    files: dict[str, NpyFile],
+    batch: tuple[int, ...],
+    dtype: np.dtype[Any],
+    compute_dtype: np.dtype[Any],
 ) -> Layout:
     query, key, value = (files[role].shape for role in ("query", "key", "value"))
     rows = query[-2] if len(query) > 1 else 1
@@ -163,8 +167,6 @@ def _layout(
         heads, *key_heads = (shape[-3] if len(shape) > 2 else 1 for shape in (query, key, value))
         # One key head for all is plain broadcasting, which may be cut anywhere.
         group = max(heads // max(key_heads), 1) if max(key_heads) > 1 else 1
-    leads = [query[:-2], _spread(key[:-2], group), _spread(value[:-2], group)]
-    batch = np.broadcast_shapes(*leads)
     operands = {
         "query": _operand(files["query"], ("rows", "features")),
         "key": _operand(files["key"], ("keys", "features"), group > 1),
@@ -192,10 +194,6 @@ def _layout(
 def _operand(file: NpyFile, trailing: Any, key_heads: bool = False) -> Operand:
     trailing = trailing[max(0, len(trailing) - len(file.shape)) :]
     return Operand(file.shape, file.dtype.itemsize, trailing, key_heads)
-
-
-def _spread(lead: tuple[int, ...], group: int) -> tuple[int, ...]:
-    return (*lead[:-1], lead[-1] * group) if lead and lead[-1] > 1 else lead
 
 
 def _over_batch(array: np.ndarray | None, batch: tuple[int, ...]) -> np.ndarray | None:

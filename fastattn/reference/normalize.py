@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastattn.reference.shapes import broadcast_shapes
+
 __all__ = ["log_of_sum", "log_softmax", "logsumexp", "masked", "softmax"]
 
 Float64Array = NDArray[np.float64]
@@ -62,7 +64,9 @@ def logsumexp(
     with np.errstate(all="ignore"):
         scores = masked(x, scale, mask)
         if b is not None:
-            scores, b = np.broadcast_arrays(scores, np.asarray(b, dtype=np.float64))
+            b = np.asarray(b, dtype=np.float64)
+            shape = broadcast_shapes(scores.shape, b.shape)
+            scores, b = np.broadcast_to(scores, shape), np.broadcast_to(b, shape)
         row_max, at_max, rest = parts_of_sum(scores, axis, b)
         result, sign = row_max + log_of_sum(at_max, rest), np.sign(at_max + rest)
         if not return_sign:

@@ -32,6 +32,7 @@ from fastattn.reference.attention import (
     resolve_offset,
     same_segment,
 )
+from fastattn.reference.shapes import broadcast_shapes
 from fastattn.reference.similarity import default_scale, split_scale, unit_rows
 from fastattn.reference.sums import LANES, add_runs, sum_of_lanes
 
@@ -266,7 +267,7 @@ def score(
     tiles = []
     for first in range(segment.start, segment.stop, PANEL_KEYS):
         panel = panels[first // PANEL_KEYS]
-        batch = np.broadcast_shapes(query.shape[:-2], panel.shape[:-2])
+        batch = broadcast_shapes(query.shape[:-2], panel.shape[:-2])
         tile = np.zeros((*batch, query.shape[-2], PANEL_KEYS))
         if start < first + PANEL_KEYS and first < stop:
             tile = add_runs(query, panel, tile, similarity == "euclidean")
@@ -321,7 +322,7 @@ def fuse(weights: Float64Array, value: Float64Array, attended: BoolArray) -> Flo
 
 
 def _fuse_chains(weights: Float64Array, value: Float64Array, attended: BoolArray) -> Float64Array:
-    batch = np.broadcast_shapes(weights.shape[:-2], value.shape[:-2])
+    batch = broadcast_shapes(weights.shape[:-2], value.shape[:-2])
     output = np.zeros((*batch, weights.shape[-2], value.shape[-1]))
     for first in range(0, value.shape[-2], CHAIN_KEYS):
         chain = np.zeros_like(output)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastattn.reference.attention import Window, attention
+from fastattn.reference.shapes import broadcast_shapes
 
 __all__ = ["attend_each", "attention_varlen"]
 
@@ -96,7 +97,7 @@ def attend_each(
     query_splits, key_splits = np.asarray(query_splits), np.asarray(key_splits)
     heads = query.shape[:-2]
     if not options.get("enable_gqa"):
-        heads = np.broadcast_shapes(heads, key.shape[:-2], value.shape[:-2])
+        heads = broadcast_shapes(heads, key.shape[:-2], value.shape[:-2])
     output = np.zeros((*heads, query.shape[-2], value.shape[-1]))
     lse = np.full((*heads, query.shape[-2]), -np.inf)
     offsets = None if query_offset is None else np.broadcast_to(query_offset, len(query_splits) - 1)
