@@ -93,6 +93,7 @@ class KVCache:
     <KVCache (2,), 1 heads of 4, float16, up to 1 keys>
     """
 
+    @names.closed
     def __init__(
         self,
         batch_shape: int | tuple[int, ...],
@@ -101,7 +102,10 @@ class KVCache:
         *,
         dtype: DTypeLike = np.float32,
         value_dim: int | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            names.refuse(KVCache.__init__, unknown)
         shape = batch_shape if isinstance(batch_shape, tuple) else (batch_shape,)
         self.batch_shape = tuple(stored.size("batch_shape", n) for n in shape)
         self.heads = stored.size("heads", heads)
@@ -129,8 +133,15 @@ class KVCache:
         """Tokens in each sequence, int64 of the batch shape; a copy."""
         return self._table.lengths.reshape(self.batch_shape).copy()
 
+    @names.closed
     @default_environment()
-    def append(self, key: ArrayLike, value: ArrayLike, lengths: ArrayLike | None = None) -> None:
+    def append(
+        self,
+        key: ArrayLike,
+        value: ArrayLike,
+        lengths: ArrayLike | None = None,
+        **unknown: Never,
+    ) -> None:
         """Add new tokens behind each sequence's last.
 
         Parameters
@@ -150,6 +161,8 @@ class KVCache:
         TypeError
             If an array is no real float array.
         """
+        if unknown:
+            names.refuse(KVCache.append, unknown)
         new = self._tokens("key", key, self.head_dim), self._tokens("value", value, self.value_dim)
         if new[0].shape[-2] != new[1].shape[-2]:
             raise ValueError(

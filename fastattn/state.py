@@ -139,8 +139,11 @@ class State:
             self._backend, self._recipe, self._numbers, merged, self.key_start, next_state.key_stop
         )
 
+    @names.closed
     @default_environment()
-    def finish(self, sinks: ArrayLike | None = None, return_lse: bool = False) -> Any:
+    def finish(
+        self, sinks: ArrayLike | None = None, return_lse: bool = False, **unknown: Never
+    ) -> Any:
         """Divide by the sum of weights: the output, as `attention` gives it.
 
         Parameters
@@ -162,6 +165,8 @@ class State:
         ValueError, TypeError
             If the sinks are not as `attention` wants them.
         """
+        if unknown:
+            names.refuse(State.finish, unknown)
         made = self._recipe._replace(return_lse=bool(return_lse))
         numbers = None
         if sinks is not None:
@@ -305,9 +310,13 @@ def _shown(numbers: np.ndarray | None) -> str:
     return np.array2string(numbers.ravel(), threshold=8, precision=4)
 
 
+@names.closed
 @default_environment()
 def merge_states(
-    outputs: ArrayLike | Sequence[ArrayLike], lses: ArrayLike | Sequence[ArrayLike], axis: int = 0
+    outputs: ArrayLike | Sequence[ArrayLike],
+    lses: ArrayLike | Sequence[ArrayLike],
+    axis: int = 0,
+    **unknown: Never,
 ) -> tuple[np.ndarray, Any]:
     r"""Merge finished results over parts of the keys: each weighs :math:`e^{\mathrm{lse}}`.
 
@@ -350,6 +359,8 @@ def merge_states(
     >>> output
     array([2.])
     """
+    if unknown:
+        names.refuse(merge_states, unknown)
     outputs, lses = as_array("outputs", outputs), as_array("lses", lses)
     for name, x in (("outputs", outputs), ("lses", lses)):
         check_dtype(name, x.dtype, x.shape)

@@ -407,10 +407,10 @@ def _display(name: str) -> Any:
 ELSEWHERE = {
     "is_causal": "True",
     "attn_mask": "np.ones((5, 7), bool)",
-    "attention_mask": "np.ones((2, 7), int)",
+    "attention_mask": "[[1] * 7, [1] * 6 + [0]]",
     "attn_bias": "np.full((5, 7), 0.5)",
     "bias": "np.full((5, 7), 0.5)",
-    "key_padding_mask": "np.zeros((2, 7), bool)",
+    "key_padding_mask": "[[False] * 7, [False] * 6 + [True]]",
     "need_weights": "True",
     "return_attn_probs": "True",
     "average_attn_weights": "True",
@@ -419,7 +419,7 @@ ELSEWHERE = {
     "sm_scale": "0.5",
     "temperature": "2.0",
     "logits_soft_cap": "30.0",
-    "window_size": "(2, 0)",
+    "window_size": "(-1, 0)",
     "local_window_size": "(2, 0)",
     "cache_seqlens": "np.array([[3], [4]])",
     "key_value_seq_lengths": "np.array([[3], [4]])",
@@ -460,4 +460,20 @@ WRONG |= {
     f"as {name}": elsewhere(name)
     for name, (_, text) in names._ELSEWHERE.items()
     if "`" in text and name in ELSEWHERE
+}
+WRONG |= {
+    "splits of FlashAttention": ragged(
+        ", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k",
+        cu_seqlens_q="[0, 3, 6]",
+        cu_seqlens_k="[0, 4, 9]",
+        into="",
+    ),
+    "heads of a cache": Wrong(
+        "KVCache(batch, heads, features, num_heads=num_heads)",
+        {"batch": "1", "heads": "2", "features": "4", "num_heads": "2"},
+        into="",
+    ),
+    "one window for both sides": attend(
+        ", local_window_size=local_window_size", local_window_size="3"
+    ),
 }

@@ -104,7 +104,12 @@ def test_supply_that_just_fits(backend):
     found = fastattn.allocate_shared([[0, 1], [1, 1]], [4, 5], [np.inf, 4], backend=backend)
     assert found.converged
     assert found.iterations <= ROUNDS
-    np.testing.assert_allclose(found.allocation, [[0, 4], [5, 0]], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        found.allocation,
+        [[0, 4], [5, 0]],
+        rtol=tolerances.SHARED_TOTAL,
+        atol=tolerances.SHARED_TOTAL,
+    )
 
 
 def test_whole_numbers_reach_the_maximum_flow(backend, seed):
@@ -123,7 +128,9 @@ def test_whole_numbers_reach_the_maximum_flow(backend, seed):
         assert abs(x.sum() - most) <= tolerances.SHARED_TOTAL * most
         parts, usable = fair_parts(weights, budgets, capacities)
         some = weights[:, capacities > 0].any(axis=1)
-        assert np.abs(x.sum(axis=1) - parts * budgets)[some].max(initial=0) <= 1e-8
+        assert (
+            np.abs(x.sum(axis=1) - parts * budgets)[some].max(initial=0) <= tolerances.SHARED_SUMS
+        )
         assert x[~usable].max(initial=0) <= 1e-8
         assert (x[usable & (weights > 0) & (budgets[:, None] > 0)] > 1e-8).all()
         assert_closest(x, weights, capacities)
@@ -139,7 +146,10 @@ def test_cells_are_left_out_only_where_no_fair_flow_uses_them(seed):
         weights[~weights.any(axis=1), 0] = 1
         x = fastattn.allocate_shared(weights, budgets, capacities).allocation
         sums = x.sum(axis=1)
-        assert np.abs(sums / budgets - fairest(weights, budgets, capacities)).max() <= 1e-6
+        assert (
+            np.abs(sums / budgets - fairest(weights, budgets, capacities)).max()
+            <= tolerances.SHARED_PROGRAM
+        )
         m, n = weights.shape
         for i, j in np.argwhere((weights > 0) & (x == 0) & (capacities > 0)):
             most = scipy.optimize.linprog(
@@ -148,7 +158,7 @@ def test_cells_are_left_out_only_where_no_fair_flow_uses_them(seed):
                 np.concatenate([capacities, -sums * (1 - 1e-9)]),
                 bounds=[(0, None if w > 0 else 0) for w in weights.ravel()],
             )
-            assert -most.fun <= 1e-6
+            assert -most.fun <= tolerances.SHARED_PROGRAM
             left_out += 1
     assert left_out > 5
 
@@ -216,7 +226,10 @@ def test_chains(exact_backend, n, seed):
             assert abs(found.allocation.sum() - most) <= tolerances.SHARED_TOTAL * most, name
             parts, _ = fair_parts(weights, budgets, capacities)
             np.testing.assert_allclose(
-                found.allocation.sum(axis=1), parts * budgets, rtol=1e-8, err_msg=name
+                found.allocation.sum(axis=1),
+                parts * budgets,
+                rtol=tolerances.SHARED_SUMS,
+                err_msg=name,
             )
 
 
@@ -265,7 +278,12 @@ def test_rows_and_columns_may_be_scaled_and_mixed(exact_backend, seed):
         assert np.array_equal(share(weights, budgets * 0.125, capacities * 0.125), found * 0.125)
         rows, columns = rng.permutation(m), rng.permutation(n)
         mixed = share(weights[rows][:, columns], budgets[rows], capacities[columns])
-        np.testing.assert_allclose(mixed, found[rows][:, columns], rtol=1e-7, atol=1e-8)
+        np.testing.assert_allclose(
+            mixed,
+            found[rows][:, columns],
+            rtol=tolerances.SHARED_ORDER,
+            atol=tolerances.SHARED_SUMS,
+        )
 
 
 def test_a_stop_within_the_finish_is_reported(exact_backend):
@@ -281,7 +299,9 @@ def test_a_stop_within_the_finish_is_reported(exact_backend):
     whole = fastattn.allocate_shared(weights, [1.0, 1.0], [0.3, 0.3, np.inf], backend=exact_backend)
     assert whole.converged
     assert whole.iterations <= ROUNDS
-    np.testing.assert_allclose(whole.allocation.sum(axis=0), [0.3, 0.3, 1.4], rtol=1e-9)
+    np.testing.assert_allclose(
+        whole.allocation.sum(axis=0), [0.3, 0.3, 1.4], rtol=tolerances.SHARED_TOTAL
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,7 +342,7 @@ def test_what_can_be_used_does_not_depend_on_where_the_search_begins(seed):
         )
         expected, cells = fair_parts(wanted, budgets, capacities)
         some = (budgets > 0) & wanted.any(axis=1)
-        np.testing.assert_allclose(parts[some], expected[some], rtol=1e-12)
+        np.testing.assert_allclose(parts[some], expected[some], rtol=tolerances.SHARED_LEVELS)
         assert np.array_equal(usable[some], (cells & wanted)[some])
 
 
@@ -341,17 +361,28 @@ def test_elimination_keeps_the_digits_of_weak_links(seed):
     found, cut = newton._eliminate(
         links.copy(), ground.copy(), push.copy(), np.ones(70), 1e9, products
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        found, expected, rtol=tolerances.SOLVED, atol=tolerances.SOLVED_BY_HAND
+    )
     assert not cut
     links, ground = np.array([[0, 1, 0], [1, 0, 1e-30], [0, 1e-30, 0]]), np.array([0, 0, 1e-60])
     found, _ = newton._eliminate(links, ground, np.array([1.0, 0, 0]), np.ones(3), 1e99, products)
-    np.testing.assert_allclose(found, [1e60, 1e60, 1e60], rtol=1e-12)
+    np.testing.assert_allclose(found, [1e60, 1e60, 1e60], rtol=tolerances.SOLVED_BY_HAND)
 
 
 def test_exponentials_and_logarithms_of_steps():
     steps = np.concatenate([np.linspace(-40, 40, 999), [1e-9, -1e-9, 0]])
     found = newton._logarithm(newton._grown(steps))
-    np.testing.assert_allclose(found, steps, rtol=1e-3, atol=1e-15)
-    np.testing.assert_allclose(newton._grown(steps / 100), np.exp(steps / 100), rtol=1e-7)
+    np.testing.assert_allclose(
+        found, steps, rtol=tolerances.STEP, atol=tolerances.epsilon(np.float64)
+    )
+    np.testing.assert_allclose(
+        newton._grown(steps / 100), np.exp(steps / 100), rtol=tolerances.SMALL_STEP
+    )
     numbers = np.exp(np.linspace(-600, 600, 999))
-    np.testing.assert_allclose(newton._logarithm(numbers), np.log(numbers), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(
+        newton._logarithm(numbers),
+        np.log(numbers),
+        rtol=tolerances.STEP_LOGARITHM,
+        atol=tolerances.epsilon(np.float64),
+    )

@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+import tolerances
 from foreign import Brain16, Exported, Tensor
 
 import fastattn
-from fastattn import attention, explain, softmax
+from fastattn import attention, attention_varlen, explain, softmax
 from fastattn._core import names
+from fastattn.state import State
 
 
 def draw(*shape, seed=5):
@@ -154,7 +156,11 @@ FUNCTIONS = (
     fastattn.logsumexp,
     fastattn.similarity,
     fastattn.softmax,
+    fastattn.KVCache.__init__,
+    fastattn.KVCache.append,
     fastattn.KVCache.attend,
+    State.finish,
+    fastattn.merge_states,
     fastattn.MultiHeadAttention.__call__,
     fastattn.MultiHeadAttention.__init__,
 )
@@ -164,7 +170,7 @@ FUNCTIONS = (
 def test_signatures_show_what_there_is(function):
     kinds = {p.kind for p in inspect.signature(function).parameters.values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds
-    written = inspect.unwrap(function).__kwdefaults__.keys()
+    written = (inspect.unwrap(function).__kwdefaults__ or {}).keys()
     assert written <= inspect.signature(function).parameters.keys()
 
 
@@ -193,6 +199,19 @@ def test_a_word_of_pytorch_has_one_sentence():
         softmax(draw(5, 8), dim=-1)
 
 
+def test_caches_and_states_answer_too():
+    for call, advice in (
+        (lambda: fastattn.KVCache(1, 2, 4, num_heads=2), "`heads=num_heads`"),
+        (lambda: fastattn.merge_states(draw(2, 3, 4), draw(2, 3), dim=0), "`axis=dim`"),
+        (
+            lambda: attention_varlen(*[draw(4, 8)] * 3, [0, 4], [0, 4], cu_seqlens_k=[0, 4]),
+            "`query_splits=cu_seqlens_q, key_splits=cu_seqlens_k`",
+        ),
+    ):
+        with pytest.raises(TypeError, match=advice):
+            call()
+
+
 def test_pytorch_means_what_its_words_are_translated_to():
     torch = pytest.importorskip("torch")
     query, key, value = draw(2, 3, 5, 8), draw(2, 3, 7, 8), draw(2, 3, 7, 4)
@@ -205,7 +224,7 @@ def test_pytorch_means_what_its_words_are_translated_to():
         ({"attn_mask": torch.from_numpy(draw(5, 7))}, {"mask": draw(5, 7)}),
     ):
         output = attention(query, key, value, **here)
-        np.testing.assert_allclose(output, sdpa(*theirs, **there).numpy(), atol=1e-5)
+        np.testing.assert_allclose(output, sdpa(*theirs, **there).numpy(), atol=tolerances.PYTORCH)
     padding = draw(2, 5, seed=3) > 1
     module = torch.nn.MultiheadAttention(8, 2, batch_first=True)
     ours = fastattn.MultiHeadAttention.from_state_dict(module.state_dict(), 2)
@@ -213,4 +232,4 @@ def test_pytorch_means_what_its_words_are_translated_to():
     with torch.no_grad():
         expected, _ = module(x, x, x, key_padding_mask=torch.from_numpy(padding))
     output = ours(x, mask=~padding[:, None, None, :])
-    np.testing.assert_allclose(output, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(output, expected.numpy(), atol=tolerances.PYTORCH)

@@ -155,3 +155,23 @@ SHARED_TOTAL = 1e-9
 # Of cells that carry more than the first, how far log(x / w) may be from a sum of row and column.
 SHARED_USED = 1e-4
 SHARED_FACTORS = 1e-4
+# Sums of rows, and cells whatever the order of rows, against the fair parts: to what is left of
+# eight digits, since a stop at the tolerance of 1e-9 leaves that of a sum to its few cells.
+SHARED_SUMS = 1e-8
+SHARED_ORDER = 1e-7
+# Levels that a linear program gives, whose own feasibility is 1e-7 by default.
+SHARED_PROGRAM = 1e-6
+# Levels of whole numbers that no rounds come near to: quotients of a few sums.
+SHARED_LEVELS = 1e-12
+# Linear systems of 70 unknowns against a solver, which loses some digits; three by hand lose none.
+SOLVED, SOLVED_BY_HAND = 1e-9, 1e-12
+# Steps of Newton's method only point the way: three digits of a logarithm of what they grew by,
+# seven of small ones; the logarithm itself is nearly that of float64.
+STEP, SMALL_STEP, STEP_LOGARITHM = 1e-3, 1e-7, 1e-13
+
+# Sums with factors of both signs in float64, of 130 terms that do not cancel far; and of a few
+# terms, in roundings of the dtype.
+FACTORS = 1e-12
+FACTOR_ROUNDINGS = 4.0
+# float32 outputs near 1 against PyTorch's, which rounds in its own order: five digits.
+PYTORCH = 1e-5

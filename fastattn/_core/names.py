@@ -18,6 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SCALE = "write `scale={name}`"
 _LENGTHS = "write `key_lengths={name}`, over the batch dims"
+_NONE_BELOW_0 = "write `window=tuple(None if n < 0 else n for n in {name})`: None is unbounded"
 _PACKED = (
     "write `attention_varlen(query, key, value, query_splits, key_splits)`, whose splits are "
     "PyTorch's and FlashAttention's cu_seqlens"
@@ -39,14 +40,15 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "attention_mask": (
         ("mask",),
         "of 1 for tokens and 0 for padding, (batch, S), write "
-        "`mask=attention_mask[:, None, None, :].astype(bool)`; floats that are added, as they are",
+        "`mask=np.asarray(attention_mask)[:, None, None, :].astype(bool)`; floats that "
+        "are added, as they are",
     ),
     "attn_bias": (("mask",), "write `mask=attn_bias`: floats are added to the scores"),
     "bias": (("mask",), "write `mask=bias`: floats are added to the scores"),
     "key_padding_mask": (
         ("mask",),
-        "write `mask=~key_padding_mask[:, None, None, :]`: here True may attend, there it is "
-        "padding",
+        "write `mask=~np.asarray(key_padding_mask, bool)[:, None, None, :]`: here True may "
+        "attend, there it is padding",
     ),
     "need_weights": (("return_weights",), "write `return_weights=need_weights`"),
     "return_attn_probs": (("return_weights",), "write `return_weights=return_attn_probs`"),
@@ -64,15 +66,16 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "sm_scale": (("scale",), _SCALE),
     "temperature": (("scale",), "write `scale=1 / temperature`"),
     "logits_soft_cap": (("softcap",), "write `softcap=logits_soft_cap`"),
-    "window_size": (
+    "window_size": (("window",), _NONE_BELOW_0),
+    "local_window_size": (
         ("window",),
-        "write `window=window_size`, (left, right), with None where a side is unbounded",
+        "write `window=tuple(np.broadcast_to(local_window_size, 2).tolist())`, (left, right)",
     ),
-    "local_window_size": (("window",), "write `window=local_window_size`"),
     "cache_seqlens": (("key_lengths",), _LENGTHS),
     "key_value_seq_lengths": (("key_lengths",), _LENGTHS),
     "max_seqlen_q": (("query_splits",), _UNNEEDED),
     "max_seqlen_k": (("query_splits",), _UNNEEDED),
+    "num_heads": (("heads",), "write `heads=num_heads`"),
     "s_aux": (("sinks",), "write `sinks=s_aux`"),
     "metric": (("similarity",), "write `similarity=metric`"),
     "similarity": (("metric",), "write `metric=similarity`"),
@@ -100,6 +103,14 @@ _LACKING = {
     ("KVCache.attend", "enable_gqa"): "heads are grouped by themselves: leave it out",
     ("MultiHeadAttention.__call__", "attn_mask"): "write `mask=~attn_mask`: here True may attend, "
     "in PyTorch's module it may not; floats stay as they are",
+    (
+        "attention_varlen",
+        "cu_seqlens_q",
+    ): "write `query_splits=cu_seqlens_q, key_splits=cu_seqlens_k`",
+    (
+        "attention_varlen",
+        "cu_seqlens_k",
+    ): "write `query_splits=cu_seqlens_q, key_splits=cu_seqlens_k`",
     ("attention_state", "sinks"): "sinks belong to the end, `state.finish(sinks=sinks)`",
     ("attention_state", "return_lse"): "the end gives it, `state.finish(return_lse=True)`",
     ("attention_state", "return_weights"): "weights are those of one call: see attention",

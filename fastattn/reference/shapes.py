@@ -6,6 +6,10 @@ __all__ = ["broadcast_shapes"]
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that all of them broadcast to: that of an iterator over views."""
-    views = [np.broadcast_to(np.False_, shape) for shape in shapes]
-    return np.nditer(views, ["multi_index", "zerosize_ok"]).shape
+    """Return the shape that all of them broadcast to: dim by dim, those of size 1 added in front."""
+    dims = max(map(len, shapes))
+    padded = ((1,) * (dims - len(shape)) + shape for shape in shapes)
+    return tuple(
+        np.broadcast(*(np.empty((n, 0)) for n in sizes)).shape[0]
+        for sizes in zip(*padded, strict=True)
+    )
