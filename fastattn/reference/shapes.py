@@ -6,7 +6,7 @@ __all__ = ["broadcast_shapes"]
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that all of them broadcast to: dim by dim, those of size 1 added in front."""
+    """Return the shape that all of them broadcast to, dim by dim, 1 where a shape has none."""
     dims = max(map(len, shapes))
     padded = ((1,) * (dims - len(shape)) + shape for shape in shapes)
     return tuple(
