@@ -8,6 +8,7 @@ import numpy as np
 
 from fastattn._core import backends, names, repeats
 from fastattn._core.arrays import (
+    FLOAT64,
     check_out,
     deliver,
     finite_number,
@@ -17,7 +18,7 @@ from fastattn._core.arrays import (
     same_memory,
 )
 from fastattn._core.environment import default_environment
-from fastattn._core.reduced import Rows, order_of
+from fastattn._core.reduced import Rows, order_of, within_reach
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def logsumexp(
         As for `softmax`.
     b : array_like, broadcasts with `x`, optional
         Factors of the exponentials, of any sign. Where one is 0, `x` does not count, whatever it
-        holds, and neither does a factor where `x` is -inf. None: all 1.
+        holds, and neither does a factor where `x` is -inf. With factors all is computed in float64.
+        None: all 1.
     keepdims : bool
         Keep the reduced axes with size 1.
     return_sign : bool
@@ -254,17 +256,19 @@ def _with_factors(
     shape = rows.reduced(keepdims)
     if out is not None:
         check_out(out, shape, rows.dtype)
-    # Side by side: a kernel steps through both results alike.
-    both = new_array((*rows.outer, 2), rows.dtype)
+    # In float64, where no factor of float32 is far from another. Side by side: a kernel steps
+    # through both results alike.
+    both = new_array((*rows.outer, 2), FLOAT64)
     target, signs = both[..., 0], both[..., 1]
     with default_environment():
+        scores, factors, scale = within_reach(rows, scale)
         backends.pick(backend).logsumexp(
-            rows.x, rows.mask, target, scale, workers, rows.factors, signs if return_sign else None
+            scores, rows.mask, target, scale, workers, factors, signs if return_sign else None
         )
-    result = result_array(out, shape, rows.dtype, ())
-    result[...] = target.reshape(shape)
-    lse = deliver(result, out) if out is not None else result[()]
-    return lse, signs.reshape(shape).copy()[()] if return_sign else None
+        result = result_array(out, shape, rows.dtype, ())
+        result[...] = target.reshape(shape)
+        sign = signs.reshape(shape).astype(rows.dtype)[()] if return_sign else None
+    return deliver(result, out) if out is not None else result[()], sign
 
 
 def _begin(

@@ -391,3 +391,32 @@ def test_signs_without_factors(backend):
 def test_factors_that_cannot_work(backend, b, error, text):
     with pytest.raises(error, match=text):
         fastattn.logsumexp(np.ones((2, 4)), b=b)
+
+
+FAR_APART = [  # what is largest has a factor so small that others count as much, or more
+    ("float32", [0, 140], [1e30, 1e-35]),
+    ("float32", [0, 120], [1e38, 1e-30]),
+    ("float32", [0, 105], [100, 1e-45]),
+    ("float32", [0, 1], [1e-45, -3e-45]),
+    ("float64", [0, 1000], [1e200, 1e-250]),
+    ("float64", [0, 0], [1e308, 1e308]),
+    ("float64", [0, 0], [5e-324, -1e-323]),
+    ("float32", [0, 1], 1e-300),  # a Python number takes no part in the dtype
+    ("float32", [0, 1], -1e39),
+]
+
+
+@pytest.mark.parametrize(("dtype", "row", "factors"), FAR_APART)
+def test_factors_far_from_one_another(backend, dtype, row, factors):
+    row = np.array(row, dtype)
+    b = factors if isinstance(factors, float) else np.array(factors, dtype)
+    terms = [
+        Decimal(float(y)) * Decimal(float(x)).exp()
+        for x, y in zip(row, np.broadcast_to(b, 2), strict=True)
+    ]
+    exact = abs(sum(terms)).ln()
+    for x in (row, np.stack([row, row, row])):
+        lse, sign = fastattn.logsumexp(x, b=b, return_sign=True)
+        assert (sign == (1 if sum(terms) > 0 else -1)).all()
+        for actual in np.ravel(lse):
+            assert relative_error(actual, exact) <= tolerances.near_zero_error(dtype), actual

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import as_array, broadcast_shapes, check_dtype, check_size, dtypes
+from .arrays import FLOAT64, as_array, broadcast_shapes, check_dtype, check_size, dtypes
 from .masks import check_mask_dtype, warn_of_zeros_and_ones
 
-__all__ = ["Rows", "order_of"]
+__all__ = ["Rows", "order_of", "within_reach"]
 
 
 class Rows(NamedTuple):
@@ -66,6 +66,27 @@ class Rows(NamedTuple):
         if factors is not None:
             factors = _joined(factors, axes, joined)
         return cls(x, mask, factors, inputs, given.shape, axes, outer, dtype)
+
+
+# An exponential that underflows beside a factor of up to 2 to this power counts for nothing.
+_LARGEST_POWER = 250
+
+
+def within_reach(rows: Rows, scale: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return scores, factors and scale in which no factor makes up for a lost exponential.
+
+    Powers of two of factors that could are taken into the scores, factor by factor.
+    """
+    assert rows.factors is not None
+    if rows.factors.dtype.itemsize < 8 or rows.factors.dtype.kind != "f":
+        return rows.x, rows.factors, scale
+    mantissa, power = np.frexp(rows.factors)
+    far = abs(power) > _LARGEST_POWER
+    if not far.any():
+        return rows.x, rows.factors, scale
+    scores = rows.x.astype(FLOAT64) * scale
+    scores = np.where(far, scores + power * math.log(2), scores)
+    return scores, np.where(far, mantissa, rows.factors), 1.0
 
 
 def _broadcast_factors(x: np.ndarray, b: Any) -> tuple[np.ndarray, np.ndarray, np.dtype]:

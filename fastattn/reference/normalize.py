@@ -67,6 +67,11 @@ def logsumexp(
             b = np.asarray(b, dtype=np.float64)
             shape = broadcast_shapes(scores.shape, b.shape)
             scores, b = np.broadcast_to(scores, shape), np.broadcast_to(b, shape)
+            # A factor that makes up for an exponential which underflows is part of the score.
+            mantissa, power = np.frexp(b)
+            far = np.abs(power) > 250
+            scores = np.where(far, scores + power * np.log(2), scores)
+            b = np.where(far, mantissa, b)
         row_max, at_max, rest = parts_of_sum(scores, axis, b)
         result, sign = row_max + log_of_sum(at_max, rest), np.sign(at_max + rest)
         if not return_sign:
