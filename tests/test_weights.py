@@ -107,3 +107,17 @@ def test_weights_of_a_cache(exact_backend, seed):
     options = {"similarity": "dot", "scale": 1.7, "sinks": [-1.0, 1.7e6], "causal": False}
     _, weights = cache.attend(query, **options, return_weights=True)
     oracle.assert_weights_are_outputs(weights, query, key, **options)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e7])
+def test_a_sink_close_to_a_large_score_shares_by_their_distance(backend, size):
+    """The maximum meets the sink unrounded: in float32 it would be off by up to a half at 1e7."""
+    for query in np.float32(size) * (1 + np.arange(20, dtype=np.float32) / 37):
+        score = float(query) * 1.7
+        sink = np.float32(score)
+        expected = 1 / (1 + np.exp(float(sink) - score))
+        weights = fastattn.attention(
+            np.float32([[query]]), np.ones((1, 1), np.float32), np.ones((1, 1), np.float32),
+            similarity="dot", scale=1.7, sinks=sink, return_weights=True,
+        )[1]  # fmt: skip
+        assert abs(weights.item() - expected) <= tolerances.weight_beside_output(np.float32)
