@@ -57,7 +57,10 @@ class BuildKernels(build_ext):
 
         try:
             self.build_kernels(extension)
-        except (BaseError, CCompilerError, CompileError, CythonError, KernelError) as error:
+        except (
+            *(BaseError, CCompilerError, CompileError, CythonError, KernelError),
+            importlib.metadata.PackageNotFoundError,  # numba or llvmlite, of unknown version
+        ) as error:
             leave_out(f"building them failed: {error}")
 
     def build_kernels(self, extension):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn._core.plan import SCORE_STRIDE
+from fastattn._core.plan import RECORD_BYTES, SCORE_STRIDE
 from fastattn._engine import addresses
-from fastattn._engine.layouts import ATTENTION
+from fastattn._engine.layouts import ATTENTION, RECORD_STRIDE
 from fastattn._numba import backend
 
 WORD = ATTENTION.word
@@ -150,3 +150,8 @@ def test_a_bias_shared_by_the_batch_is_read_where_it_lies(exact_backend, dtype, 
             tracemalloc.stop()
         assert np.array_equal(output, expected)
         assert peak < 7 << 20 < bias.nbytes
+
+
+def test_a_record_fits_where_a_worker_keeps_its_own():
+    """One more word too many would overrun what lies behind it without a sound."""
+    assert RECORD_STRIDE <= RECORD_BYTES

@@ -81,7 +81,7 @@ def within_reach(rows: Rows, scale: float) -> tuple[np.ndarray, np.ndarray, floa
     if rows.factors.dtype.itemsize < 8 or rows.factors.dtype.kind != "f":
         return rows.x, rows.factors, scale
     mantissa, power = np.frexp(rows.factors)
-    far = abs(power) > _LARGEST_POWER
+    far = (abs(power) > _LARGEST_POWER) & np.isfinite(rows.factors)
     if not far.any():
         return rows.x, rows.factors, scale
     scores = rows.x.astype(FLOAT64) * scale
