@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastattn._numba import store
@@ -51,14 +52,27 @@ def start(code, **variables):
     )
 
 
+def rest(child, timeout=60):
+    """Wait for a child; return what it printed and what it said of errors, from here on.
+
+    `communicate` reads past these streams: a line that came together with one already read would
+    be lost.
+    """
+    with child.stdout, child.stderr, ThreadPoolExecutor(2) as readers:
+        streams = [readers.submit(stream.read) for stream in (child.stdout, child.stderr)]
+        child.stdin.close()
+        try:
+            child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            output, errors = (stream.result() for stream in streams)
+            raise AssertionError(f"the child hangs\n{output}\n{errors}") from None
+        return tuple(stream.result() for stream in streams)
+
+
 def finish(child, timeout=60):
     """Wait for a child, insist that it ended well, and return what it printed."""
-    try:
-        output, errors = child.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        output, errors = child.communicate()
-        raise AssertionError(f"the child hangs\n{output}\n{errors}") from None
+    output, errors = rest(child, timeout)
     assert child.returncode == 0, f"exit code {child.returncode}\n{output}\n{errors}"
     return output
 

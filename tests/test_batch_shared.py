@@ -137,7 +137,7 @@ HELD = """
 
 def test_a_killed_job_blocks_nobody(job, tmp_path):
     child = children.start(HELD.format(fields=dataclasses.asdict(job)))
-    assert child.stdout.readline() == "working\n", child.communicate()
+    assert child.stdout.readline() == "working\n", children.rest(child)
     other = dataclasses.replace(job, out=str(tmp_path / "other.npy"))
     with pytest.raises(JobError, match="another job") as refusal:
         run_job(other)

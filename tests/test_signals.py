@@ -45,8 +45,15 @@ def _interrupt(child):
         if child.stdout.readline() == "interrupted\n":
             return time.monotonic() - sent
     child.kill()
-    pytest.fail("not started or not interrupted\n" + "\n".join(child.communicate()))
+    pytest.fail("not started or not interrupted\n" + "\n".join(children.rest(child)))
     return None
+
+
+def test_a_line_that_came_together_with_another_is_kept():
+    child = children.start('print("one"); print("two")')
+    child.wait(60)
+    assert child.stdout.readline() == "one\n"
+    assert children.finish(child) == "two\n"
 
 
 @pytest.mark.parametrize("wrong", [0.5, 1.0])
