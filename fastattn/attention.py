@@ -6,26 +6,21 @@ from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends, names
+from fastattn._core import backends, kept, names
 from fastattn._core import problem as problems
 from fastattn._core.arrays import check_out
 from fastattn._core.environment import default_environment
 from fastattn._core.problem import NO_EXTRAS, Extras
-from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.recipe import Results, recipe, signature, spelt
 from fastattn._core.scales import is_small
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastattn._core.execution import Execution, Repeat
+    from fastattn._core.execution import Execution
 
 __all__ = ["attention", "explain"]
-
-_REPEATS_KEPT = 1024
-# (signature, backend, threads) -> how to repeat that call on other arrays. Emptied when full, like
-# the recipes, and for the same reasons.
-_repeats: dict[tuple[Any, ...], tuple[Repeat, Recipe]] = {}
 
 
 @names.closed
@@ -247,51 +242,38 @@ def attention(
         extras = Extras(
             key_lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks
         )
-    call = signature(
-        query,
-        key,
-        value,
-        mask,
-        similarity,
-        scale,
-        causal,
-        window,
-        softcap,
-        enable_gqa,
-        return_lse,
-        return_weights,
-        key_lengths is not None,
-        query_offset is not None,
-        alibi_slopes is not None,
+    options = spelt(
+        similarity, scale, causal, window, softcap, enable_gqa, return_lse, return_weights
     )
-    wanted = backends.choose(backend)
-    workers = resolve(threads)
+    wanted, workers = backends.choose(backend), resolve(threads)
     if extras is NO_EXTRAS:
-        kept = _repeats.get((call, wanted, workers))
-        if kept is not None:
-            repeat, made = kept
-            output, lse, weights = made.allocate(out, (query, key, value, mask))
-            if out is None or output.flags.c_contiguous:
-                repeat(query, key, value, mask, output, lse, weights)
-                return made.deliver(output, lse, weights, out)
+        found = kept.find(("attention", wanted, options), workers, out, query, key, value, mask)
+        if found is not None:
+            return found
+    operands = query, key, value, mask
     with default_environment():
-        made = recipe(call)
-        problem = problems.bind(made, query, key, value, mask, extras)
+        made = recipe(signature(*operands, options, *extras.given()))
+        problem = problems.bind(made, *operands, extras)
         execution = backends.prepare(problem, wanted, workers)
-        if extras is NO_EXTRAS and is_small(made.scale):
-            _keep((call, wanted, workers), execution, made)
-        results = made.allocate(out, (query, key, value, mask))
+        results = made.allocate(out, operands)
         execution.run(*made.canonical(results))
+        if extras is NO_EXTRAS and is_small(made.scale):
+            call = ("attention", wanted, options), workers, out
+            _keep(call, execution, operands, results)
         return made.deliver(*results, out)
 
 
-def _keep(key: tuple[Any, ...], execution: Execution, made: Recipe) -> None:
+def _keep(
+    call: tuple[tuple[Any, ...], int, Any],
+    execution: Execution,
+    operands: tuple[np.ndarray | None, ...],
+    results: Results,
+) -> None:
+    """Keep a call for later ones, if its backend can repeat it."""
     repeat = getattr(execution, "repeat", None)
-    function = None if repeat is None else repeat()
-    if function is not None:
-        if len(_repeats) >= _REPEATS_KEPT:
-            _repeats.clear()
-        _repeats[key] = function, made
+    if repeat is not None and results[0].flags.c_contiguous:
+        made = tuple(result for result in results if result is not None)
+        kept.keep(*call, repeat(), operands, made, (*operands, *made))
 
 
 @names.closed
@@ -359,14 +341,10 @@ def explain(
     made = recipe(
         signature(
             *operands,
-            similarity,
-            scale,
-            causal,
-            window,
-            softcap,
-            enable_gqa,
-            return_lse,
-            return_weights,
+            spelt(
+                *(similarity, scale, causal, window, softcap),
+                *(enable_gqa, return_lse, return_weights),
+            ),
             *extras.given(),
         )
     )

@@ -15,7 +15,7 @@ from fastattn._core.masks import as_mask
 from fastattn._core.pages import PageTable
 from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Extras
-from fastattn._core.recipe import recipe, signature
+from fastattn._core.recipe import recipe, signature, spelt
 from fastattn._core.threads import resolve
 from fastattn._core.visibility import positions
 
@@ -246,19 +246,9 @@ class KVCache:
             None if alibi_slopes is None else as_array("alibi_slopes", alibi_slopes),
             None if sinks is None else as_array("sinks", sinks),
         )
-        options: dict[str, Any] = {
-            "similarity": similarity,
-            "scale": scale,
-            "causal": causal,
-            "window": window,
-            "softcap": softcap,
-            "enable_gqa": True,
-            "return_lse": return_lse,
-            "return_weights": return_weights,
-            "lengths_given": True,
-            "offset_given": query_offset is not None,
-            "alibi_given": alibi_slopes is not None,
-        }
+        options = spelt(
+            similarity, scale, causal, window, softcap, True, return_lse, return_weights
+        )
         call = steps.describe((query, *full, mask), extras, options, self.dtype, wanted, workers)
         if call is not None:
             results = steps.repeat(call, query, self._table, pages, extras, out)
@@ -266,7 +256,7 @@ class KVCache:
                 return results
         operands = query, *self._stand_ins(self._table.longest), mask
         with default_environment():
-            made = recipe(signature(*operands, **options))
+            made = recipe(signature(*operands, options, *extras.given()))
             problem = problems.bind(made, *operands, extras)._replace(pages=pages)
             execution = backends.prepare(problem, wanted, workers)
             if call is not None:

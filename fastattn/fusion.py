@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
-from fastattn._core import backends, names, repeats
+from fastattn._core import backends, kept, names
 from fastattn._core.arrays import as_array, deliver, dtypes, result_array, spread
 from fastattn._core.environment import default_environment
 from fastattn._core.recipe import ONE_NUMBER_PER_KEY
@@ -76,11 +76,10 @@ def fuse(
     if unknown:
         names.refuse(fuse, unknown)
     reduce, workers = bool(reduce), resolve(threads)
-    options = ("fuse", reduce, backends.choose(backend), workers)
-    call = repeats.signature(options, weights, value, out)
-    again = repeats.find(call, weights, value, out)
-    if again is not None:
-        return again
+    options = "fuse", backends.choose(backend), reduce
+    found = kept.find(options, workers, out, weights, value)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
     weights, value = as_array("weights", weights), as_array("value", value)
     _, dtype = dtypes(
         ("weights", weights.dtype, weights.shape), ("value", value.dtype, value.shape)
@@ -105,5 +104,6 @@ def fuse(
     target = result[(slice(None),) * at + (None,)] if one_row else result
     with default_environment():
         repeat = backends.pick(backend).fuse(rows, values, target, reduce, workers)
-    repeats.keep(call, repeat, (weights, value, result), (rows, values, target), out)
+    seen = rows, values, target
+    kept.keep(options, workers, out, repeat, (weights, value), (result,), seen)
     return deliver(result, out)  # type: ignore[no-any-return]

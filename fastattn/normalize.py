@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fastattn._core import backends, names, repeats
+from fastattn._core import backends, kept, names
 from fastattn._core.arrays import (
     FLOAT64,
     check_out,
@@ -218,25 +218,27 @@ def logsumexp(
         names.refuse(logsumexp, unknown)
     keepdims, return_sign = bool(keepdims), bool(return_sign)
     kind = "logsumexp keepdims" if keepdims else "logsumexp"
-    call, scale, workers = _begin(kind, x, axis, scale, mask, out, backend, threads)
+    options, scale, workers = _begin(kind, axis, scale, backend, threads)
     if b is not None:
         found = _with_factors(x, axis, b, scale, mask, keepdims, return_sign, out, backend, workers)
         return found if return_sign else found[0]
-    again = repeats.find(call, x, mask, out)
-    if again is None:
+    lse = None if options is None else kept.find(options, workers, out, x, mask)
+    if lse is None:
         rows = Rows.of(x, axis, mask)
         result = result_array(out, rows.reduced(keepdims), rows.dtype, rows.inputs)
         target = result.reshape(rows.outer, copy=False)
         with default_environment():
             repeat = backends.pick(backend).logsumexp(rows.x, rows.mask, target, scale, workers)
-        repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
-        again = deliver(result, out)
-    lse = again if out is not None else again[()]
+        if options is not None:
+            seen = rows.x, rows.mask, target
+            kept.keep(options, workers, out, repeat, rows.inputs, (result,), seen)
+        lse = deliver(result, out)
+    given = lse if out is not None else lse[()]
     if not return_sign:
-        return lse
+        return given
     # Without factors nothing is negative; NaN stays.
-    sign = np.where(np.isnan(again), again, again > -np.inf).astype(again.dtype)
-    return lse, sign[()]
+    sign = np.where(np.isnan(lse), lse, lse > -np.inf).astype(lse.dtype)
+    return given, sign[()]
 
 
 def _with_factors(
@@ -272,30 +274,32 @@ def _with_factors(
 
 
 def _begin(
-    kind: str, x: Any, axis: Any, scale: Any, mask: Any, out: Any, backend: Any, threads: Any
+    kind: str, axis: Any, scale: Any, backend: Any, threads: Any
 ) -> tuple[tuple[Hashable, ...] | None, float, int]:
-    """Check what no array decides; returns the call's signature, the scale and the threads."""
+    """Check what no array decides; returns the options of a kept call, the scale, the threads."""
     scale = finite_number("scale", scale, "1 leaves the scores as they are")
     workers = resolve(threads)
     if type(axis) is not int and axis is not None:
         return None, scale, workers
-    options = (kind, axis, scale, backends.choose(backend), workers)
-    return repeats.signature(options, x, mask, out), scale, workers
+    return (kind, backends.choose(backend), axis, scale), scale, workers
 
 
 def _weights(
     kind: str, x: Any, axis: Any, scale: Any, mask: Any, out: Any, backend: Any, threads: Any
 ) -> np.ndarray:
-    call, scale, workers = _begin(kind, x, axis, scale, mask, out, backend, threads)
-    again = repeats.find(call, x, mask, out)
-    if again is not None:
-        return again
+    options, scale, workers = _begin(kind, axis, scale, backend, threads)
+    if options is not None:
+        found = kept.find(options, workers, out, x, mask)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
     rows = Rows.of(x, axis, mask)
     result, target = _target(rows, out)
     function = getattr(backends.pick(backend), kind)
     with default_environment():
         repeat = function(rows.x, rows.mask, target, scale, workers)
-    repeats.keep(call, repeat, (*rows.inputs, result), (rows.x, rows.mask, target), out)
+    if options is not None:
+        seen = rows.x, rows.mask, target
+        kept.keep(options, workers, out, repeat, rows.inputs, (result,), seen)
     return deliver(result, out)  # type: ignore[no-any-return]
 
 

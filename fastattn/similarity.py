@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
-from fastattn._core import backends, names, repeats
+from fastattn._core import backends, kept, names
 from fastattn._core.arrays import (
     as_array,
     deliver,
@@ -90,11 +90,10 @@ def similarity(
     check_similarity("metric", metric)
     given = None if scale is None else scale_of(scale)
     workers = resolve(threads)
-    options = ("similarity", metric, given, backends.choose(backend), workers)
-    call = repeats.signature(options, query, key, out)
-    again = repeats.find(call, query, key, out)
-    if again is not None:
-        return again
+    options = "similarity", backends.choose(backend), metric, given
+    found = kept.find(options, workers, out, query, key)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
     query, key = as_array("query", query), as_array("key", key)
     _, dtype = dtypes(("query", query.dtype, query.shape), ("key", key.dtype, key.shape))
     shown = f"query {query.shape}, key {key.shape}"
@@ -120,5 +119,6 @@ def similarity(
     with default_environment():
         repeat = backends.pick(backend).similarity(rows, keys, target, metric, factor, workers)
     if is_small(factor):
-        repeats.keep(call, repeat, (query, key, result), (rows, keys, target), out)
+        seen = rows, keys, target
+        kept.keep(options, workers, out, repeat, (query, key), (result,), seen)
     return deliver(result, out)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from fastattn._core.environment import default_environment
 from fastattn._core.layouts import layout
 from fastattn._core.plan import SEGMENT_KEYS
 from fastattn._core.problem import Extras
-from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.recipe import Recipe, recipe, signature, spelt
 from fastattn._core.threads import resolve
 from fastattn._core.visibility import LARGEST_POSITION
 from fastattn.fusion import fuse
@@ -265,14 +265,7 @@ def attention_state(
     made = recipe(
         signature(
             *operands,
-            similarity,
-            scale,
-            causal,
-            window,
-            softcap,
-            enable_gqa,
-            False,
-            False,
+            spelt(similarity, scale, causal, window, softcap, enable_gqa),
             *extras.given(),
             is_part=True,
         )

@@ -150,15 +150,15 @@ CACHE_FAULTS = {
         _STEPS + "any_history_of_several_caches[numba]",
     ),
     "step_keeps_the_sinks_of_its_plan": (
-        "_engine/repeat.py",
+        "_engine/template.py",
         '            "sinks": sinks,\n',
         "",
         _STEPS + "slopes_and_sinks_are_those_of_the_step[numba]",
     ),
     "steps_that_may_be_ambiguous_kept": (
         "_core/steps.py",
-        'not (options["causal"] is False or type(options["causal"]) is str)',
-        'options["causal"] is True',
+        "or causal is True",
+        "or False",
         _STEPS + "what_is_as_long_as_the_keys_is_planned_each_time[numba]",
     ),
     # Small dtypes.

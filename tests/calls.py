@@ -8,7 +8,6 @@ its text.
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import oracle
 import strategies
 
 import fastattn
-from fastattn._core import recipe, repeats, steps
+from fastattn._core import kept, recipe, steps
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Of numbers of order 1: left as they are, made subnormal, made next to the subnormals, and made to
@@ -248,6 +247,5 @@ def assert_same(found: list[Any], expected: list[Any], name: str) -> None:
 def forget() -> None:
     """Let every call be planned anew, and not as it was planned before."""
     recipe._recipes.clear()
-    repeats._repeats.clear()
+    kept.clear()
     steps._steps.clear()
-    import_module("fastattn.attention")._repeats.clear()

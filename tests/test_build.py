@@ -135,14 +135,12 @@ def test_other_records_are_linked_anew(tree):
     (before,) = modules(tree)
     layouts = tree / "fastattn" / "_engine" / "layouts.py"
     text = layouts.read_text(encoding="utf-8")
-    words = text.replace(
-        "    next_task stop_task workers\n    groups", "    more next_task\n    groups"
-    )
+    words = text.replace('"words scratch_word ', '"more words scratch_word ')
     layouts.write_text(words, encoding="utf-8")
     assert run_setup(tree, "build_ext", "--inplace").returncode == 0
     (after,) = modules(tree)
-    assert "#define NEXT_TASK_WORD INT64_C(0)" in before
-    assert "#define NEXT_TASK_WORD INT64_C(1)" in after
+    assert "#define WORDS_WORD INT64_C(0)" in before
+    assert "#define WORDS_WORD INT64_C(1)" in after
 
 
 def test_the_module_lists_the_kernels_of_every_level(tree):

@@ -11,7 +11,7 @@ from test_halves import ANY, SMALL, exact_backends_only, operands
 
 import fastattn
 from fastattn import reference
-from fastattn._core import repeats
+from fastattn._core import kept
 from fastattn._engine import normalize
 
 
@@ -90,7 +90,7 @@ def assert_rounded(function, *arrays, **options):
 def test_softmax_is_that_of_float32_rounded(backend, dtype, chunked, monkeypatch, seed):
     exact_backends_only(backend)
     if chunked:  # as only huge rows are
-        monkeypatch.setattr(repeats, "_repeats", {})
+        kept.clear()
         monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 11)
         monkeypatch.setattr(normalize, "_CHUNK_BYTES", 1 << 11)
     rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ import strategies
 import tolerances
 
 import fastattn
+from fastattn._core import kept
 
 DTYPES = ("float32", "float64")
 decimal.getcontext().prec = 60
@@ -110,7 +111,7 @@ def test_bits_of_peaked_rows_are_the_same_every_way(exact_backend, dtype, seed, 
             for r in (0, 5, 7, 14, 36):
                 oracle.assert_same_bits(function(x[r]), expected[r], about=(keys, r))
             with monkeypatch.context() as patch:
-                patch.setattr("fastattn._core.repeats._repeats", {})
+                kept.clear()
                 patch.setattr("fastattn._engine.normalize._BLOCK_BYTES", 1 << 11)
                 patch.setattr("fastattn._engine.normalize._CHUNK_BYTES", 1 << 11)
                 oracle.assert_same_bits(function(x, threads=2), expected, about=keys)

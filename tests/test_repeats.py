@@ -9,7 +9,7 @@ import oracle
 import pytest
 
 import fastattn
-from fastattn._core import repeats
+from fastattn._core import kept as memory
 
 pytest.importorskip("fastattn._numba.backend")
 
@@ -51,10 +51,21 @@ CALLS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def kept(monkeypatch):
-    monkeypatch.setattr(repeats, "_repeats", {})
-    return repeats._repeats
+def _kinds():
+    """What keeps calls: a dict, and the compiled module where it is built."""
+    try:
+        from fastattn._cython._native import Calls
+    except ImportError:
+        return {"dict": memory.DictCalls}
+    return {"dict": memory.DictCalls, "compiled": Calls}
+
+
+@pytest.fixture(autouse=True, params=_kinds().items(), ids=lambda kind: kind[0])
+def kept(request, monkeypatch):
+    monkeypatch.setattr(memory, "calls", memory.calls)
+    monkeypatch.setattr(memory, "find", memory.find)
+    memory.use(request.param[1]())
+    return memory.calls
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -131,8 +142,9 @@ def test_what_would_fail_anew_fails_again(seed, kept):
         fastattn.softmax(x, out=out)
 
 
-def test_as_many_are_kept_as_said_and_threads_may_share_them(seed, kept, monkeypatch):
-    monkeypatch.setattr(repeats, "_KEPT", 4)
+def test_as_many_are_kept_as_said_and_threads_may_share_them(seed, kept):
+    kept = type(kept)(4)
+    memory.use(kept)
     rng = np.random.default_rng(seed)
     arrays = [_draw(rng, rows, 9) for rows in (*range(1, 9), *range(1, 9))]
     expected = [fastattn.softmax(x) for x in arrays]

@@ -8,7 +8,7 @@ import tolerances
 
 import fastattn
 from fastattn import reference
-from fastattn._core import repeats
+from fastattn._core import kept
 from fastattn._engine import normalize
 
 FAMILY = ("softmax", "log_softmax", "logsumexp")
@@ -20,7 +20,7 @@ LENGTHS = (1, 2, 3, 4, 15, 16, 17, 31, 32, 33, 63, 65, 511, 512, 513, 1025, 1600
 @pytest.fixture
 def in_chunks(monkeypatch):
     """Cut every longer row into chunks of one segment, as only huge rows are."""
-    monkeypatch.setattr(repeats, "_repeats", {})
+    kept.clear()
     monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 11)
     monkeypatch.setattr(normalize, "_CHUNK_BYTES", 1 << 11)
 
@@ -89,7 +89,7 @@ def test_chunks_of_huge_rows_give_the_same_bits(dtype, seed, monkeypatch):
     turned = np.ascontiguousarray(x.T)
     mask = rng.random(x.shape) < 0.7
     whole = [*family(x), *family(turned, 0), *family(x, mask=mask)]
-    monkeypatch.setattr(repeats, "_repeats", {})
+    kept.clear()
     monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 11)
     monkeypatch.setattr(normalize, "_CHUNK_BYTES", 1 << 11)
     launches = []

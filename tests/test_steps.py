@@ -13,12 +13,13 @@ from kv import OPTIONS, STORAGE, Model, new_cache, tokens
 
 import fastattn
 from fastattn._core import backends, steps
+from fastattn._core.kept import Bounded
 from fastattn._core.pages import PageTable
 
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch):
-    monkeypatch.setattr(steps, "_steps", {})
+    monkeypatch.setattr(steps, "_steps", Bounded())
     return steps._steps
 
 
@@ -315,7 +316,7 @@ def test_no_array_is_kept(exact_backend, seed, kept):
 
 
 def test_as_many_are_kept_as_said(exact_backend, seed, kept, monkeypatch):
-    monkeypatch.setattr(steps, "_KEPT", 3)
+    kept.most = 3
     rng = np.random.default_rng(seed)
     cache = new_cache((1,), "float32")
     cache.append(*tokens(rng, (1,), 5))

@@ -14,16 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastattn._core.kept import Repeat
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
 __all__ = ["Backend", "Execution", "Repeat", "Step"]
 
-# repeat(query, key, value, mask, output, lse, weights): the same plan on other arrays of the same
-# signature. It gets the caller's arrays as they are (whose canonical strides the plan knows from
-# its problem) and fresh C-contiguous results of the caller's shapes; None where absent or unwanted.
-# Of a stage: repeat(first operand, second operand or mask, result), by addresses alone.
-Repeat = Callable[..., None]
 # step(query, pages, keys, lengths, offsets, alibi_slopes, sinks, output, lse): the same plan on a
 # cache of as many pages, with `keys` keys in its longest sequence. Lengths and offsets are int64
 # (*batch), contiguous, the latter None where the problem's are one number. Slopes and sinks have
@@ -36,7 +32,8 @@ class Execution(Protocol):
 
     Optional: ``repeat() -> Repeat | None``. The function it returns is kept for later calls of the
     same signature without per-batch arrays, from any number of threads at once, so it holds no
-    array and no state of one call.
+    array and no state of one call. It is called as ``repeat(query, key, value, mask, output)``, or
+    with the lse too, on the caller's arrays as they are, whose canonical strides the plan knows.
 
     Optional: ``step() -> Step | None``, likewise, of a call on the pages of a cache.
     """
@@ -57,7 +54,7 @@ class Backend(Protocol):
     """The functions of a backend module.
 
     A stage may return a `Repeat` that does the same to other arrays of the same shapes, strides and
-    dtypes, from any number of threads at once (`fastattn._core.repeats`).
+    dtypes, from any number of threads at once (`fastattn._core.kept`).
 
     Optional: ``about() -> dict[str, str | None]``, what `show_config` says of it (kernel cache,
     vector width, ...); entries of None are left out.

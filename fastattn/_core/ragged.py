@@ -15,7 +15,7 @@ import numpy as np
 from fastattn._core.arrays import as_array, broadcast_shapes, check_size, flag, per_head, view
 from fastattn._core.layouts import layout
 from fastattn._core.problem import arrays
-from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.recipe import Recipe, recipe, signature, spelt
 from fastattn._core.visibility import (
     LARGEST_POSITION,
     Window,
@@ -94,11 +94,7 @@ def ragged_problem(
             packed[1],
             packed[2],
             None,
-            similarity,
-            scale,
-            softcap=softcap,
-            enable_gqa=enable_gqa,
-            return_lse=return_lse,
+            spelt(similarity, scale, softcap=softcap, enable_gqa=enable_gqa, return_lse=return_lse),
         )
     )
     rows, keys = made.rows, made.keys

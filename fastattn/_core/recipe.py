@@ -23,6 +23,7 @@ from fastattn._core.arrays import (
     view,
 )
 from fastattn._core.environment import default_environment
+from fastattn._core.kept import Bounded
 from fastattn._core.layouts import layout, mask_layout
 from fastattn._core.scales import Scales, broadcast_scales, is_small, scale_of
 from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
@@ -37,6 +38,7 @@ __all__ = [
     "default_scale",
     "recipe",
     "signature",
+    "spelt",
 ]
 
 # Said of a value with one dim.
@@ -74,6 +76,10 @@ class Signature(NamedTuple):
     is_part: bool  # the keys are a part of a longer axis (attention_state)
 
 
+# Of `spelt`, in the order of `Signature`.
+Options = tuple[
+    str, float | Scales | None, bool | str, Window | None, float | None, bool, bool, bool
+]
 Results = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # output, lse, weights
 
 
@@ -165,11 +171,7 @@ def default_scale(similarity: str, features: int) -> float:
     return 1.0 / math.sqrt(features) if similarity == "scaled_dot" and features else 1.0
 
 
-def signature(
-    query: np.ndarray,
-    key: np.ndarray,
-    value: np.ndarray,
-    mask: np.ndarray | None,
+def spelt(
     similarity: str = "scaled_dot",
     scale: Any = None,
     causal: Any = False,
@@ -178,16 +180,11 @@ def signature(
     enable_gqa: Any = False,
     return_lse: Any = False,
     return_weights: Any = False,
-    lengths_given: bool = False,
-    offset_given: bool = False,
-    alibi_given: bool = False,
-    is_part: bool = False,
-) -> tuple[Any, ...]:
-    """Make the hashable signature of a call whose arrays are plain ndarrays.
+) -> Options:
+    """Check the options of a call that no array decides, and bring them to one spelling each.
 
-    Scalar options are brought to one spelling first: 1, 1.0 and True are equal and hash alike, so
-    an unchecked `scale=True` would slip through on the entry of `scale=1.0`. The tuple has the
-    order of `Signature`; it is a bare tuple because making a named one costs 0.3 µs more.
+    1, 1.0 and True are equal and hash alike, so an unchecked `scale=True` would slip through on
+    the entry of `scale=1.0`.
     """
     if type(similarity) is not str or similarity not in SIMILARITIES:
         check_similarity("similarity", similarity)
@@ -207,6 +204,25 @@ def signature(
         return_lse = flag("return_lse", return_lse)
     if return_weights is not False and return_weights is not True:
         return_weights = flag("return_weights", return_weights)
+    return similarity, scale, causal, window, softcap, enable_gqa, return_lse, return_weights
+
+
+def signature(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray | None,
+    options: Options,
+    lengths_given: bool = False,
+    offset_given: bool = False,
+    alibi_given: bool = False,
+    is_part: bool = False,
+) -> tuple[Any, ...]:
+    """Make the hashable signature of a call whose arrays are plain ndarrays.
+
+    The tuple has the order of `Signature`; it is a bare tuple because making a named one costs
+    0.3 µs more.
+    """
     return (
         query.shape,
         # No strides where the shape says them: making, hashing, comparing costs 0.1 µs an array.
@@ -219,14 +235,7 @@ def signature(
         None if value.flags.c_contiguous else value.strides,
         value.dtype,
         None if mask is None else (mask.shape, mask.strides, mask.dtype),
-        similarity,
-        scale,
-        causal,
-        window,
-        softcap,
-        enable_gqa,
-        return_lse,
-        return_weights,
+        *options,
         lengths_given,
         offset_given,
         alibi_given,
@@ -234,10 +243,7 @@ def signature(
     )
 
 
-# Emptied when full instead of evicting one by one: a bare dict is safe from many threads, and a
-# decode loop, whose S grows by one a call, would gain nothing from a cleverer order.
-_RECIPES_KEPT = 1024
-_recipes: dict[tuple[Any, ...], Recipe] = {}
+_recipes: Bounded[Recipe] = Bounded()
 
 
 def recipe(call: tuple[Any, ...]) -> Recipe:
@@ -246,9 +252,7 @@ def recipe(call: tuple[Any, ...]) -> Recipe:
     if found is None:
         found = _make_recipe(Signature._make(call))
         if is_small(found.scale):
-            if len(_recipes) >= _RECIPES_KEPT:
-                _recipes.clear()
-            _recipes[call] = found
+            _recipes.keep(call, found)
     return found
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastattn._core.arrays import per_head
+from fastattn._core.kept import Bounded
 from fastattn._core.pages import Pages, PageTable
 from fastattn._core.problem import Extras
-from fastattn._core.recipe import Recipe, signature
+from fastattn._core.recipe import Options, Recipe, signature
 from fastattn._core.scales import is_small
 
 if TYPE_CHECKING:
@@ -26,16 +27,14 @@ __all__ = ["Call", "describe", "keep", "repeat"]
 
 Call = tuple[Any, ...]
 
-_KEPT = 1024
-# For all caches, since a decoder has one per layer. Emptied when full, like the recipes, and for
-# the same reasons.
-_steps: dict[Call, tuple[Step, Recipe]] = {}
+# For all caches, since a decoder has one per layer.
+_steps: Bounded[tuple[Step, Recipe]] = Bounded()
 
 
 def describe(
     operands: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None],
     extras: Extras,
-    options: dict[str, Any],
+    options: Options,
     *others: Any,
 ) -> Call | None:
     """Describe a call, key and value as long as full pages; None if it must be planned each time.
@@ -43,10 +42,11 @@ def describe(
     `others` are what its plan depends on beside the signature. ``causal=True``, in any spelling, is
     an error unless there are as many queries as keys.
     """
+    _, _, causal, _, _, _, _, return_weights = options
     if (
         operands[3] is not None
-        or not (options["causal"] is False or type(options["causal"]) is str)
-        or options["return_weights"] is not False
+        or causal is True
+        or return_weights
         or extras.query_offset is not None
         or extras.query_segments is not None
         or extras.key_segments is not None
@@ -54,7 +54,7 @@ def describe(
         return None
     slopes, sinks = extras.alibi_slopes, extras.sinks
     return (
-        signature(*operands, **options),
+        signature(*operands, options, True, False, slopes is not None),
         None if slopes is None else slopes.shape,
         None if sinks is None else sinks.shape,
         *others,
@@ -92,6 +92,4 @@ def keep(call: Call, execution: Execution, made: Recipe) -> None:
     prepare = getattr(execution, "step", None)
     step = None if prepare is None else prepare()
     if step is not None and is_small(made.scale):
-        if len(_steps) >= _KEPT:
-            _steps.clear()
-        _steps[call] = step, made
+        _steps.keep(call, (step, made))

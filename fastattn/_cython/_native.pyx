@@ -1,8 +1,36 @@
 # cython: language_level=3
-"""Where the compiled kernels are, and what runs them: all of it without the interpreter's lock."""
+"""Where the compiled kernels are, what runs them, without the interpreter's lock, and kept calls."""
 
+from cpython.object cimport PyObject, PyObject_Hash
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
+
+import numpy
+
+cdef extern from "arrays.h" nogil:
+    enum:
+        WRITEABLE
+        MOST_DIMS
+    ctypedef struct array_fields:
+        char *data
+        int nd
+        Py_ssize_t *dims
+        Py_ssize_t *strides
+        PyObject *descr
+        int flags
+    ctypedef struct array_layout:
+        int nd
+    array_fields *fields(PyObject *array)
+    int has_layout(const array_layout *layout, PyObject *array)
+    int note_layout(array_layout *layout, PyObject *array, Py_ssize_t itemsize)
+    uint64_t mix(uint64_t hash, uint64_t word)
+    uint64_t hash_layout(uint64_t hash, PyObject *array)
+    int may_overlap(
+        const array_layout *one, PyObject *first, const array_layout *other, PyObject *second
+    )
+    uint64_t bits_of(double number)
+    void *take_buffer(size_t *size)
+    void give_buffer(void *memory, size_t size)
 
 cdef extern from "pool.h" nogil:
     void run_on_this_thread(int64_t kernel, int64_t call, int64_t first, int64_t stop)
@@ -22,16 +50,12 @@ cdef extern from "words.h" nogil:
     const compiled_kernel kernels[]
     const int kernel_count
     enum:
-        ATTENTION_WORDS
-        RECORD_STRIDE
-        DATA_OFFSET
-        QUERY_WORD
-        KEY_WORD
-        VALUE_WORD
-        MASK_WORD
-        OUTPUT_WORD
-        LSE_WORD
-        SCRATCH_WORD
+        FORM_WORDS
+        WORDS_WORD
+        SCRATCH_WORD_WORD
+        RECORD_BYTES_WORD
+        PLACE_0_WORD
+        FORM_PLACES
         WORDS_DIGEST
         SOURCES_DIGEST
 
@@ -73,26 +97,269 @@ def run_parallel(int64_t entry, int64_t call, int64_t first, int64_t stop, int64
         run_on_threads(entry, call, first, stop, workers)
 
 
-cdef inline void _place(int64_t *call, int word, int64_t array) noexcept nogil:
-    """Store where the array begins whose Python object is there; 0: no array, nothing stored."""
-    if array != 0:
-        call[word] = (<int64_t *> (array + DATA_OFFSET))[0]
+cdef inline void _fill(const int64_t *form, int64_t *call, PyObject **objects) noexcept nogil:
+    """Copy the record of a form; store where the arrays begin whose Python objects are there."""
+    cdef int place
+    memcpy(call, form + <int64_t> FORM_WORDS, 8 * form[<int> WORDS_WORD])
+    for place in range(FORM_PLACES):
+        if objects[place] != NULL:
+            call[form[<int> PLACE_0_WORD + place]] = <int64_t> fields(objects[place]).data
+    call[form[<int> SCRATCH_WORD_WORD]] = <int64_t> call + form[<int> RECORD_BYTES_WORD]
 
 
 def again(
-    int64_t entry, int64_t tasks, int64_t template, int64_t call,
-    int64_t query, int64_t key, int64_t value, int64_t mask, int64_t output, int64_t lse,
+    int64_t entry, int64_t tasks, int64_t form, int64_t call,
+    int64_t first, int64_t second, int64_t third, int64_t fourth, int64_t fifth, int64_t sixth,
 ):
     """Fill the record at `call`, the workers' scratch right behind it, and run `tasks` tasks."""
-    cdef int64_t *words = <int64_t *> call
+    cdef PyObject *objects[6]
+    objects[0], objects[1], objects[2] = <PyObject *> first, <PyObject *> second, <PyObject *> third
+    objects[3], objects[4], objects[5] = <PyObject *> fourth, <PyObject *> fifth, <PyObject *> sixth
     with nogil:
-        memcpy(words, <void *> template, 8 * ATTENTION_WORDS)
-        _place(words, QUERY_WORD, query)
-        _place(words, KEY_WORD, key)
-        _place(words, VALUE_WORD, value)
-        _place(words, MASK_WORD, mask)
-        _place(words, OUTPUT_WORD, output)
-        _place(words, LSE_WORD, lse)
-        words[SCRATCH_WORD] = call + RECORD_STRIDE
+        _fill(<int64_t *> form, <int64_t *> call, objects)
         if tasks > 0:
             run_on_this_thread(entry, call, 0, tasks)
+
+
+cdef object _ndarray = numpy.ndarray
+cdef object _empty = numpy.empty
+
+
+def knows_arrays():
+    """Whether arrays are what `arrays.h` says: looked at in some, of which no two are alike."""
+    whole = numpy.arange(24.0, dtype=numpy.float32).reshape(2, 3, 4)
+    fixed = whole[::-1, 1:]
+    fixed.flags.writeable = False
+    for array in (whole, fixed, numpy.zeros((0, 7), numpy.int8), numpy.array(3.0)):
+        it = fields(<PyObject *> array)
+        address = array.__array_interface__["data"][0]
+        if <size_t> it.data != address or it.descr != <PyObject *> array.dtype:
+            return False
+        if it.nd != array.ndim or bool(it.flags & WRITEABLE) != array.flags.writeable:
+            return False
+        if tuple([it.dims[axis] for axis in range(it.nd)]) != array.shape:
+            return False
+        if tuple([it.strides[axis] for axis in range(it.nd)]) != array.strides:
+            return False
+    return True
+
+
+cdef bint _same(object one, object other):
+    """Whether two options in one spelling each are the same, signs of zeros included."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if type(one) is tuple:
+        if len(<tuple> one) != len(<tuple> other):
+            return False
+        for a, b in zip(<tuple> one, <tuple> other):
+            if not _same(a, b):
+                return False
+        return True
+    if type(one) is float:
+        return bits_of(one) == bits_of(other)
+    return one == other
+
+
+cdef uint64_t _hash_options(uint64_t hash, tuple options):
+    """Mix in the numbers: all that calls of the same shapes differ in many times."""
+    for option in options:
+        if type(option) is float:
+            hash = mix(hash, bits_of(option))
+        elif type(option) is int:
+            hash = mix(hash, <uint64_t> PyObject_Hash(option))
+        elif type(option) is tuple:
+            hash = _hash_options(hash, <tuple> option)
+    return hash
+
+
+cdef class _Kept:
+    """A kept call: how its arrays lie, and all that it takes to do it to others."""
+
+    cdef uint64_t hash
+    cdef tuple options, dtypes, shapes, made
+    cdef int64_t threads
+    cdef array_layout operands[4]
+    cdef array_layout out
+    cdef int count
+    cdef bint in_place
+    cdef object repeat, launcher, plan, form_array
+    cdef bint native
+    cdef int64_t entry, small
+    cdef const int64_t *form
+    cdef size_t size
+
+
+cdef int _LARGEST = 1024  # entries; the table has room for twice as many
+
+
+cdef class Calls:
+    """`fastattn._core.kept.Calls` without the interpreter's steps from lookup to launch."""
+
+    cdef list table
+    cdef int count
+    cdef readonly object most
+
+    def __cinit__(self, most=_LARGEST):
+        self.most = most
+        self.clear()
+
+    def __len__(self):
+        return self.count
+
+    def clear(self):
+        """Forget all."""
+        self.table = [None] * 2 * _LARGEST
+        self.count = 0
+
+    def find(
+        self, tuple options, int64_t threads, out, first, second=None, third=None, fourth=None
+    ):
+        """Do a call that was kept on these arrays; None if there is no such call."""
+        cdef PyObject *operands[4]
+        operands[0], operands[1] = <PyObject *> first, <PyObject *> second
+        operands[2], operands[3] = <PyObject *> third, <PyObject *> fourth
+        cdef uint64_t hash = _hash(options, threads, out, operands)
+        if hash == 0:
+            return None
+        cdef _Kept kept = self.seek(hash, options, threads, out, operands)
+        if kept is None:
+            return None
+        cdef int i
+        if out is not None:
+            for i in range(4):
+                if operands[i] != <PyObject *> None and not (i == 0 and kept.in_place):
+                    if may_overlap(&kept.out, <PyObject *> out, &kept.operands[i], operands[i]):
+                        return None
+            result = out
+        else:
+            result = _empty(<object> kept.shapes[0], <object> kept.dtypes[0])
+        other = None
+        if len(kept.shapes) == 2:
+            other = _empty(<object> kept.shapes[1], <object> kept.dtypes[1])
+        if kept.native:
+            _run(kept, operands, result, other)
+        else:
+            given = (first, second, third, fourth)[: kept.count]
+            kept.repeat(*given, result, *([] if other is None else [other]))
+        return result if other is None else (result, other)
+
+    cdef _Kept seek(
+        self, uint64_t hash, tuple options, int64_t threads, out, PyObject **operands
+    ):
+        cdef Py_ssize_t at = hash % (2 * _LARGEST)
+        cdef _Kept kept
+        while True:
+            found = self.table[at]
+            if found is None:
+                return None
+            kept = <_Kept> found
+            if kept.hash == hash and _matches(kept, options, threads, out, operands):
+                return kept
+            at = (at + 1) % (2 * _LARGEST)
+
+    def keep(self, tuple options, int64_t threads, out, tuple given, made):
+        """Keep a call; `made` is a `fastattn._core.kept.Kept`."""
+        cdef PyObject *operands[4]
+        cdef int i
+        for i in range(4):
+            operands[i] = <PyObject *> (given[i] if i < len(given) else None)
+        cdef uint64_t hash = _hash(options, threads, out, operands)
+        if hash == 0 or self.seek(hash, options, threads, out, operands) is not None:
+            return
+        cdef _Kept kept = _Kept.__new__(_Kept)
+        alive = [dtype for _, dtype in made.results]
+        for i in range(4):
+            kept.operands[i].nd = -1
+            if operands[i] != <PyObject *> None:
+                dtype = (<object> operands[i]).dtype
+                alive.append(dtype)
+                if not note_layout(&kept.operands[i], operands[i], dtype.itemsize):
+                    return
+        kept.out.nd = -1
+        if out is not None:
+            alive.append(out.dtype)
+            if not note_layout(&kept.out, <PyObject *> out, out.dtype.itemsize):
+                return
+            if not out.flags.writeable:
+                return
+        kept.in_place = out is not None and <PyObject *> out == operands[0]
+        kept.hash, kept.options, kept.threads, kept.count = hash, options, threads, len(given)
+        kept.shapes = tuple([shape for shape, _ in made.results])
+        kept.dtypes = tuple(alive)
+        repeat = kept.repeat = made.repeat
+        kept.native = getattr(repeat, "fill", None) is again
+        if kept.native:
+            kept.form_array, kept.launcher, kept.plan = repeat.form, repeat.launcher, repeat.plan
+            kept.form = <const int64_t *> <size_t> repeat.form.ctypes.data
+            kept.entry, kept.small, kept.size = repeat.entry.address, repeat.small, repeat.size
+        if self.count >= self.most:
+            self.clear()
+        cdef Py_ssize_t at = hash % (2 * _LARGEST)
+        while self.table[at] is not None:
+            at = (at + 1) % (2 * _LARGEST)
+        self.table[at] = kept
+        self.count += 1
+
+
+cdef uint64_t _hash(tuple options, int64_t threads, out, PyObject **operands) except? 0:
+    """Digest a call; 0 where it is not one of plain arrays."""
+    cdef uint64_t hash = _hash_options(mix(1, <uint64_t> threads), options)
+    cdef int i
+    for i in range(4):
+        if operands[i] != <PyObject *> None:
+            if type(<object> operands[i]) is not _ndarray:
+                return 0
+            hash = hash_layout(hash, operands[i])
+    if out is not None:
+        if type(out) is not _ndarray:
+            return 0
+        hash = hash_layout(hash, <PyObject *> out)
+    return hash or 1
+
+
+cdef bint _matches(_Kept kept, tuple options, int64_t threads, out, PyObject **operands):
+    cdef int i
+    if kept.threads != threads or not _same(kept.options, options):
+        return False
+    for i in range(4):
+        if operands[i] == <PyObject *> None:
+            if kept.operands[i].nd >= 0:
+                return False
+        elif not has_layout(&kept.operands[i], operands[i]):
+            return False
+    if out is None:
+        return kept.out.nd < 0
+    cdef bint in_place = <PyObject *> out == operands[0]
+    if kept.in_place != in_place or not fields(<PyObject *> out).flags & WRITEABLE:
+        return False
+    return has_layout(&kept.out, <PyObject *> out)
+
+
+cdef _run(_Kept kept, PyObject **operands, result, other):
+    """Fill the record in front of its scratch and run it."""
+    cdef PyObject *objects[6]
+    cdef int i
+    for i in range(FORM_PLACES):
+        objects[i] = NULL
+    for i in range(kept.count):
+        if operands[i] != <PyObject *> None:
+            objects[i] = operands[i]
+    objects[kept.count] = <PyObject *> result
+    if other is not None:
+        objects[kept.count + 1] = <PyObject *> other
+    cdef size_t size = kept.size
+    cdef void *call = take_buffer(&size)
+    if call == NULL:
+        raise MemoryError(f"{kept.size} bytes of scratch")
+    cdef int64_t small = kept.small
+    try:
+        with nogil:
+            _fill(kept.form, <int64_t *> call, objects)
+            if small > 0:
+                run_on_this_thread(kept.entry, <int64_t> call, 0, small)
+        if small == 0:
+            kept.launcher.run_at(kept.repeat.entry, <int64_t> call, *kept.plan)
+    finally:
+        give_buffer(call, size)

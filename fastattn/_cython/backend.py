@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from fastattn._core import plan
+from fastattn._core import kept, plan
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 from fastattn._engine import layouts
@@ -189,6 +189,8 @@ softmax = engine.softmax
 log_softmax = engine.log_softmax
 logsumexp = engine.logsumexp
 allocate_shared = engine.allocate_shared
+if _native.knows_arrays():
+    kept.use(_native.Calls())
 
 
 def about() -> dict[str, str | None]:

@@ -18,10 +18,10 @@ _TABLES = ("_core/plan.py", "_engine/layouts.py")
 
 
 def _lines(tables: Mapping[str, Any]) -> list[str]:
-    """Name the words of an attention record that a repeated call fills."""
-    numbers = {f"{name.upper()}_WORD": i for name, i in tables["ATTENTION"].word.items()}
-    numbers |= {"ATTENTION_WORDS": len(tables["ATTENTION"].word)}
-    numbers |= {name: tables[name] for name in ("RECORD_STRIDE", "DATA_OFFSET")}
+    """Name the words in front of a record that a repeated call copies and fills."""
+    numbers = {f"{name.upper()}_WORD": i for name, i in tables["FORM"].word.items()}
+    numbers |= {"FORM_WORDS": len(tables["FORM"].word)}
+    numbers |= {"FORM_PLACES": tables["FORM_PLACES"]}
     return [f"#define {name} INT64_C({number})" for name, number in sorted(numbers.items())]
 
 

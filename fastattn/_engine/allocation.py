@@ -19,8 +19,8 @@ from .layouts import (
     REAL_AMOUNTS,
     SAINTE_LAGUE,
 )
-from .planned import describe_entries, lay_out
 from .record import Record, merge_dims
+from .template import describe_entries, lay_out
 
 __all__ = ["Operands", "allocate"]
 

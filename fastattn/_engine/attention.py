@@ -19,11 +19,11 @@ from fastattn._core.plan import (
 )
 from fastattn._core.problem import Problem
 
-from . import repeat
 from .apart import in_entries
 from .describe import describe, key_staged, value_in_place
 from .kernels import Kernels
 from .record import Record
+from .template import Template, stepping
 
 __all__ = [
     "Execution",
@@ -63,14 +63,16 @@ class Execution:
         self._launch(record)
 
     def repeat(self) -> Callable[..., None] | None:
-        """Return a cheap `run` for other arrays of the same strides, or None."""
+        """Return a cheap `run` for other arrays of the same strides, without weights, or None."""
         problem, plan = self.problem, self.plan
         rows = problem.query.shape[:-1]
         if plan.split_keys or problem.return_weights or math.prod(rows) == 0:
             return None
         output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
         record = make_record(problem, plan, output)
-        return repeat.repeating(self._kernels, problem, record, *_bundles(plan), plan.workers)
+        operands = "query", "key", "value", "mask", "output", "lse"
+        entry = self._kernels.attending(problem)
+        return Template(self._kernels, entry, record, operands, *_bundles(plan), plan.workers)
 
     def step(self) -> Callable[..., None] | None:
         """Return a cheap `run` for the same pages at any length that ends in the last, or None."""
@@ -81,7 +83,7 @@ class Execution:
         output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
         record = make_record(problem, plan, output)
         record.forget_arrays()
-        return repeat.stepping(Execution(self._kernels, sizes_alone(problem), plan)._launch, record)
+        return stepping(Execution(self._kernels, sizes_alone(problem), plan)._launch, record)
 
     def _launch(self, record: Record) -> None:
         problem, plan = self.problem, self.plan

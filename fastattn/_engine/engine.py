@@ -14,8 +14,8 @@ from .apart import apart
 from .attention import Execution, plan_problem
 from .bfloat16 import can_pair
 from .kernels import Kernels
-from .planned import Planned
 from .ragged import RaggedExecution
+from .template import Template
 
 __all__ = ["Engine"]
 
@@ -67,25 +67,25 @@ class Engine:
         metric: str,
         scale: float | np.ndarray,
         threads: int,
-    ) -> Planned | None:
+    ) -> Template | None:
         """Fill out (*batch, L, S) from (*batch, L, E), (*batch, S, E); scale is one or (*batch)."""
         return stages.similarity(self.kernels, query, key, out, metric, scale, threads)
 
     def fuse(
         self, weights: np.ndarray, value: np.ndarray, out: np.ndarray, reduce: bool, threads: int
-    ) -> Planned | None:
+    ) -> Template | None:
         """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
         return stages.fuse(self.kernels, weights, value, out, reduce, threads)
 
     def softmax(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-    ) -> Planned | None:
+    ) -> Template | None:
         """Fill out (*rows, n) from x and mask (*rows, n)."""
         return normalize.softmax(self.kernels, x, mask, out, scale, threads)
 
     def log_softmax(
         self, x: np.ndarray, mask: np.ndarray | None, out: np.ndarray, scale: float, threads: int
-    ) -> Planned | None:
+    ) -> Template | None:
         """Fill out (*rows, n) from x and mask (*rows, n)."""
         return normalize.log_softmax(self.kernels, x, mask, out, scale, threads)
 
@@ -98,7 +98,7 @@ class Engine:
         threads: int,
         factors: np.ndarray | None = None,
         sign: np.ndarray | None = None,
-    ) -> Planned | None:
+    ) -> Template | None:
         """Fill out (*rows), and sign too, from x, mask and factors (*rows, n)."""
         return normalize.logsumexp(self.kernels, x, mask, out, scale, threads, factors, sign)
 

@@ -23,12 +23,12 @@ class Again(Protocol):
 
     @property
     def run(self) -> Callable[..., None]:
-        """Fill a copy of the template and run it.
+        """Fill a copy of a record and run it.
 
-        ``run(entry_address, tasks, template, call, query, key, value, mask, output, lse)``: copy
-        the record of attention at `template` to `call`, store where the arrays begin whose objects
-        stand at the addresses `query` to `lse` (0: none), let scratch begin `record_bytes` behind
-        `call`, and run `tasks` tasks on this thread; no task: leave that to the caller.
+        ``run(entry_address, tasks, form, call, first, second, third, fourth, fifth, sixth)``: copy
+        the record of the form (`layouts.FORM`) to `call`, store where the arrays begin whose
+        objects stand at the addresses `first` to `sixth` (0: none), let scratch begin behind the
+        record, and run `tasks` tasks on this thread; no task: leave that to the caller.
         """
 
 
@@ -53,7 +53,7 @@ class Kernels(NamedTuple):
     launcher
         Runs tasks.
     again
-        Runs a small call of attention once more.
+        Runs a small call once more.
     """
 
     name: str

@@ -10,6 +10,8 @@ __all__ = [
     "ALLOCATION",
     "ATTENTION",
     "FACTORS",
+    "FORM",
+    "FORM_PLACES",
     "FUSE",
     "SHARED",
     "SIMILARITY",
@@ -157,8 +159,14 @@ OPERANDS = (
     "query_ids", "key_ids", "alibi", "sinks", "pages", "factors",
 )  # fmt: skip
 
-# What a record of attention takes in front of its scratch, whole cache lines.
-RECORD_STRIDE = -(-8 * len(ATTENTION.word) // 64) * 64
+# What stands in front of a record that is copied and filled for each call: how many words it has,
+# which of them tells where scratch begins, how far behind the record, and which ones are the
+# addresses of a call's arrays.
+FORM_PLACES = 6
+FORM = Layout(
+    "Form",
+    "words scratch_word record_bytes " + " ".join(f"place_{i}" for i in range(FORM_PLACES)),
+)
 # NumPy's public ways to an array's address cost 1.3 microseconds each, five of them a fifth of a
 # small call. In CPython the address stands in the array object itself, right after the object's
 # head (`PyArrayObject_fields.data`, part of NumPy's ABI). Used only where a look confirms it.

@@ -27,8 +27,8 @@ from .layouts import (
     SOFTMAX_RESULT,
     WHOLE,
 )
-from .planned import Planned, describe_entries, lay_out
 from .record import Record, merge_dims
+from .template import Template, describe_entries, lay_out
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
@@ -57,7 +57,7 @@ def softmax(
     out: np.ndarray,
     scale: float,
     threads: int,
-) -> Planned | None:
+) -> Template | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
     return _normalise(kernels, SOFTMAX_RESULT, x, mask, out, scale, threads)
 
@@ -69,7 +69,7 @@ def log_softmax(
     out: np.ndarray,
     scale: float,
     threads: int,
-) -> Planned | None:
+) -> Template | None:
     """Fill out (*rows, n) from x and mask (*rows, n)."""
     return _normalise(kernels, LOG_SOFTMAX_RESULT, x, mask, out, scale, threads)
 
@@ -83,7 +83,7 @@ def logsumexp(
     threads: int,
     factors: np.ndarray | None = None,
     sign: np.ndarray | None = None,
-) -> Planned | None:
+) -> Template | None:
     """Fill out (*rows), and sign too, from x, mask and factors (*rows, n)."""
     if x.shape[-1] == 0:
         out[...] = -np.inf
@@ -135,7 +135,7 @@ def _normalise(
     scale: float,
     threads: int,
     signed: _Factors | None = None,
-) -> Planned | None:
+) -> Template | None:
     if x.size == 0:
         return None
     dtype = computed(out.dtype)
@@ -208,8 +208,8 @@ def _normalise(
         at_factors=0 if signed is None else width * item,
     )
     record.set(block_stride=width * item)
-    launcher, entry = kernels.launcher, kernels.normalise[dtype]
-    plan = functools.partial(Planned, launcher, entry, record, ("x", "mask", "output"))
+    entry, names = kernels.normalise[dtype], ("x", "mask", "output")
+    plan = functools.partial(Template, kernels, entry, record, names)
     blocks = entries * row_blocks * chunks
     numbers = block_rows * chunk_keys
     operands = (x, mask, out)
@@ -292,14 +292,14 @@ def _describe(record: Record, view: _Rows, mask: np.ndarray | None, sideways: bo
 
 
 def _phase(
-    plan: Callable[..., Planned],
+    plan: Callable[..., Template],
     record: Record,
     phase: int,
     blocks: int,
     numbers: int,
     workers: int,
     most: int = _TASK_NUMBERS,
-) -> Planned:
+) -> Template:
     task_blocks = max(1, min(most // max(numbers, 1), -(-blocks // (4 * workers))))
     record.set(phase=phase, blocks=blocks, task_blocks=task_blocks)
     seconds = task_blocks * (numbers * _SECONDS_PER_NUMBER + 1e-7)
@@ -307,7 +307,7 @@ def _phase(
 
 
 def _run_phases(
-    plan: Callable[..., Planned],
+    plan: Callable[..., Template],
     record: Record,
     operation: int,
     operands: tuple[np.ndarray, np.ndarray | None, np.ndarray],

@@ -14,8 +14,8 @@ from .addresses import address, storage_code
 from .describe import METRICS, split_scales
 from .kernels import Kernels
 from .layouts import FACTORS, FUSE, SIMILARITY, STRIP
-from .planned import Planned, describe_entries, lay_out
 from .record import Record, merge_dims
+from .template import Template, describe_entries, lay_out
 
 __all__ = ["fuse", "similarity"]
 
@@ -72,7 +72,7 @@ def similarity(
     metric: str,
     scale: float | np.ndarray,
     threads: int,
-) -> Planned | None:
+) -> Template | None:
     """Fill out (*batch, L, S) from (*batch, L, E) and (*batch, S, E); scale is one or (*batch)."""
     if out.size == 0:
         return None
@@ -86,7 +86,7 @@ def similarity(
         entries = _entries(record, [query, key, out], [2, 2, 2])
     else:
         entries = _entries(record, [query, key, out, table], [2, 2, 2, 1])
-        record.point(factors=table)
+        record.point_tables(factors=table)
     record.set(
         metric=METRICS[metric],
         rescaled=int(rescaled),
@@ -143,9 +143,7 @@ def similarity(
     numbers = task_rows * task_keys * (features + 16)
     seconds = numbers * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("query", "key", "output")
-    planned = Planned(
-        kernels.launcher, kernels.compare[dtype], record, operands, many, seconds, workers
-    )
+    planned = Template(kernels, kernels.compare[dtype], record, operands, many, seconds, workers)
     planned(query, key, out)
     return None if streamed else planned
 
@@ -157,7 +155,7 @@ def fuse(
     out: np.ndarray,
     reduce: bool,
     threads: int,
-) -> Planned | None:
+) -> Template | None:
     """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
     if out.size == 0:
         return None
@@ -212,8 +210,6 @@ def fuse(
     )
     seconds = task_rows * keys * (columns + 16) * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("weights", "value", "output")
-    planned = Planned(
-        kernels.launcher, kernels.fuse[dtype], record, operands, many, seconds, workers
-    )
+    planned = Template(kernels, kernels.fuse[dtype], record, operands, many, seconds, workers)
     planned(weights, value, out)
     return planned
