@@ -43,12 +43,12 @@ def can_multiply(backend):
     module = backend_of(backend)
     if backend == "numba":
         return "attend_pairs" in module.ENTRIES
-    return "attend_pairs" in module._native.entry_addresses(module.level)
+    return "attend_pairs" in module._native.entry_addresses(module.backend.level)
 
 
 def multiplies(backend):
     """Whether a backend multiplies bfloat16 as it is, in this process."""
-    return backend_of(backend).engine.kernels.attend_pairs is not None
+    return backend_of(backend).backend.kernels.attend_pairs is not None
 
 
 def in_pairs(*arrays, **options):

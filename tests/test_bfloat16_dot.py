@@ -348,7 +348,7 @@ def test_hidden_numbers_do_nothing_and_visible_nan_reaches_who_sees_it(poison, s
 @pytest.mark.parametrize("byte", [0x7F, 0xFF])
 def test_what_scratch_holds_does_nothing(exact_backend, byte, seed, monkeypatch):
     """Padding of odd numbers of features and keys is written, before anything reads it as NaN."""
-    launcher = backend_of(exact_backend).engine.kernels.launcher
+    launcher = backend_of(exact_backend).backend.kernels.launcher
     run, filled = launcher.run, []
 
     def on_full_scratch(entry, words, *plan):

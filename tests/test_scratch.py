@@ -13,8 +13,8 @@ import pytest
 import fastattn
 from fastattn._core.plan import RECORD_BYTES, SCORE_STRIDE
 from fastattn._engine import addresses
-from fastattn._engine.layouts import ATTENTION, RECORD_STRIDE
-from fastattn._numba import backend
+from fastattn._engine.layouts import ATTENTION
+from fastattn._numba.backend import backend
 
 WORD = ATTENTION.word
 
@@ -33,7 +33,7 @@ def operands(dtype, value_features):
 @pytest.fixture
 def attend(monkeypatch):
     """Run one block on scratch full of one byte; gives output and what is left of the scores."""
-    launcher = backend.engine.kernels.launcher
+    launcher = backend.kernels.launcher
     run = launcher.run
 
     def attend(byte, *call, **options):
@@ -154,4 +154,4 @@ def test_a_bias_shared_by_the_batch_is_read_where_it_lies(exact_backend, dtype, 
 
 def test_a_record_fits_where_a_worker_keeps_its_own():
     """One more word too many would overrun what lies behind it without a sound."""
-    assert RECORD_STRIDE <= RECORD_BYTES
+    assert 8 * len(ATTENTION.word) <= RECORD_BYTES

@@ -337,3 +337,14 @@ def test_the_reader_of_broadcasts_sees_them():
     assert list(numpy_broadcasts_in("import numpy as np\nnp.broadcast_shapes((1,), (2,))"))
     assert list(numpy_broadcasts_in("def f(): from numpy import broadcast_arrays as b"))
     assert not list(numpy_broadcasts_in("from .arrays import broadcast_shapes\nbroadcast_shapes()"))
+
+
+def test_operations_and_kernels_are_one_table():
+    from fastattn._engine.operations import OPERATIONS, PAIRS, entry_names
+    from fastattn._numba.entry_points import ENTRIES
+    from fastattn.reference import backend as reference
+
+    named = {name for operation in OPERATIONS for name in entry_names(operation)}
+    assert named == set(ENTRIES) - {PAIRS}
+    for operation in OPERATIONS:
+        assert callable(getattr(reference, operation.name)), operation.name

@@ -108,7 +108,8 @@ def load(name: str) -> Backend:
     """Import a backend on first use."""
     backend = _loaded.get(name)
     if backend is None:
-        backend = _loaded[name] = cast(Backend, import_module(_MODULES[name]))
+        module = import_module(_MODULES[name])
+        backend = _loaded[name] = cast(Backend, getattr(module, "backend", module))
     return backend
 
 

@@ -1,9 +1,9 @@
 """What the face asks of a backend, written down as types; backends need not import this file.
 
-A backend is a module ``backend.py`` in `_numba`, `_cython` or `reference`. Every
-array it receives is validated: operands are read-only views in canonical, broadcast shape (any
-strides, alignment, byte order, real dtype). The output is preallocated in the problem's
-`output_dtype`, log-sum-exp and weights in the compute dtype.
+A backend is what ``backend.py`` in `_numba` or `_cython` calls `backend`, or the module of that
+name in `reference`. Every array it receives is validated: operands are read-only views in
+canonical, broadcast shape (any strides, alignment, byte order, real dtype). The output is
+preallocated in the problem's `output_dtype`, log-sum-exp and weights in the compute dtype.
 `threads` is resolved: an int of at least 1.
 """
 

@@ -20,8 +20,8 @@ from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 from fastattn._engine import layouts
 from fastattn._engine.engine import Engine
-from fastattn._engine.kernels import Kernels
 from fastattn._engine.launcher import Launcher, Turns
+from fastattn._engine.operations import name_kernels
 
 from . import words
 
@@ -83,27 +83,7 @@ except ImportError as error:
         path=error.path,
     ) from error
 
-__all__ = [
-    "about",
-    "allocate",
-    "allocate_shared",
-    "attention_state",
-    "engine",
-    "finish_state",
-    "fuse",
-    "log_softmax",
-    "logsumexp",
-    "merge_states",
-    "name",
-    "prepare_attention",
-    "prepare_varlen",
-    "refusal",
-    "similarity",
-    "softmax",
-    "warmup",
-]
-
-name = "cython"
+__all__ = ["backend"]
 
 
 class _Entry(NamedTuple):
@@ -169,39 +149,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _kernels(level: str) -> Kernels:
-    entries = {name: _Entry(address) for name, address in _native.entry_addresses(level).items()}
-    return Kernels.named(name, entries, Launcher(lambda: _pool), SimpleNamespace(run=_native.again))
+class _Backend(Engine):
+    def __init__(self, level: str) -> None:
+        places = _native.entry_addresses(level).items()
+        entries = {name: _Entry(address) for name, address in places}
+        fill = SimpleNamespace(run=_native.again)
+        super().__init__(name_kernels("cython", entries, Launcher(lambda: _pool), fill))
+        self.level = level
+
+    def about(self) -> dict[str, str | None]:
+        """Say what the kernels in use were compiled for."""
+        return {"kernels": f"compiled for {self.level}", **self.kernels.about()}
+
+    def refusal(self, problem: Problem | RaggedProblem) -> str | None:
+        """Say why this backend cannot do a call, or None."""
+        return None
+
+    def warmup(self) -> None:
+        """Nothing is left to compile."""
 
 
 _check_sources()
-level = _choose_level()
-engine = Engine(_kernels(level))
-prepare_attention = engine.prepare_attention
-allocate = engine.allocate
-prepare_varlen = engine.prepare_varlen
-attention_state = engine.attention_state
-merge_states = engine.merge_states
-finish_state = engine.finish_state
-similarity = engine.similarity
-fuse = engine.fuse
-softmax = engine.softmax
-log_softmax = engine.log_softmax
-logsumexp = engine.logsumexp
-allocate_shared = engine.allocate_shared
+backend = _Backend(_choose_level())
 if _native.knows_arrays():
     kept.use(_native.Calls())
-
-
-def about() -> dict[str, str | None]:
-    """Say what the kernels in use were compiled for."""
-    return {"kernels": f"compiled for {level}", **engine.kernels.about()}
-
-
-def refusal(problem: Problem | RaggedProblem) -> str | None:
-    """Say why this backend cannot do a call, or None."""
-    return None
-
-
-def warmup() -> None:
-    """Nothing is left to compile."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from .layouts import (
 from .record import Record, merge_dims
 from .template import describe_entries, lay_out
 
-__all__ = ["Operands", "allocate"]
+__all__ = ["allocate"]
 
 _METHODS = {
     None: REAL_AMOUNTS,
@@ -38,23 +37,21 @@ _SECONDS_PER_NUMBER = 2e-8
 _ITEM = 8
 
 
-class Operands(NamedTuple):
-    """What is read and written: (*rows, n), but budgets and what is left of them (*rows)."""
-
-    weights: np.ndarray
-    budget: np.ndarray
-    lower: np.ndarray | None
-    upper: np.ndarray | None
-    where: np.ndarray | None
-    out: np.ndarray
-    unspent: np.ndarray
-
-
 def allocate(
-    kernels: Kernels, operands: Operands, method: str | None, unit: float, threads: int
+    kernels: Kernels,
+    weights: np.ndarray,
+    budget: np.ndarray,
+    lower: np.ndarray | None,
+    upper: np.ndarray | None,
+    where: np.ndarray | None,
+    out: np.ndarray,
+    unspent: np.ndarray,
+    method: str | None,
+    unit: float,
+    threads: int,
 ) -> None:
-    """Fill `out` and `unspent`."""
-    weights, out = operands.weights, operands.out
+    """Fill out and unspent (*rows) from weights and bounds (*rows, n), budgets (*rows)."""
+    operands = weights, budget, lower, upper, where, out, unspent
     outer, receivers = weights.shape[:-1], weights.shape[-1]
     rows = math.prod(outer)
     if rows == 0:
@@ -81,7 +78,7 @@ def allocate(
         receivers=receivers,
         task_rows=task_rows,
         method=_METHODS[method],
-        bounded=operands.lower is not None or operands.upper is not None,
+        bounded=lower is not None or upper is not None,
         whole_numbers=out.dtype == np.int64,
         unit_whole=unit if out.dtype == np.int64 else 0,
         weights_code=storage_code(weights.dtype),
@@ -104,7 +101,7 @@ def allocate(
         at_spare=_ITEM,
     )
     seconds = task_rows * (receivers * _SECONDS_PER_NUMBER + 1e-7)
-    kernels.run(kernels.hand_out, record, tasks, seconds, min(threads, tasks))
+    kernels.run(kernels.of("hand_out"), record, tasks, seconds, min(threads, tasks))
 
 
 def _levels(receivers: int) -> tuple[float, float, float]:

@@ -9,9 +9,19 @@ import numpy as np
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
-__all__ = ["apart", "in_entries"]
+from .bfloat16 import can_pair
+from .kernels import Kernels
+
+__all__ = ["apart", "arranged", "in_entries"]
 
 _AnyProblem = TypeVar("_AnyProblem", Problem, RaggedProblem)
+
+
+def arranged(kernels: Kernels, problem: _AnyProblem) -> _AnyProblem:
+    """Return a problem as these kernels take it: heads apart, bfloat16 in pairs or widened."""
+    if kernels.attend_pairs is not None and can_pair(problem):
+        problem = problem._replace(in_pairs=True)
+    return apart(problem)
 
 
 def apart(problem: _AnyProblem) -> _AnyProblem:

@@ -19,7 +19,7 @@ from fastattn._core.plan import (
 )
 from fastattn._core.problem import Problem
 
-from .apart import in_entries
+from .apart import arranged, in_entries
 from .describe import describe, key_staged, value_in_place
 from .kernels import Kernels
 from .record import Record
@@ -33,9 +33,16 @@ __all__ = [
     "make_record",
     "plan_problem",
     "point_partials",
+    "prepare",
     "rows_of",
     "sizes_alone",
 ]
+
+
+def prepare(kernels: Kernels, problem: Problem, threads: int) -> Execution:
+    """Plan one attention call; runs nothing."""
+    problem = arranged(kernels, problem)
+    return Execution(kernels, problem, plan_problem(problem, threads))
 
 
 class Execution:
@@ -239,7 +246,7 @@ def fold(
     width = padded(problem.value.shape[-1])
     segments = int(record.words[record.layout.word["segment_tasks"]])
     seconds = BLOCK_ROWS * (segments + 1) * (width + 32) * 1e-9
-    kernel = kernels.fold[problem.dtype]
+    kernel = kernels.of("fold", problem.dtype)
     kernels.run(kernel, record, -(-rows // BLOCK_ROWS), seconds, workers)
 
 

@@ -11,7 +11,6 @@ from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
 from .addresses import give_scratch, take_scratch
-from .bfloat16 import takes_pairs
 from .launcher import Entry, Launcher
 from .record import Record
 
@@ -33,23 +32,17 @@ class Again(Protocol):
 
 
 class Kernels(NamedTuple):
-    """The kernels of a backend, per compute dtype.
+    """The kernels of a backend.
 
     Attributes
     ----------
     name
         That of the backend.
-    attend, fold
-        Fused attention, and folding its partial states.
+    entries
+        By kernel and compute dtype, None where there is but one (`operations` says which are).
     attend_pairs
         Fused attention of bfloat16 multiplied as it is, for problems that are `in_pairs`; None
         where this CPU cannot, or is faster with float32.
-    compare, fuse, normalise
-        Similarity; weights times values; softmax and its relatives.
-    hand_out
-        Allocating budgets, always in float64.
-    share
-        The steps of shared allocation, always in float64.
     launcher
         Runs tasks.
     again
@@ -57,48 +50,20 @@ class Kernels(NamedTuple):
     """
 
     name: str
-    attend: Mapping[np.dtype, Entry]
-    fold: Mapping[np.dtype, Entry]
+    entries: Mapping[tuple[str, np.dtype | None], Entry]
     attend_pairs: Entry | None
-    compare: Mapping[np.dtype, Entry]
-    fuse: Mapping[np.dtype, Entry]
-    normalise: Mapping[np.dtype, Entry]
-    hand_out: Entry
-    share: Entry
     launcher: Launcher
     again: Again
 
-    @classmethod
-    def named(
-        cls, name: str, entries: Mapping[str, Entry], launcher: Launcher, again: Again
-    ) -> Kernels:
-        """Sort a backend's entries by operation and compute dtype, which their names say."""
-
-        def of(operation: str) -> dict[np.dtype, Entry]:
-            return {
-                np.dtype(dtype): entries[f"{operation}_{dtype}"] for dtype in ("float32", "float64")
-            }
-
-        pairs = entries.get("attend_pairs")
-        return cls(
-            name=name,
-            attend=of("attend"),
-            fold=of("fold"),
-            attend_pairs=pairs if takes_pairs(able=pairs is not None) else None,
-            compare=of("compare"),
-            fuse=of("fuse"),
-            normalise=of("normalise"),
-            hand_out=entries["hand_out"],
-            share=entries["share"],
-            launcher=launcher,
-            again=again,
-        )
+    def of(self, kernel: str, dtype: np.dtype | None = None) -> Entry:
+        """Return the kernel of this name that computes in a dtype."""
+        return self.entries[kernel, dtype]
 
     def attending(self, problem: Problem | RaggedProblem) -> Entry:
         """Return the kernel of fused attention that a problem takes."""
         if problem.in_pairs and self.attend_pairs is not None:
             return self.attend_pairs
-        return self.attend[problem.dtype]
+        return self.entries["attend", problem.dtype]
 
     def about(self) -> dict[str, str | None]:
         """Say what `show_config` tells of every backend's kernels."""

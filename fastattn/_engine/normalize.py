@@ -208,7 +208,7 @@ def _normalise(
         at_factors=0 if signed is None else width * item,
     )
     record.set(block_stride=width * item)
-    entry, names = kernels.normalise[dtype], ("x", "mask", "output")
+    entry, names = kernels.of("normalise", dtype), ("x", "mask", "output")
     plan = functools.partial(Template, kernels, entry, record, names)
     blocks = entries * row_blocks * chunks
     numbers = block_rows * chunk_keys

@@ -12,17 +12,22 @@ from fastattn._core.plan_ragged import RaggedPlan, plan_ragged
 from fastattn._core.problem import Gathered, Problem
 from fastattn._core.ragged import RaggedProblem
 
-from .apart import in_entries
+from .apart import arranged, in_entries
 from .attention import Execution, plan_problem
 from .describe import describe, key_staged, value_in_place
 from .kernels import Kernels
 from .record import Record
 
-__all__ = ["WAVE", "RaggedExecution"]
+__all__ = ["WAVE", "RaggedExecution", "prepare"]
 
 # Sequences planned at a time: the planner's arrays then stay in the caches. Planning a million at
 # once takes a fifth of the time of attending to them, this way a thirtieth.
 WAVE = 16384
+
+
+def prepare(kernels: Kernels, problem: RaggedProblem, threads: int) -> RaggedExecution:
+    """Plan one ragged call; runs nothing."""
+    return RaggedExecution(kernels, arranged(kernels, problem), threads)
 
 
 class RaggedExecution:

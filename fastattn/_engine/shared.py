@@ -237,7 +237,7 @@ class _Rounds:
             numbers = int(record.words[word["block_rows"]]) * width
         seconds = 8 * numbers / _BYTES_PER_SECOND
         workers = min(self._threads, tasks)
-        self._kernels.run(self._kernels.share, record, tasks, seconds, workers)
+        self._kernels.run(self._kernels.of("share"), record, tasks, seconds, workers)
 
     def changes(self) -> tuple[float, float]:
         """Return the largest numbers that the blocks of the last step of rows report."""

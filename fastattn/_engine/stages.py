@@ -143,7 +143,8 @@ def similarity(
     numbers = task_rows * task_keys * (features + 16)
     seconds = numbers * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("query", "key", "output")
-    planned = Template(kernels, kernels.compare[dtype], record, operands, many, seconds, workers)
+    entry = kernels.of("compare", dtype)
+    planned = Template(kernels, entry, record, operands, many, seconds, workers)
     planned(query, key, out)
     return None if streamed else planned
 
@@ -210,6 +211,7 @@ def fuse(
     )
     seconds = task_rows * keys * (columns + 16) * 2 / _FLOPS_PER_SECOND[item] + 1e-7
     operands = ("weights", "value", "output")
-    planned = Template(kernels, kernels.fuse[dtype], record, operands, many, seconds, workers)
+    entry = kernels.of("fuse", dtype)
+    planned = Template(kernels, entry, record, operands, many, seconds, workers)
     planned(weights, value, out)
     return planned

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastattn._core.problem import Problem
 
-from .apart import in_entries
+from .apart import arranged, in_entries
 from .attention import (
     Partials,
     attend_waves,
@@ -46,6 +46,7 @@ def _any_output(problem: Problem) -> np.ndarray:
 
 def attention_state(kernels: Kernels, problem: Problem, key_start: int, threads: int) -> _State:
     """Attend over one part of the keys."""
+    problem = arranged(kernels, problem)
     folded = key_start == 0
     plan = plan_problem(problem, threads, keep_partials=not folded, split_always=True)
     entries = math.prod(problem.query.shape[:-3])
