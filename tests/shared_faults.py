@@ -2,6 +2,7 @@
 
 _SHARED = "tests/test_allocate_shared.py"
 _TIES = "tests/test_allocate_shared_ties.py"
+_APART = "tests/test_allocate_shared_apart.py"
 
 SHARED_FAULTS = {
     "rows_behind_their_receivers_count_as_done": (
@@ -87,5 +88,24 @@ SHARED_FAULTS = {
         "load(np.float64(0), call.column_factors + 8 * column) + zero\n",
         "load(np.float64(0), call.column_factors + 8 * column)\n",
         f"{_TIES} -k 'minus and numba'",
+    ),
+    "columns_turn_where_rows_do_not_see_it": (
+        "_engine/newton.py",
+        "            self.amounts[:, turning] *= factors\n"
+        "            self.growth[turning] /= factors\n",
+        "",
+        f"{_APART} -k numba",
+    ),
+    "rounds_that_drift_are_waited_for": (
+        "_engine/shared.py",
+        "(tol if further >= iteration else _MUCH * tol)",
+        "(_MUCH * tol)",
+        f"{_APART} -k 'drifts and numba'",
+    ),
+    "ties_are_taken_for_slow_rounds": (
+        "_engine/shared.py",
+        "further > _TIE * iteration:",
+        "further > iteration:",
+        f"{_TIES} -k do_not_wait",
     ),
 }

@@ -260,6 +260,17 @@ def test_bits_of_the_large_do_not_depend_on_threads_or_backend(exact_backend, m,
             assert (found.iterations, found.violation) == (expected.iterations, expected.violation)
 
 
+def test_large_ties_do_not_wait_for_rounds(seed):
+    """They are told from rounds that are merely slow, for which the finish would take too long."""
+    found = fastattn.allocate_shared(*tight(np.random.default_rng(seed), 2000, 500))
+    assert found.converged
+    assert found.iterations <= 60
+    pace = shared._Pace(1e-9)
+    for iteration in range(1, 49):  # a change of 0.9 times the one before it is none
+        further = pace.further(0.9**iteration, iteration)
+    assert not pace.is_slow(0.9**48 * further, further, 48, 400)
+
+
 def test_rows_and_columns_may_be_scaled_and_mixed(exact_backend, seed):
     """Only ratios within a row of weights matter, and no order."""
     rng = np.random.default_rng(seed)

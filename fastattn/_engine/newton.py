@@ -28,8 +28,8 @@ _FIRST_REACH, _LEAST_REACH, _MOST_REACH = 4.0, 1.0, 32.0
 _LEAST_FALL, _TOO_STEEP = 0.05, 0.5
 _LEAST_PART = 0.1
 _ROUNDING, _NOISE = 2.0**-46, 2.0**-44
-# A column counts as full or not by what it is after this part of a step, which is asked so often.
-_NEAR, _SOON, _MOST_TURNS = 1e-3, 0.1, 2
+# A column so near to its capacity counts as full or not by what it is after this part of a step.
+_NEAR, _SOON = 0.1, 0.1
 # Steps without much success before the search is given up.
 _PATIENCE = 40
 _PANEL = 32
@@ -91,17 +91,18 @@ class Newton:
             self._fit()
             self._spend()
             full = self._fit()
-            step = self._step(full)
+            lacking = self._lacking()
+            step = self._step(full, lacking)
             if self.left < 0.5 * best:
                 best, best_at = self.left, steps
-            slope = float((self._lacking() * step).sum())
+            slope = float((lacking * step).sum())
             self.amounts, self._before = self._before, self.amounts
         # The last step was not looked at; it is taken where it is next to nothing.
         if step is not None and self.left <= target:
             self._try(step)
-            self._fit()
         else:
             self.amounts = self._before
+        self._fit()
         return steps
 
     def _part(self, step: np.ndarray, slope: float) -> float:
@@ -119,7 +120,7 @@ class Newton:
         rise = -float((self._lacking() * step).sum())
         if rise > max(_TOO_STEEP * slope, _NOISE * float((np.abs(step) * self._budgets).sum())):
             self.growth = growth
-            return max(slope / (slope + rise), _LEAST_PART)
+            return max(slope / (slope + rise), _LEAST_PART) if slope > 0 else _LEAST_PART
         return 1.0
 
     def _try(self, step: np.ndarray) -> float:
@@ -155,21 +156,25 @@ class Newton:
         lacking: np.ndarray = self._budgets - self.amounts.sum(axis=1)
         return lacking
 
-    def _step(self, full: np.ndarray) -> np.ndarray:
-        """Choose what to add to the logarithms of the factors of the rows."""
-        lacking = self._lacking()
+    def _step(self, full: np.ndarray, lacking: np.ndarray) -> np.ndarray:
+        """Choose what to add to the logarithms of the factors of the rows.
+
+        Columns that turn have the amounts of what they turn to, until they are fitted again.
+        """
+        rows, columns, cut = self._solve(full, lacking)
+        # Columns that are about to become full, or not to be so any more, will be that for most of
+        # the step.
         totals = self.amounts.sum(axis=0)
-        unturned = np.ones(len(full), bool)
-        for _ in range(_MOST_TURNS):
-            rows, columns, cut = self._solve(full, lacking)
-            # Columns that are about to become full, or not to be so any more, will be that for most
-            # of the step.
-            rising = (self.amounts * rows[:, None]).sum(axis=0) * _inverse(totals)
-            above = self.growth * totals * _inverse(self._capacities) - 1
-            turning = (np.abs(above) < _NEAR) & (full != (above + _SOON * rising > 0)) & unturned
-            if not turning.any():
-                break
-            full, unturned = full ^ turning, unturned & ~turning
+        rising = (self.amounts * rows[:, None]).sum(axis=0) * _inverse(totals)
+        above = self.growth * totals * _inverse(self._capacities) - 1
+        turning = (np.abs(above) < _NEAR) & (full != (above + _SOON * rising > 0))
+        if turning.any():
+            full = full ^ turning
+            # Rows see them as they will be then, or else the step would not lead there.
+            factors = np.where(full, self._capacities * _inverse(totals), self.growth)[turning]
+            self.amounts[:, turning] *= factors
+            self.growth[turning] /= factors
+            rows, columns, cut = self._solve(full, self._lacking())
         spare = self._before  # which is done with
         np.add.outer(rows, columns, out=spare)
         np.abs(spare, out=spare)

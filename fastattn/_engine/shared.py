@@ -51,9 +51,13 @@ _PATIENCE = 8
 _FIRST_ROUNDS = 12
 _FEW_ROUNDS, _MANY_ROUNDS = 48, 400
 _FEW_CELLS = 1 << 16
+# A tie is told from rounds that are merely slow by the number that `further` gives, which is half
+# of the rounds so far there.
+_TIE = 0.45
 _WIDEST = 2048
 _MOST_STEPS = 100
-# Where a round changes next to nothing and the solution is so many tolerances off, rounds are slow.
+# Where a round changes next to nothing and the solution is so many tolerances off, rounds are slow;
+# or off at all, if the rounds do not change less and less.
 _MUCH = 64
 # Newton's steps go on to this part of the tolerance, or to what rounding leaves of a budget.
 _MARGIN = 0.125
@@ -87,11 +91,11 @@ def allocate_shared(
         rounds.run(FIT)
         change, factor = rounds.changes()
         further = pace.further(change, iteration)
-        slow = pace.is_slow(change * further, further, many)
+        slow = pace.is_slow(change * further, further, iteration, many)
         judged = change * further <= tol and iteration >= test_at
         if iteration == max_iter or judged:
             violation = max(rounds.judge() * further, left)
-            slow |= judged and violation > _MUCH * tol
+            slow |= judged and violation > (tol if further >= iteration else _MUCH * tol)
             if violation <= tol:
                 violation = max(violation, rounds.behind(max(tol, _ROUNDING)))
                 slow |= violation > tol
@@ -142,10 +146,12 @@ class _Pace:
         self._change, self._ratio = change, ratio
         return min(1 / (1 - slower), iteration) if slower < 1 else float(iteration)
 
-    def is_slow(self, left: float, further: float, rounds: int) -> bool:
+    def is_slow(self, left: float, further: float, iteration: int, rounds: int) -> bool:
         """Tell whether more than so many rounds are to come; by powers of two, which are exact."""
         if not left > self._target:
             return False
+        if iteration >= _FEW_ROUNDS and further > _TIE * iteration:
+            return iteration * left > rounds * self._target  # what falls like 1 / k
         halvings = math.frexp(left)[1] - math.frexp(self._target)[1]
         return 0.7 * halvings * further > rounds
 
