@@ -106,6 +106,7 @@ class KVCache:
     ) -> None:
         if unknown:
             names.refuse(KVCache.__init__, unknown)
+        names.refuse_missing(batch_shape=batch_shape, heads=heads, head_dim=head_dim)
         shape = batch_shape if isinstance(batch_shape, tuple) else (batch_shape,)
         self.batch_shape = tuple(stored.size("batch_shape", n) for n in shape)
         self.heads = stored.size("heads", heads)

@@ -468,6 +468,23 @@ WRONG |= {
         cu_seqlens_k="[0, 4, 9]",
         into="",
     ),
+    "splits of one call of FlashAttention": ragged(
+        ", cu_seqlens=cu_seqlens",
+        cu_seqlens="[0, 3, 6]",
+        into="",
+        key="np.ones((6, 8))",
+        value="np.ones((6, 4))",
+    ),
+    "queries of FlashAttention": Wrong(
+        "attention(q=q, key=key, value=value)", OPERANDS | {"q": OPERANDS["query"]}
+    ),
+    "keys of FlashAttention": Wrong(
+        "attention(query, k=k, value=value)", OPERANDS | {"k": OPERANDS["key"]}
+    ),
+    "values of FlashAttention": Wrong(
+        "attention(query, key, v=v)", OPERANDS | {"v": OPERANDS["value"]}
+    ),
+    "an input of PyTorch": Wrong("softmax(input=input)", {"input": X["x"]}),
     "heads of a cache": Wrong(
         "KVCache(batch, heads, features, num_heads=num_heads)",
         {"batch": "1", "heads": "2", "features": "4", "num_heads": "2"},

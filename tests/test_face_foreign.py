@@ -190,6 +190,60 @@ def test_unknown_names_are_a_type_error_as_everywhere(function):
     assert all(x in texts["nonsense"] for x in parameters if x != "self")
 
 
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)
+def test_names_of_others_are_explained_before_what_is_missing(function):
+    """Who writes `q=q` passes no query."""
+    own = [None] if "self" in inspect.signature(function).parameters else []
+    for name in {*names._ELSEWHERE, "nonsense"} - set(inspect.signature(function).parameters):
+        wanted = rf"{function.__qualname__}\(\) got an unexpected keyword argument '{name}': \w"
+        with pytest.raises(TypeError, match=wanted):
+            function(*own, **{name: None})
+
+
+def test_calls_in_the_words_of_flash_attention():
+    q, k, v, splits = draw(6, 8), draw(9, 8), draw(9, 4), [0, 6]
+    for call, advice in (
+        (lambda: attention(q=q, k=k, v=v), "`query=q`"),
+        (lambda: attention(q, k=k, v=v), "`key=k`"),
+        (lambda: attention_varlen(q=q, k=k, v=v, cu_seqlens_q=splits), "`query=q`"),
+        (
+            lambda: attention_varlen(q, k, v, cu_seqlens_q=splits, cu_seqlens_k=[0, 9]),
+            "`query_splits=cu_seqlens_q, key_splits=cu_seqlens_k`",
+        ),
+        (
+            lambda: attention_varlen(q, k, v, cu_seq_q=splits, cu_seq_k=[0, 9], max_q=6, max_k=9),
+            "`query_splits=cu_seq_q, key_splits=cu_seq_k`",
+        ),
+        (
+            lambda: attention_varlen(q, q, q, cu_seqlens=splits, max_seqlen=6),
+            "`query_splits=cu_seqlens, key_splits=cu_seqlens`",
+        ),
+        (lambda: softmax(input=q, dim=-1), "`x=input`"),
+    ):
+        with pytest.raises(TypeError, match=advice):
+            call()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)
+def test_what_a_call_needs_and_does_not_have_is_named(function):
+    given = {"query_splits": [0, 4], "key_splits": [0, 4], "budget": 1, "lses": np.ones((2, 4))}
+    given |= dict.fromkeys(("budgets", "capacities"), np.ones(4))
+    given |= dict.fromkeys(("embed_dim", "num_heads", "heads", "head_dim", "batch_shape"), 4)
+    cache = fastattn.KVCache(4, 4, 4)
+    module = fastattn.MultiHeadAttention(4, 2, seed=0)
+    array = np.ones((4, 4, 4, 4) if "KVCache" in function.__qualname__ else (4, 4))
+    needed = {
+        name: given.get(name, array)
+        for name, x in inspect.signature(function).parameters.items()
+        if x.kind is x.POSITIONAL_OR_KEYWORD and x.default is x.empty
+    }
+    if "self" in needed:
+        needed["self"] = cache if "KVCache" in function.__qualname__ else module
+    for name in needed.keys() - {"self"}:
+        with pytest.raises(TypeError, match=f"^{name} is missing: the call needs it$"):
+            function(**{given: x for given, x in needed.items() if given != name})
+
+
 def test_a_word_of_pytorch_has_one_sentence():
     with pytest.raises(TypeError, match=r"is_causal.*`causal=\"top_left\"`, which is what PyTorch"):
         attention(draw(5, 8), draw(7, 8), draw(7, 4), is_causal=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastattn._core import foreign
+from fastattn._core import foreign, names
 from fastattn._core.environment import default_environment
 
 __all__ = [
@@ -77,6 +77,7 @@ def as_array(name: str, x: Any) -> np.ndarray:
             raise TypeError(foreign.explain_refusal(name, x, error)) from error
         return taken
     if array.dtype.kind == "O" and not isinstance(x, np.ndarray):
+        names.refuse_missing(**{name: x})
         taken = foreign.take(name, x) if foreign.can_be_taken(x) else None
         if taken is not None:
             return taken

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastattn._core import names
 from fastattn._core.arrays import as_array, dtypes, flag
 from fastattn._core.environment import default_environment
 from fastattn._core.foreign import bfloat16
@@ -48,6 +49,7 @@ class Sizes(NamedTuple):
     @classmethod
     def given(cls, embed_dim: Any, kdim: Any, vdim: Any, bias: Any, add_bias_kv: Any) -> Sizes:
         """Check the sizes that a caller gives."""
+        names.refuse_missing(embed_dim=embed_dim)
         widths = (embed_dim, *(embed_dim if n is None else n for n in (kdim, vdim)))
         for name, n in zip(("embed_dim", "kdim", "vdim"), widths, strict=True):
             if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
@@ -104,6 +106,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def head_features(embed_dim: int, num_heads: Any) -> int:
     """Return the features of one head, or say why there is no such number."""
+    names.refuse_missing(num_heads=num_heads)
     if isinstance(num_heads, bool) or not isinstance(num_heads, (int, np.integer)):
         raise TypeError(f"num_heads must be an integer, not {num_heads!r}")
     if num_heads < 1 or embed_dim % num_heads:
