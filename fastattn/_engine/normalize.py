@@ -126,6 +126,20 @@ class _Rows:
         self.key_steps = [one.strides[-1] for one in self.operands]
 
 
+class _Way(NamedTuple):
+    """How the kernel goes through the rows of one call."""
+
+    sideways: bool  # rows, not keys, lie on the lanes
+    direct: bool  # x is read as it is
+    rounded: bool  # results are halves
+    shifted: bool  # blocks begin where cache lines of the result do
+    streamed: bool  # results are stored past the caches
+    late: bool  # and only when a row is finished
+    block_rows: int
+    chunk_keys: int
+    chunks: int
+
+
 def _normalise(
     kernels: Kernels,
     operation: int,
@@ -139,10 +153,63 @@ def _normalise(
     if x.size == 0:
         return None
     dtype = computed(out.dtype)
-    item = dtype.itemsize
     view = _Rows(x, mask, out, None if signed is None else signed.factors)
-    rows, keys = view.rows, view.keys
+    as_it_is = mask is None and scale == 1.0 and signed is None
+    way = _choose_way(view, operation, threads, as_it_is, signed is not None)
+    record = Record(SOFTMAX)
+    row_shift = address(out) % 64 // dtype.itemsize % way.block_rows if way.shifted else 0
+    row_blocks = -(-(view.rows + row_shift) // way.block_rows)
+    record.set(
+        row_shift=row_shift,
+        operation=operation,
+        sideways=way.sideways,
+        direct=way.direct,
+        scaled=scale != 1.0,
+        streamed=way.streamed,
+        late=way.late,
+        rows=view.rows,
+        padded_rows=padded(view.rows),
+        keys=view.keys,
+        block_rows=way.block_rows,
+        row_blocks=row_blocks,
+        chunk_keys=way.chunk_keys,
+        chunks=way.chunks,
+        **_scale_factors(scale, dtype),
+    )
+    describe_entries(record, view.shape, view.entry_steps)
+    _describe(record, view, mask, way.sideways)
+    if signed is not None:
+        _describe_factors(record, view, signed, out)
+    _lay_out(record, way, operation, dtype.itemsize, signed is not None)
+    entry, names = kernels.of("normalise", dtype), ("x", "mask", "output")
+    plan = functools.partial(Template, kernels, entry, record, names)
     entries = math.prod(view.shape)
+    blocks = entries * row_blocks * way.chunks
+    workers = min(threads, blocks)
+    numbers = way.block_rows * way.chunk_keys
+    operands = (x, mask, out)
+    if way.chunks > 1:
+        _run_phases(
+            plan, record, operation, operands, entries * view.rows, blocks, numbers, workers
+        )
+        return None
+    paged = out.nbytes >= _STREAM_BYTES and not way.sideways
+    most = _PAGE_BYTES // out.itemsize if paged else _TASK_NUMBERS
+    planned = _phase(plan, record, WHOLE, blocks, numbers, workers, most)
+    planned(*operands)
+    if signed is not None:
+        return None
+    # Where a result lies decides nothing: the same plan serves other arrays.
+    return None if way.shifted or (out.nbytes >= _STREAM_BYTES and not way.rounded) else planned
+
+
+def _choose_way(
+    view: _Rows, operation: int, threads: int, as_it_is: bool, has_factors: bool
+) -> _Way:
+    """Decide what changes no bit: blocks, lanes, and how results are stored."""
+    x, out, rows, keys = view.operands[0], view.operands[2], view.rows, view.keys
+    dtype = computed(out.dtype)
+    item = dtype.itemsize
     in_place = x.dtype == dtype and x.dtype.isnative
     rounded = out.dtype != dtype
     columns = (
@@ -150,80 +217,43 @@ def _normalise(
         and view.row_steps[0] == x.itemsize
         and view.key_steps[0] != x.itemsize
     )
-    sideways = rows > 1 and (keys <= _SHORT_KEYS or columns) and signed is None
-    direct = not sideways and in_place and mask is None and scale == 1.0 and signed is None
-    direct = direct and view.key_steps[0] == item
-    record = Record(SOFTMAX)
+    sideways = rows > 1 and (keys <= _SHORT_KEYS or columns) and not has_factors
+    direct = not sideways and in_place and as_it_is and view.key_steps[0] == item
     block_rows = 1
     if sideways:
         block_rows = _SIDE_ROWS
         while block_rows > LANES and block_rows * keys * item > _BLOCK_BYTES:
             block_rows //= 2
         block_rows = min(block_rows, padded(rows))
-    too_few = entries * -(-rows // block_rows) < 2 * threads and threads > 1
+    too_few = math.prod(view.shape) * -(-rows // block_rows) < 2 * threads and threads > 1
     chunk_keys = keys
     largest = _CHUNK_BYTES if too_few else _BLOCK_BYTES
-    if block_rows * keys * item > largest and signed is None:
+    if block_rows * keys * item > largest and not has_factors:
         chunk_keys = max(SEGMENT_KEYS, _CHUNK_BYTES // (block_rows * item))
     chunks = -(-keys // chunk_keys)
     shifted = sideways and not rounded and view.row_steps[2] == item and out.nbytes >= _SHIFT_BYTES
-    row_shift = address(out) % 64 // item % block_rows if shifted else 0
-    row_blocks = -(-(rows + row_shift) // block_rows)
     streamed = not rounded and out.nbytes >= _STREAM_BYTES and address(out) != address(x)
     late = streamed and direct and operation == SOFTMAX_RESULT and chunks == 1
     late = late and view.key_steps[2] == item
     late = late and not any(step % item for step in (address(out), *out.strides))
-    record.set(
-        row_shift=row_shift,
-        operation=operation,
-        sideways=sideways,
-        direct=direct,
-        scaled=scale != 1.0,
-        streamed=streamed,
-        late=late,
-        rows=rows,
-        padded_rows=padded(rows),
-        keys=keys,
-        block_rows=block_rows,
-        row_blocks=row_blocks,
-        chunk_keys=chunk_keys,
-        chunks=chunks,
-        **_scale_factors(scale, dtype),
-    )
-    describe_entries(record, view.shape, view.entry_steps)
-    _describe(record, view, mask, sideways)
-    if signed is not None:
-        _describe_factors(record, view, signed, out)
-    width = block_rows if sideways else padded(chunk_keys)
-    lines = chunk_keys if sideways else 1
-    workers = min(threads, entries * row_blocks * chunks)
+    return _Way(sideways, direct, rounded, shifted, streamed, late, block_rows, chunk_keys, chunks)
+
+
+def _lay_out(record: Record, way: _Way, operation: int, item: int, has_factors: bool) -> None:
+    """Lay out a worker's scratch."""
+    width = way.block_rows if way.sideways else padded(way.chunk_keys)
+    lines = way.chunk_keys if way.sideways else 1
     lay_out(
         record,
-        at_stats=2 * max(block_rows, LANES) * item,
+        at_stats=2 * max(way.block_rows, LANES) * item,
         at_parts=2 * LANES * 8,
         at_lanes=LANES * LANES * item,
-        at_weights=_weights_numbers(operation, chunk_keys, sideways) * item,
+        at_weights=_weights_numbers(operation, way.chunk_keys, way.sideways) * item,
         at_block=lines * width * item,
-        at_turned=lines * width * item if rounded and sideways else 0,
-        at_factors=0 if signed is None else width * item,
+        at_turned=lines * width * item if way.rounded and way.sideways else 0,
+        at_factors=width * item if has_factors else 0,
     )
     record.set(block_stride=width * item)
-    entry, names = kernels.of("normalise", dtype), ("x", "mask", "output")
-    plan = functools.partial(Template, kernels, entry, record, names)
-    blocks = entries * row_blocks * chunks
-    numbers = block_rows * chunk_keys
-    operands = (x, mask, out)
-    if chunks > 1:
-        _run_phases(plan, record, operation, operands, entries * rows, blocks, numbers, workers)
-        return None
-    paged = out.nbytes >= _STREAM_BYTES and not sideways
-    most = _PAGE_BYTES // out.itemsize if paged else _TASK_NUMBERS
-    planned = _phase(plan, record, WHOLE, blocks, numbers, workers, most)
-    planned(*operands)
-    if signed is not None:
-        return None
-    # Where a result lies decides nothing: the same plan serves other arrays.
-    return None if shifted or (out.nbytes >= _STREAM_BYTES and not rounded) else planned
 
 
 def _weights_numbers(operation: int, keys: int, sideways: bool) -> int:
