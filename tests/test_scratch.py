@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import fastattn
+from fastattn._core import plan
 from fastattn._core.plan import RECORD_BYTES, SCORE_STRIDE
 from fastattn._engine import addresses
 from fastattn._engine.layouts import ATTENTION
+from fastattn._numba import ahead
 from fastattn._numba.backend import backend
 
 WORD = ATTENTION.word
@@ -155,3 +157,10 @@ def test_a_bias_shared_by_the_batch_is_read_where_it_lies(exact_backend, dtype, 
 def test_a_record_fits_where_a_worker_keeps_its_own():
     """One more word too many would overrun what lies behind it without a sound."""
     assert 8 * len(ATTENTION.word) <= RECORD_BYTES
+
+
+def test_a_cursor_fits_where_a_worker_keeps_it():
+    """It is the last of a worker's scratch: behind it lies that of another, or nothing."""
+    words = ahead._LIST + ahead._OPERANDS * ahead._WORDS
+    assert 8 * words <= plan._AHEAD_BYTES
+    assert plan.Scratch._fields[-2:] == ("at_ahead", "size")
