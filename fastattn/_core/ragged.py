@@ -84,35 +84,12 @@ def ragged_problem(
     partial: Any,
 ) -> tuple[Recipe, RaggedProblem]:
     """Validate a ragged call; the recipe is that of the packed arrays, heads first."""
-    query, key, value, _ = arrays(query, key, value, None)
-    _check_packed(query, key, value)
-    _check_heads(query, key, value, flag("enable_gqa", enable_gqa))
-    packed = [head_major(x) if x.ndim == 3 else x for x in (query, key, value)]
-    made = recipe(
-        signature(
-            packed[0],
-            packed[1],
-            packed[2],
-            None,
-            spelt(similarity, scale, softcap=softcap, enable_gqa=enable_gqa, return_lse=return_lse),
-        )
+    packed, made = _packed_recipe(
+        query, key, value, similarity, scale, softcap, enable_gqa, return_lse
     )
-    rows, keys = made.rows, made.keys
-    partial = flag("partial", partial)
-    own = _splits("query_splits", query_splits, rows, f"{rows} query rows", partial)
-    if key_indices is None:
-        indices, listed, what = None, keys, f"{keys} packed keys"
-    else:
-        indices = _indices(key_indices)
-        listed, what = len(indices), f"{len(indices)} key_indices"
-    theirs = _splits("key_splits", key_splits, listed, what, partial)
-    if len(own) != len(theirs):
-        raise ValueError(
-            f"query_splits of shape {own.shape} and key_splits of shape {theirs.shape} disagree on "
-            "the number of sequences: both need batch + 1 entries"
-        )
-    if indices is not None:
-        _check_indices(indices, theirs, keys)
+    rows = made.rows
+    own, theirs, indices = _sequences(made, query_splits, key_splits, key_indices, partial)
+    listed = made.keys if indices is None else len(indices)
     check_together(query_segments, key_segments)
     bounds = check_window(window) if window is not None else None
     return made, RaggedProblem(
@@ -139,6 +116,48 @@ def ragged_problem(
         output_dtype=made.output_dtype,
         return_lse=made.return_lse,
     )
+
+
+def _packed_recipe(
+    query: Any,
+    key: Any,
+    value: Any,
+    similarity: str,
+    scale: Any,
+    softcap: Any,
+    enable_gqa: Any,
+    return_lse: Any,
+) -> tuple[list[np.ndarray], Recipe]:
+    """Return query, key and value with heads first, and the recipe of a call on them."""
+    query, key, value, _ = arrays(query, key, value, None)
+    _check_packed(query, key, value)
+    _check_heads(query, key, value, flag("enable_gqa", enable_gqa))
+    packed = [head_major(x) if x.ndim == 3 else x for x in (query, key, value)]
+    options = spelt(
+        similarity, scale, softcap=softcap, enable_gqa=enable_gqa, return_lse=return_lse
+    )
+    return packed, recipe(signature(packed[0], packed[1], packed[2], None, options))
+
+
+def _sequences(
+    made: Recipe, query_splits: Any, key_splits: Any, key_indices: Any, partial: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Check where each sequence's queries and keys begin, and which rows of a table these are."""
+    partial = flag("partial", partial)
+    own = _splits("query_splits", query_splits, made.rows, f"{made.rows} query rows", partial)
+    indices, listed, what = None, made.keys, f"{made.keys} packed keys"
+    if key_indices is not None:
+        indices = _indices(key_indices)
+        listed, what = len(indices), f"{len(indices)} key_indices"
+    theirs = _splits("key_splits", key_splits, listed, what, partial)
+    if len(own) != len(theirs):
+        raise ValueError(
+            f"query_splits of shape {own.shape} and key_splits of shape {theirs.shape} disagree on "
+            "the number of sequences: both need batch + 1 entries"
+        )
+    if indices is not None:
+        _check_indices(indices, theirs, made.keys)
+    return own, theirs, indices
 
 
 def _caller_shape(made: Recipe) -> tuple[int, ...]:
