@@ -3,6 +3,9 @@
 Numba compiles them to object files (`fastattn._numba.objects`), and a C compiler the module that
 holds and drives them. They are left out with a word where one of both is missing.
 ``FASTATTN_REQUIRE_CYTHON=1`` makes that an error, ``FASTATTN_CYTHON=0`` leaves them out unasked.
+
+What the package depends on is known when they are built: NumPy alone where they are there, else
+Numba too, which then compiles them. Hence whatever describes the package builds them first.
 """
 
 import contextlib
@@ -18,10 +21,13 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
 from setuptools.errors import BaseError, CCompilerError, CompileError
 
 PLACE = "fastattn/_cython"
@@ -39,7 +45,16 @@ TABLES = ["fastattn/_engine/layouts.py", "fastattn/_core/plan.py", f"{PLACE}/wor
 KEPT = Path("build/kernels")
 KEPT_FOLDERS = 3
 NEEDS = ("Cython", "numba")
+# What the package depends on with compiled kernels, and what it needs beside that without them.
+ALWAYS = ["numpy>=2.1"]
+PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))
+JIT = PROJECT["project"]["optional-dependencies"]["jit"]
 REQUIRED = os.environ.get("FASTATTN_REQUIRE_CYTHON", "").strip() == "1"
+PROMISED = (
+    "fastattn: its compiled kernels were built when pip asked what it depends on, which is NumPy "
+    "alone then, and cannot be built now"
+)
+AGAIN = "Install it again, with FASTATTN_CYTHON=0 to leave them out"
 PROBE = """
 #include <Python.h>
 #include <pthread.h>
@@ -57,11 +72,17 @@ class BuildKernels(build_ext):
 
         try:
             self.build_kernels(extension)
+            depend_on(self.distribution, ALWAYS)
         except (
             *(BaseError, CCompilerError, CompileError, CythonError, KernelError),
             importlib.metadata.PackageNotFoundError,  # numba or llvmlite, of unknown version
         ) as error:
+            if is_promised(self.distribution):
+                raise SystemExit(f"{PROMISED}: {error}. {AGAIN}") from error
             leave_out(f"building them failed: {error}")
+            # The wheel is of any machine then, and has none of an earlier build.
+            self.distribution.ext_modules = []
+            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
 
     def build_kernels(self, extension):
         """Make objects of the kernels, the header that lists them, and the module."""
@@ -73,14 +94,53 @@ class BuildKernels(build_ext):
         kernels = compile_kernels(objects)
         header = words["header"](tables, plan, words["sources"](package), kernels)
         (folder / "words.h").write_text(header, encoding="utf-8")
-        extension.include_dirs += [str(folder), PLACE]
+        # Not added to what is there: what describes the package builds once, and pip once more.
+        extension.include_dirs = [str(folder), PLACE]
         paths = [objects / kernel["object"] for kernel in kernels]
-        extension.extra_objects += [str(path.resolve()) for path in paths]
+        extension.extra_objects = [str(path.resolve()) for path in paths]
         super().build_extension(extension)
+
+
+class DescribeBuilt(dist_info):
+    """Describes the package when it is known whether there are kernels."""
+
+    def run(self):
+        """Build them first."""
+        self.run_command("build_ext")
+        super().run()
+
+
+class PackBuilt(bdist_wheel):
+    """Packs the wheel when it is known whether there are kernels."""
+
+    def run(self):
+        """Build them first."""
+        self.run_command("build_ext")
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
 
 
 class KernelError(Exception):
     """The kernels could not be compiled."""
+
+
+def depend_on(distribution, requirements: list[str]) -> None:
+    """Set what the package depends on, in both places that setuptools reads."""
+    distribution.install_requires = distribution.metadata.install_requires = requirements
+
+
+def is_promised(distribution) -> bool:
+    """Whether kernels are promised: what was described before, and is installed, has no Numba.
+
+    pip has the package described, installs what it depends on, and has it built then.
+    """
+    for name in ("bdist_wheel", "editable_wheel"):
+        command = distribution.get_command_obj(name, create=False)
+        folder = getattr(command, "dist_info_dir", None)
+        if folder is not None:
+            lines = Path(folder, "METADATA").read_text(encoding="utf-8").splitlines()
+            return not {f"Requires-Dist: {requirement}" for requirement in JIT} <= set(lines)
+    return False
 
 
 def name_objects(sources: int) -> str:
@@ -187,4 +247,12 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})
+    setup(
+        ext_modules=extensions(),
+        install_requires=[*ALWAYS, *JIT],  # until there are kernels: a source distribution has none
+        cmdclass={
+            "build_ext": BuildKernels,
+            "dist_info": DescribeBuilt,
+            "bdist_wheel": PackBuilt,
+        },
+    )
