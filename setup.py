@@ -144,9 +144,13 @@ def is_promised(distribution) -> bool:
 
 
 def name_objects(sources: int) -> str:
-    """Name all that decides what the compiled kernels are."""
+    """Name all that decides what the compiled kernels are.
+
+    Python's version is not in it: they call nothing of Python's, so those that one compiled serve
+    another. Its bytecode leads to another order of instructions in some, and to the same bits.
+    """
     versions = [f"{name}-{importlib.metadata.version(name)}" for name in ("numba", "llvmlite")]
-    return "-".join([sys.implementation.cache_tag, platform.machine(), *versions, f"{sources:08x}"])
+    return "-".join([platform.machine(), *versions, f"{sources:08x}"])
 
 
 def compile_kernels(folder: Path) -> list[dict[str, str]]:
