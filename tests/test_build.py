@@ -222,6 +222,28 @@ def test_a_feature_that_nothing_looks_for_does_not_compile(tmp_path):
     assert "NUMBER_telepathy" in made.stderr
 
 
+@pytest.mark.parametrize("package", ["Cython", "numba", "llvmlite"])
+def test_a_package_without_its_metadata(tree, package):
+    """Numba's and LLVM's versions name the kernels: unknown, these are left out."""
+    unknown = f"""import importlib.metadata
+found = importlib.metadata.version
+def version(name):
+    if name == {package!r}:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.version = version"""
+    made = run_setup(tree, "build_ext", "--inplace", before=unknown)
+    assert made.returncode == 0, made.stderr
+    if package == "Cython":
+        assert modules(tree)
+        return
+    assert not modules(tree)
+    assert "left out: building them failed: No package metadata" in made.stderr
+    assert package in made.stderr
+    made = run_setup(tree, "build_ext", "--inplace", before=unknown, FASTATTN_REQUIRE_CYTHON="1")
+    assert made.returncode != 0
+
+
 @pytest.mark.parametrize("package", ["Cython", "numba"])
 def test_without_what_compiles_them_the_kernels_are_left_out(tree, package):
     hidden = f"""import importlib.util
