@@ -301,6 +301,11 @@ WRONG: dict[str, Wrong] = {
         {"x": "np.ones((3, 5, 7))"},
         patches=(("fastattn._core.backends._AUTOMATIC", ()),),
     ),
+    "no Numba": Wrong(
+        "run_module(name)",
+        {"name": "'fastattn._numba.backend'", "run_module": "__import__('runpy').run_module"},
+        without=("numba",),
+    ),
     "a compiler that is switched off": Wrong(
         "attention(query, key, value, scale=scale, backend=backend)",
         OPERANDS | {"scale": "0.123", "backend": "'numba'"},

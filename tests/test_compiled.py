@@ -331,6 +331,40 @@ print(execution.backend, execution.refusals["cython"])
     assert said.startswith("numba FASTATTN_CYTHON_LEVEL is 'x86-64-v9'")
 
 
+def test_without_numba_everything_is_there_but_its_backend():
+    """Neither the import nor a call looks for it; whoever asks for it is told what brings it."""
+    code = """
+import sys
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name in ("numba", "llvmlite"):
+            assert asked, "it was looked for"
+            raise ModuleNotFoundError("No module named " + name, name=name)
+sys.meta_path.insert(0, Watch())
+asked = False
+import fastattn
+one = [1.0], [[1.0]], [[2.0]]
+print(fastattn.attention(*one), fastattn.explain(*one).backend)
+fastattn.warmup()
+asked = True
+print(fastattn.show_config(mode="dicts")["backends"]["numba"])
+for call in (fastattn.attention, fastattn.explain):
+    try:
+        call(*one, backend="numba")
+    except ModuleNotFoundError as error:
+        print(error)
+with fastattn.use_backend("numba"):
+    try:
+        fastattn.warmup()
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+    first, *said = children.run(code).splitlines()
+    assert first == "[2.] cython"
+    assert len(said) == 4
+    assert all("Numba, which is not installed: `pip install numba`" in line for line in said)
+
+
 def test_without_any_backend_the_error_names_the_way_out():
     code = """
 import sys
@@ -345,9 +379,8 @@ print(fastattn.attention([1.0], [[1.0]], [[2.0]], backend="reference"))
 """
     said = children.run(code).splitlines()
     assert len(said) == 3, said
-    assert all(
-        "cython: " in line and "numba: " in line and "reference" in line for line in said[:2]
-    )
+    assert all("cython: " in line and "reference" in line for line in said[:2])
+    assert all("numba: " in line and line.count("`pip install numba`") == 1 for line in said[:2])
     assert said[2] == "[2.]"
 
 

@@ -149,8 +149,7 @@ def pick(backend: Any, operation: str = "warmup") -> Backend:
         f"{name}: {_missing.get(name, f'does not do {operation}')}" for name in _AUTOMATIC
     )
     raise ImportError(
-        f"no backend is there ({reasons}): `pip install numba` brings one, and "
-        '`backend="reference"` computes in plain NumPy'
+        f'no backend is there ({reasons}); `backend="reference"` computes in plain NumPy'
     )
 
 

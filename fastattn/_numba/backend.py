@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-import numba
+try:
+    import numba
+except ModuleNotFoundError as error:
+    if error.name not in ("numba", "llvmlite"):
+        raise
+    raise ModuleNotFoundError(
+        "the backend numba compiles its kernels with Numba, which is not installed: "
+        "`pip install numba` (compiled kernels, backend cython, do without)",
+        name=error.name,
+    ) from error
 
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
