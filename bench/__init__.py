@@ -6,10 +6,13 @@ ignores; ``--write-readme`` publishes the figures, and says how to add what stan
 
 cases.py        what is measured: named cases, their FLOPs and bytes
 draw.py         seeded inputs: numbers, masks, heavy-tailed lengths, documents
+contender.py    what a contender is, and one way of it to do a case
 contenders.py   who takes part: one table, each library at its best settings
 own.py          fastattn's adapter
-peer_*.py       the adapters of PyTorch, onnxruntime and OpenVINO, imported when they play
+peer_*.py       the adapters of NumPy, and of PyTorch, onnxruntime and OpenVINO, imported to play
+forms.py        equal calls in other forms, for libraries that need them or do them faster
 ragged.py       rectangles of ragged sequences, for libraries that know nothing else
+allocation.py multihead.py shared.py   one operation each: ours, others', and what the judge asks
 truth.py        float64 NumPy, asked for sampled rows; every output passes it before it is timed
 ceilings.py     what the machine can do at most: multiply-adds, bfloat16 dots, memory read and copy
 interleave.py   rounds in which every contender takes a turn, and ratios within a round

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import Arrays, Case
-from bench.contenders import Variant
+from bench.contender import Variant
 
 BLOCK_ROWS = 2048
 

@@ -10,7 +10,8 @@ import pytest
 from bench import sheet
 from bench.__main__ import usable_cpus
 from bench.cases import Arrays, Case
-from bench.contenders import CONTENDERS, Refused, load
+from bench.contender import Refused
+from bench.contenders import CONTENDERS, load
 from bench.draw import missing_dtype
 from bench.truth import Truth
 

@@ -30,52 +30,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from bench import peer_numpy
 from bench.cases import Arrays, Case
-from bench.draw import aligned
-
-MATMUL_FORM_ELEMENTS = 2**26  # above this many scores nobody would write them out
-
-
-class Refused(Exception):
-    """The contender cannot do this case; the text says why."""
-
-
-class Variant(NamedTuple):
-    """One way to do a case: the timed call, and how to read its result as NumPy arrays."""
-
-    run: Callable[[], Any]
-    read: Callable[[Any], Any] = np.asarray
-
-
-Prepare = Callable[[Case, Arrays, int], dict[str, Variant]]
-
-
-class Contender(NamedTuple):
-    """A library: what must be installed, what it can do, how its thread count is set.
-
-    fastattn in its several forms also says on which of its backends it runs.
-    """
-
-    requires: tuple[str, ...]
-    prepare: Mapping[str, Prepare]
-    set_threads: Callable[[int], Any] = lambda threads: None
-    backend: Callable[[], str] | None = None
-
-    def missing(self) -> str | None:
-        """The first required module that is not installed, or None."""
-        return next((name for name in self.requires if not _is_installed(name)), None)
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package it would be in
-        return False
+from bench.contender import Contender, Refused, Variant, is_installed
 
 
 def load(names: Sequence[str]) -> None:
@@ -87,164 +49,6 @@ def load(names: Sequence[str]) -> None:
     needed = dict.fromkeys(module for name in names for module in CONTENDERS[name].requires)
     for module in sorted(needed, key=lambda module: (module == "fastattn", module != "torch")):
         importlib.import_module(module)
-
-
-def arrangements(case: Case, arrays: Arrays) -> dict[str, Arrays]:
-    """The arrays as given, and in the equivalent shapes that some libraries do faster."""
-    forms = {"as given": arrays}
-    query, key = arrays["query"], arrays["key"]
-    if case.options.get("enable_gqa") and query.shape[-2] == 1:
-        groups = query.shape[-3] // key.shape[-3]
-        folded = query.reshape(*key.shape[:-2], groups, query.shape[-1])
-        forms["groups as rows"] = arrays | {"query": folded}
-    if query.shape[-3] == 1 and "mask" not in arrays:
-        names = ("query", "key", "value")
-        forms["batch as heads"] = {name: np.moveaxis(arrays[name], 0, 1) for name in names}
-    return forms
-
-
-def is_grouped(form: Arrays) -> bool:
-    """Whether a form still has more query heads than key heads."""
-    return form["query"].shape[-3] != form["key"].shape[-3]
-
-
-def plain_form(case: Case, arrays: Arrays) -> tuple[Arrays, np.ndarray | None, bool]:
-    """An equal call for a library that only knows a mask and a causal flag, made before the clock
-    starts: the arrays, the mask (windows, documents and ALiBi written out, a sink as one more key
-    of zeros), and whether its own causal flag is to be set.
-    """
-    if not {"window", "documents", "alibi", "sinks"} & set(case.options):
-        return arrays, arrays.get("mask"), bool(case.options.get("causal"))
-    from bench.truth import visibility
-
-    query, key = arrays["query"], arrays["key"]
-    rows, columns = np.arange(query.shape[-2]), np.arange(key.shape[-2])
-    visible = visibility(case, arrays, rows, len(columns))
-    if not {"alibi", "sinks"} & set(case.options):
-        return arrays, visible, False
-    bias = np.zeros((query.shape[-3], len(rows), len(columns)), query.dtype)
-    if "alibi_slopes" in arrays:
-        distances = np.abs(rows[:, None] - columns).astype(bias.dtype)
-        bias -= arrays["alibi_slopes"][:, None, None] * distances
-    if visible is not None:
-        bias[:, ~visible] = -np.inf
-    if "sinks" in arrays:
-        last = np.broadcast_to(arrays["sinks"][:, None, None], (*bias.shape[:2], 1))
-        bias = np.concatenate([bias, last], axis=-1)
-        widths = [(0, 0)] * (key.ndim - 2) + [(0, 1), (0, 0)]
-        arrays = arrays | {name: np.pad(arrays[name], widths) for name in ("key", "value")}
-    return arrays, aligned(bias), False
-
-
-def additive(mask: np.ndarray, dtype: str) -> np.ndarray:
-    """A bool mask as the float one that some libraries want or do faster."""
-    if mask.dtype != bool:
-        return mask
-    return np.where(mask, np.zeros((), dtype), np.array(-np.inf, dtype))
-
-
-def attention_shape(case: Case) -> Callable[[Any], np.ndarray]:
-    """Read one output of any arrangement in the shape of the case."""
-    shape = (*case.shapes["query"][:-1], case.shapes["value"][-1])
-    return lambda result: np.asarray(result).reshape(shape)
-
-
-def _numpy_attention(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    if case.dtype in ("float16", "bfloat16"):
-        raise Refused("no fast products of halves")
-    arrays, mask, causal = plain_form(case, arrays)
-    query, key, value = (arrays[name] for name in ("query", "key", "value"))
-    scale = query.dtype.type(1 / np.sqrt(query.shape[-1]))
-    hidden = None if mask is None else additive(mask, case.dtype)
-    if causal:
-        below = np.tri(query.shape[-2], key.shape[-2], dtype=bool)
-        hidden = additive(below, case.dtype)
-    grouped = (*key.shape[:-2], -1, *query.shape[-2:])
-
-    def run() -> Any:
-        scores = query.reshape(grouped) * scale @ key[..., None, :, :].swapaxes(-1, -2)
-        if hidden is not None:
-            scores += hidden if hidden.ndim < 3 else hidden[..., :, None, :, :]
-        scores -= scores.max(axis=-1, keepdims=True)
-        weights = np.exp(scores, out=scores)
-        weights /= weights.sum(axis=-1, keepdims=True)
-        output = (weights @ value[..., None, :, :]).reshape(*query.shape[:-1], -1)
-        if case.options.get("return_weights"):
-            return output, weights.reshape(*query.shape[:-1], -1)
-        return output
-
-    return {"": Variant(run, lambda result: result)}
-
-
-def _numpy_varlen(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    """A loop over sequences, one head at a time, rows of a table taken in the loop."""
-    query, key, value = (arrays[name] for name in ("query", "key", "value"))
-    at_query, at_key = arrays["query_splits"].tolist(), arrays["key_splits"].tolist()
-    listed, causal = arrays.get("key_indices"), case.options.get("causal")
-    scale = query.dtype.type(1 / np.sqrt(query.shape[-1]))
-
-    def run() -> np.ndarray:
-        output = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype)
-        for b in range(len(at_key) - 1):
-            rows, keys = slice(*at_query[b : b + 2]), slice(*at_key[b : b + 2])
-            seen = keys if listed is None else listed[keys]
-            for head in range(query.shape[1]):
-                scores = query[rows, head] * scale @ key[seen, head].T
-                if causal:
-                    scores[~np.tri(*scores.shape, dtype=bool)] = -np.inf
-                scores -= scores.max(axis=-1, keepdims=True)
-                weights = np.exp(scores, out=scores)
-                weights /= weights.sum(axis=-1, keepdims=True)
-                output[rows, head] = weights @ value[seen, head]
-        return output
-
-    return {"loop": Variant(run)}
-
-
-def _numpy_rowwise(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    x, axis = arrays["x"], case.options["axis"]
-    out = np.empty_like(x) if case.options["out"] else None
-
-    def softmax() -> np.ndarray:
-        result = np.subtract(x, x.max(axis=axis, keepdims=True), out=out)
-        np.exp(result, out=result)
-        result /= result.sum(axis=axis, keepdims=True)
-        return result
-
-    def logsumexp() -> np.ndarray:
-        largest = x.max(axis=axis, keepdims=True)
-        total = np.exp(x - largest).sum(axis=axis, keepdims=True)
-        return np.squeeze(largest + np.log(total), axis)
-
-    return {"": Variant(softmax if case.operation == "softmax" else logsumexp)}
-
-
-def _numpy_similarity(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    query, key, metric = arrays["query"], arrays["key"], case.options["metric"]
-    out = np.empty((len(query), len(key)), query.dtype)
-
-    def product() -> np.ndarray:
-        return np.matmul(query, key.T, out=out)
-
-    def cosine() -> np.ndarray:
-        unit_query = query / np.linalg.norm(query, axis=-1, keepdims=True)
-        unit_key = key / np.linalg.norm(key, axis=-1, keepdims=True)
-        return np.matmul(unit_query, unit_key.T, out=out)
-
-    def expanded() -> np.ndarray:
-        np.matmul(query, key.T, out=out)
-        np.multiply(out, 2, out=out)
-        np.subtract(out, np.square(query).sum(axis=-1)[:, None], out=out)
-        return np.subtract(out, np.square(key).sum(axis=-1), out=out)
-
-    if metric == "euclidean":
-        return {"expanded square": Variant(expanded)}
-    return {"": Variant(cosine if metric == "cosine" else product)}
-
-
-def _numpy_fuse(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
-    weights, value = arrays["weights"], arrays["value"]
-    return {"": Variant(lambda: weights @ value)}
 
 
 def _blas_threads(threads: int) -> None:
@@ -319,13 +123,17 @@ def _lazy(module: str, function: str) -> Callable[..., Any]:
 
 _STAGES = ("softmax", "logsumexp", "similarity", "fuse")
 _GRAPH_STAGES = ("attention", "varlen", "softmax", "logsumexp", "fuse")
-_MODULES = {"allocate": "allocation", "allocate_shared": "shared", "multihead": "multihead"}
+_MODULES = {
+    "allocate": "bench.allocation",
+    "allocate_shared": "bench.shared",
+    "multihead": "bench.multihead",
+}
 _OWN = {name: _lazy("bench.own", name) for name in ("attention", "varlen", "cache")}
 _OWN |= dict.fromkeys(_STAGES, _lazy("bench.own", "stage"))
-_OWN |= {name: _lazy(f"bench.{at}", "own") for name, at in _MODULES.items()}
+_OWN |= {name: _lazy(at, "own") for name, at in _MODULES.items()}
 _FLOAT32 = dict.fromkeys(("attention", "cache"), _lazy("bench.own", "float32"))
 _NUMBA = dict.fromkeys(_OWN, _lazy("bench.own", "on_numba"))
-_NUMBA |= {name: _lazy(f"bench.{at}", "on_numba") for name, at in _MODULES.items()}
+_NUMBA |= {name: _lazy(at, "on_numba") for name, at in _MODULES.items()}
 _TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_STAGES)}
 _TORCH |= {name: _lazy("bench.peer_torch_bulk", name) for name in ("varlen", "cache")}
 _TORCH |= {"multihead": _lazy("bench.multihead", "in_torch")}
@@ -354,12 +162,12 @@ CONTENDERS: dict[str, Contender] = {
     "numpy": Contender(
         ("numpy",),
         {
-            "attention": _numpy_attention,
-            "varlen": _numpy_varlen,
-            "softmax": _numpy_rowwise,
-            "logsumexp": _numpy_rowwise,
-            "similarity": _numpy_similarity,
-            "fuse": _numpy_fuse,
+            "attention": peer_numpy.attention,
+            "varlen": peer_numpy.varlen,
+            "softmax": peer_numpy.rowwise,
+            "logsumexp": peer_numpy.rowwise,
+            "similarity": peer_numpy.similarity,
+            "fuse": peer_numpy.fuse,
             "allocate": _lazy("bench.allocation", "numpy_allocate"),
             "allocate_shared": _lazy("bench.shared", "numpy_allocate_shared"),
             "multihead": _lazy("bench.multihead", "in_numpy"),
@@ -386,7 +194,7 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     distributions = importlib.metadata.packages_distributions()
     found = {}
     for module in dict.fromkeys(modules):
-        if _is_installed(module):
+        if is_installed(module):
             library = distributions.get(module.partition(".")[0], [module])[0]
             found[library] = _version(library, module)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.cases import Arrays, Case
-from bench.contenders import Variant
+from bench.contender import Variant
 
 
 def state(arrays: Arrays) -> Arrays:

@@ -14,7 +14,7 @@ import numpy as np
 
 import fastattn
 from bench.cases import Arrays, Case
-from bench.contenders import Refused, Variant
+from bench.contender import Refused, Variant
 
 _ARRAY_OPTIONS = ("mask", "alibi_slopes", "sinks", "query_segments", "key_segments")
 _OPTIONS = ("causal", "window", "enable_gqa", "return_weights")

@@ -14,9 +14,8 @@ from onnx import helper
 
 from bench import ragged
 from bench.cases import Arrays, Case
-from bench.contenders import (
-    Refused,
-    Variant,
+from bench.contender import Refused, Variant
+from bench.forms import (
     additive,
     arrangements,
     attention_shape,

@@ -15,9 +15,8 @@ from openvino import opset13 as operations
 
 from bench import ragged
 from bench.cases import Arrays, Case
-from bench.contenders import (
-    Refused,
-    Variant,
+from bench.contender import Refused, Variant
+from bench.forms import (
     additive,
     arrangements,
     attention_shape,

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from bench.cases import Arrays, Case
-from bench.contenders import (
+from bench.contender import Variant
+from bench.forms import (
     MATMUL_FORM_ELEMENTS,
-    Variant,
     additive,
     arrangements,
     attention_shape,

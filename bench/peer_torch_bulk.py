@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from bench import peer_torch, ragged
 from bench.cases import Arrays, Case
-from bench.contenders import Variant, additive
+from bench.contender import Variant
+from bench.forms import additive
 from bench.peer_torch import as_numpy, inference, tensor
 from bench.ragged import Slots
 

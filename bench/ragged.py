@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.cases import Arrays, Case
-from bench.contenders import Prepare, Refused, Variant
+from bench.contender import Prepare, Refused, Variant
 
 
 class Slots(NamedTuple):

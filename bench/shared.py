@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bench.cases import Arrays, Case
-from bench.contenders import Variant
+from bench.contender import Variant
 
 
 def operands(arrays: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from bench import ceilings
 from bench.cases import Arrays, Case
-from bench.contenders import CONTENDERS, Refused, Variant, load, versions
+from bench.contender import Refused, Variant
+from bench.contenders import CONTENDERS, load, versions
 from bench.draw import missing_dtype
 from bench.interleave import Probe, Turn, estimate, play
 from bench.truth import Truth, WrongResult

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import allocation, multihead, shared
 from bench.cases import Arrays, Case
 
 # Of the largest expected magnitude. Halves: a few roundings of the output, as some peers round
@@ -149,26 +150,20 @@ def _fuse(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
 
 
 def _allocate(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
-    from bench.allocation import exact
-
     rows = sampled(case.shapes["weights"][0])
-    return (lambda output: output[rows]), [exact(case, arrays, rows)]
+    return (lambda output: output[rows]), [allocation.exact(case, arrays, rows)]
 
 
 def _allocate_shared(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
-    from bench.shared import in_numpy
-
     rows = sampled(case.shapes["weights"][0])
-    return (lambda output: output[rows]), [in_numpy(case, arrays)[rows]]
+    return (lambda output: output[rows]), [shared.in_numpy(case, arrays)[rows]]
 
 
 def _multihead(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
-    from bench.multihead import state, written_out
-
     rows = sampled(case.shapes["query"][0], 3)  # whole sequences: a row needs all the others
-    wide = {name: x.astype(np.float64) for name, x in state(arrays).items()}
+    wide = {name: x.astype(np.float64) for name, x in multihead.state(arrays).items()}
     x = arrays["query"][rows].astype(np.float64)
-    return (lambda output: output[rows]), [written_out(x, wide, case.options["heads"])]
+    return (lambda output: output[rows]), [multihead.written_out(x, wide, case.options["heads"])]
 
 
 _EXPECTED: dict[str, Any] = {

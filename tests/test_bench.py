@@ -17,7 +17,8 @@ import pytest
 
 from bench import cases, ceilings, draw, interleave, readme, report, sheet
 from bench.__main__ import main
-from bench.contenders import CONTENDERS, Refused
+from bench.contender import Refused
+from bench.contenders import CONTENDERS
 from bench.truth import TOLERANCE, Truth, WrongResult
 
 TWO_HEADS = (2, 4)
