@@ -199,7 +199,18 @@ class AllocationDisplay:
         """
         figures.require_matplotlib()
         style = bars.Style(sort, color, include_values, max_bars, xlabel, title)
-        bars.draw(self, ax, style)
+        data = bars.Amounts(
+            self.allocation,
+            self.lower,
+            self.upper,
+            self.weights,
+            self.unspent,
+            self.labels,
+            self.row_labels,
+        )
+        drawn = bars.draw(data, ax, style)
+        self.figure_, self.axes_ = drawn.figure, drawn.axes
+        self.bars_, self.order_, self.block_ = drawn.bars, drawn.order, drawn.block
         self._own = ax is None
         return self
 

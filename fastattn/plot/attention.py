@@ -245,7 +245,12 @@ class AttentionDisplay:
         """
         figures.require_matplotlib()
         style = heatmap.Style(cmap, vmin, vmax, include_values, colorbar, max_cells, title)
-        heatmap.draw(self, ax, style)
+        data = heatmap.Heads(
+            self.weights, self.hidden, self.query_labels, self.key_labels, self.head_labels
+        )
+        drawn = heatmap.draw(data, ax, style)
+        self.figure_, self.axes_, self.im_ = drawn.figure, drawn.axes, drawn.images
+        self.text_, self.colorbar_, self.block_ = drawn.texts, drawn.colorbar, drawn.block
         self._own = ax is None
         return self
 

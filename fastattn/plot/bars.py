@@ -12,8 +12,7 @@ from fastattn.plot.blocks import block_length, vector_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from fastattn.plot.allocation import AllocationDisplay
+    from matplotlib.figure import Figure
 
 FONT = labels.FONT
 BAR = 0.62  # of the room between two receivers
@@ -21,6 +20,18 @@ CAP, SHARE, UNSPENT = "#222222", "#ee6677", "#d9d9d9"
 _INCHES = 0.21  # of a bar and its gap
 _TALLEST = 7.0
 _WIDTHS = {1: 3.6, 2: 2.5, 3: 1.8, 4: 1.4}
+
+
+class Amounts(NamedTuple):
+    """What is drawn: amounts (..., n), what stands beside them, and the names of both axes."""
+
+    allocation: np.ndarray
+    lower: np.ndarray | None
+    upper: np.ndarray | None
+    weights: np.ndarray | None
+    unspent: np.ndarray | None
+    labels: list[str] | None
+    row_labels: list[str] | None
 
 
 class Style(NamedTuple):
@@ -55,38 +66,47 @@ class Layout(NamedTuple):
     height: float
 
 
-def draw(display: AllocationDisplay, ax: Any, style: Style) -> None:
-    """Draw all rows, and set the attributes of the display."""
-    shape = display.allocation.shape
+class Drawn(NamedTuple):
+    """What became of them: one of `axes`, `bars` and `order` per row, in a figure."""
+
+    figure: Figure
+    axes: np.ndarray
+    bars: list[Any]
+    order: list[np.ndarray]
+    block: int
+
+
+def draw(data: Amounts, ax: Any, style: Style) -> Drawn:
+    """Draw all rows onto given axes, or into a figure of their own."""
+    shape = data.allocation.shape
     count, receivers = math.prod(shape[:-1]), shape[-1]
     figures.check_panels(count, "rows", "draw some of them, as in `allocation[:9]`")
     panels = max(count, 1)
     block = block_length(receivers, style.max_bars)
-    drawn = -(-receivers // block)
-    rows = _rows(display, block, style.sort) if 0 not in shape else []
-    slots = drawn + any(row.unspent > 0 for row in rows)
+    rows = _rows(data, block, style.sort) if 0 not in shape else []
+    slots = -(-receivers // block) + any(row.unspent > 0 for row in rows)
     if ax is None:
         layout = _layout(panels, slots)
-        figure = _figure(display, layout, style)
+        figure = _figure(data, layout, style)
         axes = figures.grid(figure, panels, layout.columns)
     else:
         axes = figures.given_axes(ax, panels, "rows")
         figure = figures.root(axes[0])
         layout = Layout(1, 1, *figures.inches(axes[0]))
-    display.figure_, display.axes_, display.block_ = figure, axes, block
-    display.bars_, display.order_ = [], [row.order for row in rows]
     if not rows:
         _draw_nothing(axes, shape)
-        return
+        return Drawn(figure, axes, [], [], block)
     right = _right_end(rows)
+    drawn_bars = []
     for panel, row in zip(axes, rows, strict=True):
-        display.bars_.append(_bars(panel, row, style))
+        drawn_bars.append(_bars(panel, row, style))
         _marks(panel, row, right, layout.height / max(slots, 1))
         panel.set(xlim=(0, right), ylim=(slots - 0.5, -0.5))
-        _values(panel, row, layout, slots, style, display.allocation.dtype.kind in "iub")
-    _name_axes(display, axes, rows, layout, style, own=ax is None)
-    _titles(display, axes, rows, style, own=ax is None)
+        _values(panel, row, layout, slots, style, data.allocation.dtype.kind in "iub")
+    _name_axes(data, axes, rows, layout, style, own=ax is None)
+    _titles(data, axes, rows, block, style, own=ax is None)
     _explain(figure, axes, rows, right, own=ax is None)
+    return Drawn(figure, axes, drawn_bars, [row.order for row in rows], block)
 
 
 def _layout(panels: int, slots: int) -> Layout:
@@ -96,8 +116,8 @@ def _layout(panels: int, slots: int) -> Layout:
     return Layout(rows, columns, _WIDTHS[columns], max(height, 0.4))
 
 
-def _figure(display: AllocationDisplay, layout: Layout, style: Style) -> Any:
-    beside = 0.35 + labels.width_of(display.labels)  # names on the left
+def _figure(data: Amounts, layout: Layout, style: Style) -> Any:
+    beside = 0.35 + labels.width_of(data.labels)  # names on the left
     names = layout.columns if style.sort else 1  # sorted panels each need their own
     width = layout.columns * (layout.width + 0.55) + names * beside
     height = layout.rows * (layout.height + 0.3) + 0.95
@@ -111,23 +131,23 @@ def _draw_nothing(axes: np.ndarray, shape: tuple[int, ...]) -> None:
         ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=FONT, transform=ax.transAxes)
 
 
-def _rows(display: AllocationDisplay, block: int, sort: bool) -> list[Row]:
-    """Cut the data of the display into panels: shares worked out, sorted, shortened."""
-    receivers = display.allocation.shape[-1]
+def _rows(data: Amounts, block: int, sort: bool) -> list[Row]:
+    """Cut the data into panels: shares worked out, sorted, shortened."""
+    receivers = data.allocation.shape[-1]
 
     def each(values: np.ndarray | None) -> list[np.ndarray]:
         absent = np.full(receivers, np.nan)
-        count = display.allocation.size // receivers
+        count = data.allocation.size // receivers
         return [absent] * count if values is None else list(values.reshape(-1, receivers))
 
-    allocation = each(display.allocation)
-    rest = [math.nan] * len(allocation) if display.unspent is None else display.unspent.ravel()
+    allocation = each(data.allocation)
+    rest = [math.nan] * len(allocation) if data.unspent is None else data.unspent.ravel()
     rows = []
     for given, low, high, weights, unspent in zip(
         allocation,
-        each(display.lower),
-        each(display.upper),
-        each(display.weights),
+        each(data.lower),
+        each(data.upper),
+        each(data.weights),
         rest,
         strict=True,
     ):
@@ -238,7 +258,7 @@ def number(amount: float, whole: bool = False) -> str:
 
 
 def _name_axes(
-    display: AllocationDisplay,
+    data: Amounts,
     axes: np.ndarray,
     rows: list[Row],
     layout: Layout,
@@ -248,7 +268,7 @@ def _name_axes(
     for n, (ax, row) in enumerate(zip(axes, rows, strict=True)):
         first = not own or style.sort or n % layout.columns == 0
         last = not own or n + layout.columns >= len(axes)
-        names = display.labels or [str(i) for i in range(display.allocation.shape[-1])]
+        names = data.labels or [str(i) for i in range(data.allocation.shape[-1])]
         shown = [names[i] for i in row.order]
         step = labels.thinning(len(shown), layout.height, 1.2 * FONT / 72)
         ticks = list(range(0, len(shown), step))
@@ -274,24 +294,22 @@ def _name_axes(
 
 
 def _titles(
-    display: AllocationDisplay, axes: np.ndarray, rows: list[Row], style: Style, own: bool
+    data: Amounts, axes: np.ndarray, rows: list[Row], block: int, style: Style, own: bool
 ) -> None:
     """Say for each row what was spent and what was left, and above all what a bar means."""
     said = [style.title] if style.title else []
-    if display.block_ > 1:
-        said.append(
-            f"{display.allocation.shape[-1]} receivers, each bar the mean of {display.block_}"
-        )
+    if block > 1:
+        said.append(f"{data.allocation.shape[-1]} receivers, each bar the mean of {block}")
     above = "\n".join(said)
     if own and len(axes) > 1 and above:
         figures.root(axes[0]).suptitle(above, fontsize=FONT + 2)
         above = ""
-    outer = display.allocation.shape[:-1]
-    whole = display.allocation.dtype.kind in "iub"
+    outer = data.allocation.shape[:-1]
+    whole = data.allocation.dtype.kind in "iub"
     for n, (ax, row) in enumerate(zip(axes, rows, strict=True)):
         name = ""
-        if display.row_labels is not None:
-            name = f"{display.row_labels[n]}: "
+        if data.row_labels is not None:
+            name = f"{data.row_labels[n]}: "
         elif len(axes) > 1:
             index = tuple(int(i) for i in np.unravel_index(n, outer))
             name = f"row {index[0] if len(index) == 1 else index}: "

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.text import Text
 
-    from fastattn.plot.attention import AttentionDisplay
-
 FONT = labels.FONT
 HIDDEN_FILL, HIDDEN_LINES = "#d9d9d9", "#a8a8a8"
 NOT_FINITE = "#00a2a2"  # a hue that no colour map of light and dark has
@@ -32,6 +30,16 @@ _TALLEST = 8.0  # inches of all heads
 _SLIMMEST = 6.0  # beyond this ratio of the sides, cells are no longer square
 _CELL = 0.7  # inches at most
 _NARROW = 2.5  # inches that hold no title beside a legend
+
+
+class Heads(NamedTuple):
+    """What is drawn: the weights (..., L, S) of all heads, which are hidden, and all names."""
+
+    weights: np.ndarray
+    hidden: np.ndarray
+    query_labels: list[str] | None
+    key_labels: list[str] | None
+    head_labels: list[str] | None
 
 
 class Style(NamedTuple):
@@ -55,38 +63,47 @@ class Layout(NamedTuple):
     height: float
 
 
-def draw(display: AttentionDisplay, ax: Any, style: Style) -> None:
-    """Draw all heads, and set the attributes of the display."""
-    length, width = display.weights.shape[-2:]
-    heads = math.prod(display.weights.shape[:-2])
+class Drawn(NamedTuple):
+    """What became of them: one of `axes`, `images` and `texts` per head, in a figure."""
+
+    figure: Figure
+    axes: np.ndarray
+    images: np.ndarray
+    texts: list[list[Text]]
+    colorbar: Colorbar | None
+    block: tuple[int, int]
+
+
+def draw(data: Heads, ax: Any, style: Style) -> Drawn:
+    """Draw all heads onto given axes, or into a figure of their own."""
+    length, width = data.weights.shape[-2:]
+    heads = math.prod(data.weights.shape[:-2])
     figures.check_panels(heads, "heads", "draw some of them, as in `weights[:, :8]`")
     panels = max(heads, 1)
     if ax is None:
         layout = _layout(panels, length, width)
-        figure = _figure(display, layout)
+        figure = _figure(data, layout)
         axes = figures.grid(figure, panels, layout.columns)
     else:
         axes = figures.given_axes(ax, panels, "heads")
         figure = figures.root(axes[0])
         layout = Layout(1, 1, *figures.inches(axes[0]))
-    display.figure_, display.axes_ = figure, axes
-    display.im_, display.text_, display.colorbar_ = np.empty(0, object), [], None
-    display.block_ = (1, 1)
-    if 0 in display.weights.shape:
-        _draw_nothing(axes, display.weights.shape)
-        return
-    blocks = _blocks(display, layout, style)
-    display.block_ = (blocks[0].rows, blocks[0].columns)
+    if 0 in data.weights.shape:
+        _draw_nothing(axes, data.weights.shape)
+        return Drawn(figure, axes, np.empty(0, object), [], None, (1, 1))
+    blocks = _blocks(data, layout, style)
+    block = (blocks[0].rows, blocks[0].columns)
     limits = _limits(blocks, style)
     images = [_heat_map(axes[n], blocks[n], (length, width), limits, style) for n in range(heads)]
-    display.im_ = figures.flat(images)
-    display.text_ = [_values(axes[n], blocks[n], images[n], layout, style) for n in range(heads)]
-    _name_axes(display, axes, layout, own=ax is None)
-    _name_heads(display, axes, style, own=ax is None)
+    texts = [_values(axes[n], blocks[n], images[n], layout, style) for n in range(heads)]
+    _name_axes(data, axes, layout, own=ax is None)
+    _name_heads(data, axes, block, style, own=ax is None)
+    colorbar = None
     if style.colorbar:
         extend = _beyond(blocks, limits)
-        display.colorbar_ = _colour_bar(figure, images[0], axes, layout, extend)
+        colorbar = _colour_bar(figure, images[0], axes, layout, extend)
     _explain(figure, axes, blocks, own=ax is None)
+    return Drawn(figure, axes, figures.flat(images), texts, colorbar, block)
 
 
 def _layout(heads: int, length: int, width: int) -> Layout:
@@ -106,12 +123,12 @@ def _layout(heads: int, length: int, width: int) -> Layout:
     return Layout(rows, columns, inches * shrink, height * shrink)
 
 
-def _figure(display: AttentionDisplay, layout: Layout) -> Figure:
+def _figure(data: Heads, layout: Layout) -> Figure:
     """Make a figure as large as the heads and all that is written around them."""
-    left = 0.45 + labels.width_of(display.query_labels)
-    keys = labels.width_of(display.key_labels)
-    flat = keys * display.weights.shape[-1] <= layout.width
-    below = 0.45 + (0.1 if flat else keys) + 0.22 * bool(display.hidden.any())
+    left = 0.45 + labels.width_of(data.query_labels)
+    keys = labels.width_of(data.key_labels)
+    flat = keys * data.weights.shape[-1] <= layout.width
+    below = 0.45 + (0.1 if flat else keys) + 0.22 * bool(data.hidden.any())
     width = left + layout.columns * (layout.width + 0.15) + 0.75
     height = below + layout.rows * (layout.height + 0.22) + 0.2
     return figures.new_figure(max(width, 3.0), height)
@@ -126,11 +143,11 @@ def _draw_nothing(axes: np.ndarray, shape: tuple[int, ...]) -> None:
         ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=FONT, transform=ax.transAxes)
 
 
-def _blocks(display: AttentionDisplay, layout: Layout, style: Style) -> list[Blocks]:
+def _blocks(data: Heads, layout: Layout, style: Style) -> list[Blocks]:
     most_rows = style.max_cells or max(1, int(layout.height * _CELLS_PER_INCH))
     most_columns = style.max_cells or max(1, int(layout.width * _CELLS_PER_INCH))
-    shape = (-1, *display.weights.shape[-2:])
-    weights, hidden = display.weights.reshape(shape), display.hidden.reshape(shape)
+    shape = (-1, *data.weights.shape[-2:])
+    weights, hidden = data.weights.reshape(shape), data.hidden.reshape(shape)
     return [
         block_means(head, veil, most_rows, most_columns)
         for head, veil in zip(weights, hidden, strict=True)
@@ -233,15 +250,15 @@ def _values(ax: Axes, block: Blocks, image: AxesImage, layout: Layout, style: St
     return texts
 
 
-def _name_axes(display: AttentionDisplay, axes: np.ndarray, layout: Layout, own: bool) -> None:
+def _name_axes(data: Heads, axes: np.ndarray, layout: Layout, own: bool) -> None:
     """Label queries on the left and keys below, only at the outer heads of a grid."""
-    length, width = display.weights.shape[-2:]
+    length, width = data.weights.shape[-2:]
     for n, ax in enumerate(axes):
         first = not own or n % layout.columns == 0
         last = not own or n + layout.columns >= len(axes)
-        every = labels.mark(ax.yaxis, display.query_labels, layout.height, length, False)
+        every = labels.mark(ax.yaxis, data.query_labels, layout.height, length, False)
         ax.set_ylabel(_axis_title("query", every) if first else "", fontsize=FONT + 1)
-        every = labels.mark(ax.xaxis, display.key_labels, layout.width, width, True)
+        every = labels.mark(ax.xaxis, data.key_labels, layout.width, width, True)
         ax.set_xlabel(_axis_title("key", every) if last else "", fontsize=FONT + 1)
         ax.tick_params(labelleft=first, labelbottom=last)
 
@@ -250,22 +267,24 @@ def _axis_title(name: str, every: int) -> str:
     return name if every == 1 else f"{name} (every {labels.ordinal(every)} labelled)"
 
 
-def _name_heads(display: AttentionDisplay, axes: np.ndarray, style: Style, own: bool) -> None:
+def _name_heads(
+    data: Heads, axes: np.ndarray, block: tuple[int, int], style: Style, own: bool
+) -> None:
     """Write what each head is called, and what a cell of a shortened axis means."""
-    length, width = display.weights.shape[-2:]
+    length, width = data.weights.shape[-2:]
     said = [style.title] if style.title else []
-    if display.block_ != (1, 1):
-        rows, columns = display.block_
+    if block != (1, 1):
+        rows, columns = block
         said.append(f"{length} by {width} weights, each cell the mean of {rows} by {columns}")
     above = "\n".join(said)
     if own and len(axes) > 1 and above:
         figures.root(axes[0]).suptitle(above, fontsize=FONT + 2)
         above = ""
-    outer = display.weights.shape[:-2]
+    outer = data.weights.shape[:-2]
     for n, ax in enumerate(axes):
         name = ""
-        if display.head_labels is not None:
-            name = display.head_labels[n]
+        if data.head_labels is not None:
+            name = data.head_labels[n]
         elif len(axes) > 1:
             index = tuple(int(i) for i in np.unravel_index(n, outer))
             while len(index) > 1 and outer[len(outer) - len(index)] == 1:
@@ -273,7 +292,7 @@ def _name_heads(display: AttentionDisplay, axes: np.ndarray, style: Style, own: 
             name = f"head {index[0] if len(index) == 1 else index}"
         title = "\n".join(line for line in (above, name) if line)
         # In narrow axes of the caller's the legend would run into it.
-        aside = not own and figures.inches(ax)[0] < _NARROW and bool(display.hidden.any())
+        aside = not own and figures.inches(ax)[0] < _NARROW and bool(data.hidden.any())
         ax.set_title(
             title, loc="left" if aside else "center", fontsize=FONT + 1, pad=3, parse_math=False
         )
