@@ -5,13 +5,12 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from imports import PACKAGE, imports_of, module_of
 
 import fastattn
 
-PACKAGE = Path(fastattn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FACE = {
@@ -59,40 +58,12 @@ VECTORS = {
 }  # write machine instructions
 
 
-def module_of(path):
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def room_of(module):
     """Name the room of a module of fastattn; `public` is the package itself and its names."""
     parts = module.split(".")
     if len(parts) == 1:
         return "public"
     return "face" if parts[1] in FACE else parts[1]
-
-
-def imports_of(path):
-    """Every module that a file imports anywhere in it, functions included, as absolute names."""
-    module = module_of(path)
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1]
-            source = ".".join(above if node.level else []) + "." * bool(node.level and node.module)
-            source += node.module or ""
-            for alias in node.names:
-                deeper = f"{source}.{alias.name}"
-                yield deeper if is_module(deeper) else source
-
-
-def is_module(name):
-    path = PACKAGE.parent.joinpath(*name.split("."))
-    # `from fastattn import attention` means the function, though a file has the same name.
-    shadowed = name.count(".") == 1 and name.split(".")[1] in fastattn.__all__
-    return not shadowed and (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file())
 
 
 def test_every_room_is_known():
