@@ -1,7 +1,8 @@
 """Code that error texts quote: found in the sources, cut out of messages, pasted and run.
 
 A text that quotes code puts it in backticks, or it is an option of the command line, which begins
-with ``--``. `advice_calls.py` holds, for every such text, a wrong call that is answered with it;
+with ``--``. `advice_calls.py` holds, for every such text, a wrong call that is answered with it
+(`advice_names.py`: one with a name of another library; `advice_wrong.py`: how they are written);
 ``test_advice.py`` pastes what the answer quotes, as a user would, and expects that the call works.
 """
 

@@ -1,89 +1,25 @@
 """A wrong call for every text that quotes code; `advice.py` says what is done with them."""
 
 import itertools
-import sys
-from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
+from advice_names import BY_OTHER_NAMES
+from advice_wrong import (
+    OPERANDS,
+    PACKED,
+    RAGGED,
+    SPLITS,
+    Wrong,
+    X,
+    attend,
+    cached,
+    display,
+    ragged,
+    tensor,
+)
 from foreign import Brain16, Lazy, Lists, Series, Sparse, Tensor, safetensors
 
-from fastattn._core import names
-
-
-class Wrong(NamedTuple):
-    """A call that is refused, or warned of, and how its advice goes into it.
-
-    `call` is written with variables alone, `variables` are expressions that make them. What a text
-    quotes replaces the first variable it names, or `into`; "" where the quoted code only has to
-    run. `without` are modules that cannot be imported meanwhile, `patches` attributes that differ
-    until the advice is taken.
-    """
-
-    call: str
-    variables: dict[str, Any]
-    into: str | None = None
-    without: tuple[str, ...] = ()
-    patches: tuple[tuple[str, Any], ...] = ()
-    rounds: int = 1  # texts to follow until the call works
-
-    def refused(self) -> Any:
-        """Make the world as it is when the call is refused."""
-        stack = mock.patch.dict(sys.modules, dict.fromkeys(self.without))
-        for target, value in self.patches:
-            stack = _both(stack, mock.patch(target, value))
-        return stack
-
-
-class _both:
-    def __init__(self, *contexts: Any) -> None:
-        self._contexts = contexts
-
-    def __enter__(self) -> None:
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
-
-
 _fresh = itertools.count(0.37, 0.01)
-
-OPERANDS = {
-    "query": "np.ones((2, 3, 5, 8))",
-    "key": "np.ones((2, 3, 7, 8))",
-    "value": "np.ones((2, 3, 7, 4))",
-}
-PACKED = {"query": "np.ones((6, 8))", "key": "np.ones((9, 8))", "value": "np.ones((9, 4))"}
-SPLITS = {"query_splits": "[0, 3, 6]", "key_splits": "[0, 4, 9]"}
-RAGGED = "attention_varlen(query, key, value, query_splits, key_splits)"
-X = {"x": "np.ones((3, 4))"}
-
-
-def attend(options: str = "", *, into: str | None = None, **variables: Any) -> Wrong:
-    return Wrong(f"attention(query, key, value{options})", OPERANDS | variables, into)
-
-
-def ragged(options: str = "", *, into: str | None = None, **variables: Any) -> Wrong:
-    return Wrong(RAGGED[:-1] + options + ")", PACKED | SPLITS | variables, into)
-
-
-def cached(call: str, *, into: str | None = None, **variables: Any) -> Wrong:
-    return Wrong(call, {"cache": _cache, **variables}, into)
-
-
-def _cache() -> Any:
-    import fastattn
-
-    cache = fastattn.KVCache(2, 1, 4)
-    cache.append(np.ones((2, 1, 3, 4)), np.ones((2, 1, 3, 4)), lengths=[3, 2])
-    return cache
-
-
-def tensor(**attributes: Any) -> Wrong:
-    return Wrong("softmax(x)", {"x": lambda: Tensor(**attributes)})
-
 
 OBJECTS = "np.array([[1, 2.5, 3, 4]] * 3, dtype=object)"
 FIRST_DTYPES = {
@@ -324,37 +260,37 @@ WRONG: dict[str, Wrong] = {
     # --- pictures
     "no Matplotlib": Wrong(
         "plot(weights)",
-        {"weights": "np.ones((3, 4))", "plot": lambda: _display("AttentionDisplay").from_weights},
+        {"weights": "np.ones((3, 4))", "plot": lambda: display("AttentionDisplay").from_weights},
         without=("matplotlib", "matplotlib.figure"),
     ),
     "a picture of text": Wrong(
         "plot(weights)",
-        {"weights": "[['1', '2']]", "plot": lambda: _display("AttentionDisplay").from_weights},
+        {"weights": "[['1', '2']]", "plot": lambda: display("AttentionDisplay").from_weights},
     ),
     "amounts as text": Wrong(
         "plot(allocation)",
-        {"allocation": "['1', '2']", "plot": lambda: _display("AllocationDisplay")},
+        {"allocation": "['1', '2']", "plot": lambda: display("AllocationDisplay")},
     ),
     "hidden by number": Wrong(
         "plot(weights, hidden=hidden)",
         {
             "weights": "np.ones((1, 2))",
             "hidden": "[[0, 1]]",
-            "plot": lambda: _display("AttentionDisplay"),
+            "plot": lambda: display("AttentionDisplay"),
         },
     ),
     "too many heads": Wrong(
         "plot(weights)",
         {
             "weights": "np.ones((1, 65, 2, 2))",
-            "plot": lambda: _display("AttentionDisplay").from_weights,
+            "plot": lambda: display("AttentionDisplay").from_weights,
         },
     ),
     "too many rows": Wrong(
         "plot(allocation)",
         {
             "allocation": "np.ones((65, 2))",
-            "plot": lambda: lambda allocation: _display("AllocationDisplay")(allocation).plot(),
+            "plot": lambda: lambda allocation: display("AllocationDisplay")(allocation).plot(),
         },
     ),
     "too few axes": Wrong(
@@ -363,7 +299,7 @@ WRONG: dict[str, Wrong] = {
             "weights": "np.ones((2, 2, 2))",
             "plt": "__import__('matplotlib.pyplot').pyplot",
             "ax": "plt.subplots(1, 1)[1]",
-            "plot": lambda: _display("AttentionDisplay").from_weights,
+            "plot": lambda: display("AttentionDisplay").from_weights,
         },
         into="ax",
     ),
@@ -399,103 +335,5 @@ WRONG: dict[str, Wrong] = {
         },
     ),
     "a mask of a ragged call": ragged(", mask=mask", mask="None"),
-}
-
-
-def _display(name: str) -> Any:
-    import fastattn.plot
-
-    return getattr(fastattn.plot, name)
-
-
-# What somebody passes under the names of other libraries, and where there is such a name.
-ELSEWHERE = {
-    "is_causal": "True",
-    "attn_mask": "np.ones((5, 7), bool)",
-    "attention_mask": "[[1] * 7, [1] * 6 + [0]]",
-    "attn_bias": "np.full((5, 7), 0.5)",
-    "bias": "np.full((5, 7), 0.5)",
-    "key_padding_mask": "[[False] * 7, [False] * 6 + [True]]",
-    "need_weights": "True",
-    "return_attn_probs": "True",
-    "average_attn_weights": "True",
-    "softmax_scale": "0.5",
-    "scale_factor": "0.5",
-    "sm_scale": "0.5",
-    "temperature": "2.0",
-    "logits_soft_cap": "30.0",
-    "window_size": "(-1, 0)",
-    "local_window_size": "(2, 0)",
-    "cache_seqlens": "np.array([[3], [4]])",
-    "key_value_seq_lengths": "np.array([[3], [4]])",
-    "s_aux": "np.zeros(3)",
-    "metric": "'cosine'",
-    "similarity": "'cosine'",
-    "dim": "-1",
-    "keepdim": "True",
-    "where": "np.ones((3, 4), bool)",
-    "dtype": "np.float64",
-}
-_CALLS = {
-    "mask": ("attention(query, key, value", OPERANDS),
-    "return_weights": ("attention(query, key, value", OPERANDS),
-    "average_weights": (
-        "MultiHeadAttention(4, 2, seed=0)(query",
-        {"query": "np.ones((5, 4), np.float32)"},
-    ),
-    "metric": ("fastattn.similarity(query, key", OPERANDS),
-    "axis": ("softmax(x", X),
-    "keepdims": ("logsumexp(x", X),
-    "x": ("softmax(x", X),
-}
-
-
-def elsewhere(name: str) -> Wrong:
-    """A call with an argument by a name that another library gives it."""
-    needed, _ = names._ELSEWHERE[name]
-    start, variables = _CALLS.get((needed or ("mask",))[0], _CALLS["mask"])
-    if name == "where":
-        start, variables = _CALLS["x"]
-    # Free of a variable of the same name, which the call would not have.
-    variables = {key: x for key, x in variables.items() if key != name} | {name: ELSEWHERE[name]}
-    return Wrong(f"{start}, {name}={name})", variables)
-
-
-WRONG |= {
-    f"as {name}": elsewhere(name)
-    for name, (_, text) in names._ELSEWHERE.items()
-    if "`" in text and name in ELSEWHERE
-}
-WRONG |= {
-    "splits of FlashAttention": ragged(
-        ", cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k",
-        cu_seqlens_q="[0, 3, 6]",
-        cu_seqlens_k="[0, 4, 9]",
-        into="",
-    ),
-    "splits of one call of FlashAttention": ragged(
-        ", cu_seqlens=cu_seqlens",
-        cu_seqlens="[0, 3, 6]",
-        into="",
-        key="np.ones((6, 8))",
-        value="np.ones((6, 4))",
-    ),
-    "queries of FlashAttention": Wrong(
-        "attention(q=q, key=key, value=value)", OPERANDS | {"q": OPERANDS["query"]}
-    ),
-    "keys of FlashAttention": Wrong(
-        "attention(query, k=k, value=value)", OPERANDS | {"k": OPERANDS["key"]}
-    ),
-    "values of FlashAttention": Wrong(
-        "attention(query, key, v=v)", OPERANDS | {"v": OPERANDS["value"]}
-    ),
-    "an input of PyTorch": Wrong("softmax(input=input)", {"input": X["x"]}),
-    "heads of a cache": Wrong(
-        "KVCache(batch, heads, features, num_heads=num_heads)",
-        {"batch": "1", "heads": "2", "features": "4", "num_heads": "2"},
-        into="",
-    ),
-    "one window for both sides": attend(
-        ", local_window_size=local_window_size", local_window_size="3"
-    ),
+    **BY_OTHER_NAMES,
 }
