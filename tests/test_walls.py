@@ -281,11 +281,6 @@ def test_attention_and_explain_take_the_same_arguments():
     assert dict(one) == dict(other)
 
 
-def test_files_stay_small():
-    lines = {module_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    assert {name: count for name, count in lines.items() if count > 400} == {}
-
-
 NUMPY_BROADCASTS = ("broadcast_shapes", "broadcast_arrays")
 
 
