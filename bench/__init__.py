@@ -19,6 +19,6 @@ interleave.py   rounds in which every contender takes a turn, and ratios within 
 sheet.py        one run: prepares, checks, plays the rounds, collects what report.py prints
 startup.py      import time, first call, scratch memory: measured in child processes
 report.py       the printed sheet and the JSON
-readme.py       the README's tables, between ``<!-- bench:NAME -->`` markers
+readme.py       the tables of README.md, the bench's and the project's
 test_*.py       the same cases, ceilings and start-up under pytest-benchmark
 """

@@ -1,4 +1,4 @@
-"""``python -m bench``: race, print the sheet, keep the numbers, rewrite the README's tables.
+"""``python -m bench``: race, print the sheet, keep the numbers, rewrite the tables of README.md.
 
 Without ``--cases``, ``--scaling`` or ``--startup`` it does everything, which takes minutes;
 ``--part 1/2`` and ``--part 2/2`` do it in two runs, and ``--from-json FILE FILE --write-readme``
@@ -49,7 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="name cases and contenders and stop")
     add("--from-json", nargs="+", type=Path, metavar="FILE", help="print kept results, run nothing")
     add("--no-save", action="store_true", help="keep no JSON")
-    add("--write-readme", action="store_true", help="rewrite the README's tables")
+    add(
+        "--write-readme",
+        action="store_true",
+        help="rewrite the tables of README.md, the bench's and the project's",
+    )
     return parser
 
 
@@ -119,9 +123,12 @@ def main(arguments: list[str] | None = None) -> int:
             behind = [report.save(result)]
             print(f"kept in bench/results/{behind[0].name}, which git ignores", file=sys.stderr)
     if options.write_readme:
-        print(f"README: {', '.join(readme.write(result))}", file=sys.stderr)
-        files = " ".join(shlex.quote(os.path.relpath(path)) for path in behind)
-        print(f"to publish them: git add README.md && git add -f {files}", file=sys.stderr)
+        print(f"written: {', '.join(readme.write(result))}", file=sys.stderr)
+        pages, files = (
+            " ".join(shlex.quote(os.path.relpath(path)) for path in paths)
+            for paths in (readme.PAGES, behind)
+        )
+        print(f"to publish them: git add {pages} && git add -f {files}", file=sys.stderr)
     return 0
 
 

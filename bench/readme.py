@@ -1,4 +1,8 @@
-"""The README's tables, written between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``."""
+"""The tables of README.md, the bench's and the project's.
+
+Each stands between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->``; a page has the markers of
+those that it shows.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from bench import report
 from bench.report import Record
 
 TABLES = ("attention", "ragged", "dtypes", "stages")
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -131,12 +136,15 @@ def rewrite(text: str, texts: dict[str, str]) -> str:
     return text
 
 
-def write(result: Record, path: Path = README) -> list[str]:
-    """Rewrite the README's blocks and return the names of those it has markers for."""
-    text = path.read_text(encoding="utf-8")
+def write(result: Record, pages: Sequence[Path] = PAGES) -> list[str]:
+    """Rewrite the blocks of all pages and return the names of those they have markers for."""
     texts = blocks(result)
-    present = [name for name in texts if f"<!-- bench:{name} -->" in text]
-    if not present:
-        raise SystemExit(f"{path.name} has no <!-- bench:NAME --> marker for {', '.join(texts)}")
-    path.write_text(rewrite(text, texts), encoding="utf-8")
-    return present
+    written = []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        written += [name for name in texts if f"<!-- bench:{name} -->" in text]
+        page.write_text(rewrite(text, texts), encoding="utf-8")
+    if not written:
+        names = " and ".join(page.name for page in pages)
+        raise SystemExit(f"no <!-- bench:NAME --> marker for {', '.join(texts)} in {names}")
+    return list(dict.fromkeys(written))

@@ -1,4 +1,4 @@
-"""The printed sheet, the result files and the README's tables; it measures nothing.
+"""The printed sheet, the result files and what the tables of README.md say; it measures nothing.
 
 A cell against a peer is "how many times faster fastattn is": the median over rounds of the
 peer's time divided by fastattn's in the same round, quartiles in brackets. Below 1 fastattn loses.

@@ -306,13 +306,26 @@ def test_parts_are_merged_into_the_tables_of_one_run(tmp_path, monkeypatch, caps
     names = ("machine", "attention", "ragged", "dtypes", "summary", "scaling", "startup")
     page = tmp_path / "README.md"
     page.write_text("".join(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n" for name in names))
-    monkeypatch.setattr(readme.write, "__defaults__", (page,))
+    summary = tmp_path / "summary.md"
+    summary.write_text("<!-- bench:summary -->\n<!-- /bench:summary -->\n")
+    monkeypatch.setattr(readme.write, "__defaults__", ((page, summary),))
     assert main(["--from-json", *map(str, files), "--write-readme"]) == 0
     capsys.readouterr()
     text = page.read_text()
     assert set(readme.blocks(report.load(files))) == set(names)
     for expected in ("| t-plain: ", "| t-ragged: ", "| t-cache-int8: ", "| t-plain | ", "| 1 s |"):
         assert expected in text
+    assert "| whole sheet |" in summary.read_text()
+
+
+def test_tables_are_published_where_there_are_markers(tmp_path) -> None:
+    shown = [set(re.findall("<!-- bench:(.*?) -->", page.read_text())) for page in readme.PAGES]
+    assert shown[0] == {"machine", "summary"}
+    assert shown[1] == {*readme.TABLES, "machine", "summary", "scaling", "startup"}
+    page = tmp_path / "page.md"
+    page.write_text("no marker")
+    with pytest.raises(SystemExit, match=r"no <!-- bench:NAME --> marker .* in page\.md"):
+        readme.write(sheet.header(["numpy"], {}, 1), [page])
 
 
 def test_work_of_ragged_and_narrow_cases() -> None:
