@@ -1,1 +1,18 @@
-"""The kernels of `_numba`, compiled when the package is built: nothing compiles at run time."""
+"""The kernels of `_numba`, compiled when the package is built: nothing compiles at run time.
+
+Numba compiles them ahead of time to object files (``_numba/objects.py``), for each kind of
+machine; a C compiler links them into the module that drives them. The CPU decides at import which
+kind runs.
+
+levels.h        kinds of machine: AVX2, AVX-512           words.py     records and kernels, as C
+pool.h          threads                                   _native.pyx  drivers
+backend.py      the engine on these kernels
+
+``setup.py`` builds it, in one to two minutes on two cores, once for the same sources. Where a
+compiler is missing the kernels are left out, which the build says (``pip install -v``) and
+``fastattn info`` too. ``FASTATTN_REQUIRE_CYTHON=1`` makes that an error, ``FASTATTN_CYTHON=0``
+leaves them out unasked. ``CFLAGS`` are honoured, ``-Ofast`` too, and change no bit. Kernels that
+are there and cannot be loaded, or are older than their sources, are left out with a warning.
+``FASTATTN_CYTHON_LEVEL=x86-64-v3`` holds them to AVX2. Python started in a clone imports its
+sources: where those have no kernels and hide installed ones, a warning says so, once.
+"""

@@ -4,8 +4,12 @@ Each function says in a few lines what its namesake in `fastattn` computes. Noth
 and nothing here imports anything but NumPy. Hidden keys are *selected* away, never multiplied by
 zero, so that what they hold (inf, NaN) cannot matter.
 
-`fastattn.reference.tiled` is the second half of the room: the same attention as the kernels compute
-it, in numbered steps, for readers of the kernels.
+attention.py similarity.py normalize.py fusion.py varlen.py   attention and its stages
+allocation.py shared_allocation.py   budgets, in fractions, and shared ones
+pages.py        the keys of a cache, gathered             shapes.py    broadcasting beyond 32 dims
+sums.py         sums as the kernels cut them
+tiled.py        the same attention as the kernels compute it, in numbered steps, for their readers
+backend.py      all of it as a backend, which is never chosen by itself
 """
 
 from fastattn.reference import tiled
