@@ -24,7 +24,7 @@ recipe.py       all that follows from shapes, dtypes and options alone; kept per
 problem.py      one call, validated and canonical (and the story of small calls)
 ragged.py       the same of a ragged call             pages.py    the pages of a cache
 plan.py plan_ragged.py   tiles, segments, task grid; work balanced by keys: pure functions
-repeats.py      small calls of the stages, kept per signature
+kept.py         calls kept under their options and layouts
 steps.py        steps of a decoder, planned once a page
 
 The machine:
@@ -33,18 +33,18 @@ backends.py     choice of backend, refusals           execution.py  what a backe
 threads.py      how many threads                      config.py     versions, show_config
 environment.py  the float environment of NumPy's work on the face, as kernels have it
 
-**Small calls** skip validation: what shapes, strides, dtypes and options decide is kept per
-signature (`problem.py` tells the whole story), so a repeated call is a dict lookup, an allocation
-and one compiled call. Measured on (1, 4, 16, 32): 8.1 µs, of which 2.2 µs are face (with a stub
-for the rest). The first call of a signature takes 30 µs of face. A step of decoding on a cache is
-planned once a page, as if the page were full, and takes the lengths and addresses of its own
-call: (1, 8, 1, 64) on 64 keys takes 23 µs instead of 140.
+**Small calls** skip validation: what shapes, strides, dtypes and options decide is kept under them
+(``kept.py``), so a repeated call is a lookup, an allocation and one compiled call. The compiled
+kernels bring a memo of their own, which does all of that without the interpreter. The first call
+of a signature takes 30 µs of face. A step of decoding on a cache is planned once a page, as if the
+page were full, and takes the lengths and addresses of its own call: (1, 8, 1, 64) on 64 keys takes
+23 µs instead of 140.
 
 **Add an option to `attention`**, room by room:
 
 1. ``reference/attention.py``: what it means, in a line or two; ``tiled.py``: in which of the seven
    steps it happens.
-2. ``recipe.py`` (`signature`, `Signature`, which stays flat, `Recipe`) if shapes and options decide
+2. ``recipe.py`` (`spelt`, `Signature`, which stays flat, `Recipe`) if shapes and options decide
    it; a small array goes into `Extras` of ``problem.py``, and `bind` checks and lays it out; its
    check in ``visibility.py`` or ``arrays.py``; a field of `Problem`, and of `RaggedProblem`.
 3. ``attention.py``: parameter and docstring of `attention`, parameter of `explain`; ``varlen.py``,
@@ -58,7 +58,8 @@ call: (1, 8, 1, 64) on 64 keys takes 23 µs instead of 140.
 7. ``bench/cases.py``: a case, if it can cost time. ``config.py``: raise `NUMERICS_VERSION` if any
    bit of an older call may change.
 
-**Add an operation**: its meaning in ``reference``, its function in each ``backend.py`` and in
-``execution.py``, its face in a file of its own, its name in ``fastattn/__init__.py`` and
-README.md, and the same tests.
+**Add an operation**: its meaning in ``reference`` and its ``backend.py``, its type in
+``execution.py``, a row in ``_engine/operations.py`` with its function and its record, its kernels
+in ``_numba``, its face in a file of its own, its name in ``fastattn/__init__.py`` and README.md,
+and the same tests. Backends, warm-up and the build follow the row.
 """

@@ -5,12 +5,16 @@ machine; a C compiler links them into the module that drives them. The CPU decid
 kind runs.
 
 levels.h        kinds of machine: AVX2, AVX-512           words.py     records and kernels, as C
-pool.h          threads                                   _native.pyx  drivers
+pool.h          threads                                   _native.pyx  drivers, and kept calls
+arrays.h        what an array of NumPy is, without its headers
 backend.py      the engine on these kernels
 
-``setup.py`` builds it, in one to two minutes on two cores, once for the same sources. Where a
-compiler is missing the kernels are left out, which the build says (``pip install -v``) and
-``fastattn info`` too. ``FASTATTN_REQUIRE_CYTHON=1`` makes that an error, ``FASTATTN_CYTHON=0``
+``setup.py`` builds it, in one to two minutes on two cores, once for the same sources. The package
+then depends on NumPy alone: Numba and llvmlite, 208 MB, take part in the build and are not
+installed. Where a compiler is missing the kernels are left out, which the build says
+(``pip install -v``) and ``fastattn info`` too, and the package depends on Numba. The extra ``jit``
+brings it where both are wanted, or where the CPU has no AVX2, which compiled kernels need.
+``FASTATTN_REQUIRE_CYTHON=1`` makes kernels that are left out an error, ``FASTATTN_CYTHON=0``
 leaves them out unasked. ``CFLAGS`` are honoured, ``-Ofast`` too, and change no bit. Kernels that
 are there and cannot be loaded, or are older than their sources, are left out with a warning.
 ``FASTATTN_CYTHON_LEVEL=x86-64-v3`` holds them to AVX2. Python started in a clone imports its

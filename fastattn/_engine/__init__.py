@@ -4,6 +4,7 @@ A backend brings its kernels, and what runs their tasks; everything between a pr
 is here, once. A kernel sees one *record*: named words that say where operands lie, how large they
 are and what is to be done. Imports `_core` and nothing above it.
 
+operations.py   every operation: what does it, and the kernels it runs
 engine.py       the functions of a backend, made of its kernels (kernels.py says what those are)
 layouts.py      what stands where in a record: pure tables, of which kernels are made too
 describe.py record.py addresses.py   records: what they say, their words, where arrays begin
@@ -12,7 +13,7 @@ attention.py states.py ragged.py     planned and run
 stages.py normalize.py   the stages
 allocation.py   rows of receivers            shared.py   rounds of a whole matrix
 saturation.py newton.py  maximum flows and Newton's method, where rounds are slow
-repeat.py planned.py     planned calls on other arrays
+template.py     planned calls on other arrays
 bfloat16.py     which CPUs and calls multiply bfloat16 as it is
 apart.py        heads that cannot share packed keys
 
@@ -20,6 +21,6 @@ apart.py        heads that cannot share packed keys
 rewrites its own copy of the call's record for each sequence, and tasks are bundled by equal cost
 in keys. A sequence too long for one thread becomes a call of its own, its segments shared.
 
-**Repeated calls** need no new record: ``repeat.py`` puts the addresses of other arrays into a
-record that is ready, in one compiled call.
+**Repeated calls** need no new record: ``template.py`` puts the addresses of other arrays into a
+copy of one that is ready, in one compiled call.
 """
