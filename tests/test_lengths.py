@@ -16,15 +16,16 @@ LONGEST_FILE = 400
 LONGEST_FUNCTION = 60  # below signature and docstring, which are written out whatever they take
 
 LONG_FILES = {
+    "tests/faults.py": "one table of faults, and how each is seeded",
     "tests/test_batch_shared.py": "all ways in which jobs meet others on their files, one harness",
     "tests/test_bfloat16_dot.py": "runs itself in a process where pairs are multiplied",
     "tests/test_cache_kv.py": "one model of a cache, and all that may happen to it",
     "tests/test_cli.py": "one command line: exit codes and streams of every command",
+    "tests/test_compiled.py": "what the compiled backend is to its process: threads, forks, levels",
     "tests/test_logarithms.py": "one judge in decimal arithmetic for logarithms of all operations",
 }
 LONG_FUNCTIONS = {
     "fastattn/_core/recipe.py:_make_recipe": "one value, each field made of those before it",
-    "fastattn/_engine/normalize.py:_normalise": "how rows lie and are cut decide each other",
     "fastattn/_engine/stages.py:similarity": "one record, filled in one place",
     "fastattn/_numba/scores.py:product_columns": "calls of one tile whose sizes are constants",
     "fastattn/_numba/softmax.py:normalise_block": "phases of one block, on the same addresses",
