@@ -214,6 +214,11 @@ REFUSED = {
     "splits of floats": ({"query_splits": [0.0, 3.0, 6.0]}, TypeError, "float64.*integers"),
     "index too large": ({"key_indices": [0] * 8 + [9]}, ValueError, r"key_indices\[8\] is 9"),
     "index below zero": ({"key_indices": [0] * 3 + [-1] + [0] * 5}, ValueError, "is -1"),
+    "index beyond int64": (
+        {"key_indices": np.array([0] * 8 + [2**64 - 1], np.uint64)},
+        ValueError,
+        r"key_indices\[8\] is 18446744073709551615",
+    ),
     "indices of floats": ({"key_indices": [0.5] * 9}, TypeError, "integers"),
     "indices of two dims": ({"key_indices": [[0] * 9]}, TypeError, r"\(1, 9\)"),
     "fewer indices than splits": ({"key_indices": [0] * 8}, ValueError, "8"),

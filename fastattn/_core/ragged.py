@@ -156,7 +156,7 @@ def _sequences(
             "the number of sequences: both need batch + 1 entries"
         )
     if indices is not None:
-        _check_indices(indices, theirs, made.keys)
+        _check_indices(indices, theirs, made.keys, key_indices)
     return own, theirs, indices
 
 
@@ -257,18 +257,21 @@ def _indices(x: Any) -> np.ndarray:
     plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
     if plain and array.dtype in (np.int32, np.int64):
         return array
+    if array.dtype.kind == "u" and array.itemsize == 8:
+        array = array.clip(max=LARGEST_POSITION)  # beyond any table, and no negative int64
     return array.astype(np.int64)
 
 
-def _check_indices(indices: np.ndarray, splits: np.ndarray, rows: int) -> None:
+def _check_indices(indices: np.ndarray, splits: np.ndarray, rows: int, given: Any) -> None:
     first, last = int(splits[0]), int(splits[-1])
     used = indices[first:last]
     if not len(used) or (int(used.min()) >= 0 and int(used.max()) < rows):
         return
     at = first + int(np.argmax((used < 0) | (used >= rows)))
     sequence = int(np.searchsorted(splits, at, side="right")) - 1
+    found = as_array("key_indices", given)[at]
     raise ValueError(
-        f"key_indices[{at}] is {indices[at]} (sequence {sequence}), outside the tables' rows "
+        f"key_indices[{at}] is {found} (sequence {sequence}), outside the tables' rows "
         f"0..{rows - 1}: indices count from 0 and negative ones do not wrap"
     )
 
