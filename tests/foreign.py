@@ -68,6 +68,17 @@ class Brain16(Exported):
         return (self.memory.astype(np.uint32) << 16).view(np.float32)
 
 
+class Nowhere(Brain16):
+    """A tensor whose memory is no memory, as that of an empty one is in other libraries."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        capsule = super().__dlpack__()
+        get = ctypes.pythonapi.PyCapsule_GetPointer
+        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        foreign._Tensor.from_address(get(capsule, b"dltensor")).data = None
+        return capsule
+
+
 class Lists:
     """An Arrow column of lists."""
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tolerances
-from foreign import Brain16, Exported, Tensor
+from foreign import Brain16, Exported, Nowhere, Tensor
 
 import fastattn
 from fastattn import attention, attention_varlen, explain, softmax
@@ -61,6 +61,17 @@ def test_bfloat16_tensors_without_the_type_are_refused(monkeypatch):
 def test_other_devices_are_refused(device):
     with pytest.raises(TypeError, match="query"):
         attention(Exported(draw(5, 8), device), draw(7, 8), draw(7, 4))
+
+
+def test_empty_tensors_lie_nowhere():
+    """Other libraries give them no memory, and no address."""
+    pytest.importorskip("ml_dtypes")
+    none, keys = Nowhere(draw(0, 8)), Brain16(draw(7, 8))
+    assert attention(none, keys, keys).shape == (0, 8)
+    assert (attention(keys, none, none) == 0).all()
+    assert attention_varlen(none, none, none, [0, 0], [0, 0]).shape == (0, 8)
+    with pytest.raises(TypeError, match="query"):
+        attention(Nowhere(draw(5, 8)), keys, keys)
 
 
 REFUSED = {

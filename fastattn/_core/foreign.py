@@ -67,6 +67,7 @@ def take(name: str, x: Any) -> np.ndarray | None:
         get = ctypes.pythonapi.PyCapsule_GetPointer
         get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
         tensor = _Tensor.from_address(get(capsule, _NAME))
+        nowhere = tensor.data is None
         half = (tensor.code, tensor.bits, tensor.lanes) == (_BFLOAT, 16, 1)
         if half:
             if bfloat16() is None:
@@ -81,6 +82,8 @@ def take(name: str, x: Any) -> np.ndarray | None:
     except Exception:
         # Foreign types raise whatever they like here.
         return None
+    if nowhere and array.size:
+        return None  # memory of NumPy's own, with anything in it
     return array.view(bfloat16()) if half else array
 
 
