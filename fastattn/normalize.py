@@ -19,6 +19,7 @@ from fastattn._core.arrays import (
 )
 from fastattn._core.environment import default_environment
 from fastattn._core.reduced import Rows, order_of, within_reach
+from fastattn._core.scales import LEAST_NORMAL, scale_of
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -281,7 +282,8 @@ def _begin(
     workers = resolve(threads)
     if type(axis) is not int and axis is not None:
         return None, scale, workers
-    return (kind, backends.choose(backend), axis, scale), scale, workers
+    spelled = scale if scale >= LEAST_NORMAL else scale_of(scale)
+    return (kind, backends.choose(backend), axis, spelled), scale, workers
 
 
 def _weights(

@@ -62,6 +62,18 @@ SCALE_FAULTS = {
         "    return _kept.setdefault(shape, Scales(shape, numbers.tobytes()))\n\n\n_kept: Any = {}",
         _TESTS.format("written_to_afterwards"),
     ),
+    "subnormal_scales_are_told_apart_by_their_hash": (
+        "_core/scales.py",
+        "return number if is_normal else",
+        "return number if number - number == 0.0 else",
+        "tests/test_environment.py -k 'told_apart and numba-scale'",
+    ),
+    "caps_that_count_as_zeros_are_refused": (
+        "_core/scales.py",
+        "    return x > 0.0 or struct",
+        "    return x > 0.0 or 0.0 * struct",
+        "tests/test_environment.py -k 'told_apart and numba-softcap'",
+    ),
     "similarities_share_the_scale_of_the_first": (
         "_numba/similarity.py",
         "    if call.factors:\n",

@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import calls
 import numpy as np
@@ -132,3 +133,40 @@ def test_every_public_function_is_among_the_calls(seed):
     public = {name for name in fastattn.__all__ if callable(getattr(fastattn, name))}
     missing = {name for name in public - NOT_CALLED if name not in called.replace(",", "").split()}
     assert not missing
+
+
+# Where subnormals count as zeros, Python takes them for equal, and their hashes are.
+SUBNORMALS = (2.0**-1040, 0.0, 3 * 2.0**-1040, -(2.0**-1040), 2.0**-1074)
+
+
+def of_subnormals(option):
+    """Calls to which such a number makes a difference, or would if it were another one."""
+    rng = np.random.default_rng(0)
+    query, key = 2.0**500 * rng.uniform(1, 2, (2, 4, 3)), 2.0**539 * rng.uniform(1, 2, (2, 5, 3))
+    value = rng.standard_normal((2, 5, 3))
+    scores = 2.0**1020 * rng.uniform(1, 2, (4, 5))
+    attend = partial(fastattn.attention, query, key, value, return_lse=True)
+    yield "attention", lambda x: attend(**{option: x})
+    if option == "scale":
+        packed = query[0], key[0], value[0], [0, 4], [0, 5]
+        yield "per head", lambda x: attend(scale=[x, -x])
+        yield "similarity", lambda x: fastattn.similarity(query, key, metric="dot", scale=x)
+        yield "softmax", lambda x: fastattn.softmax(scores, scale=x)
+        yield "logsumexp", lambda x: fastattn.logsumexp(scores, scale=x)
+        yield "varlen", lambda x: fastattn.attention_varlen(*packed, scale=x, return_lse=True)
+
+
+@needs_mxcsr
+@pytest.mark.parametrize("option", ["scale", "softcap"])
+def test_numbers_that_count_as_zeros_are_told_apart(exact_backend, option):
+    numbers = SUBNORMALS if option == "scale" else [x for x in SUBNORMALS if x > 0]
+    for name, call in of_subnormals(option):
+        calls.forget()
+        expected = [calls.results(partial(call, x)) for x in numbers]
+        if option == "scale":
+            assert len({one[-1].tobytes() for one in expected}) > 1
+        calls.forget()
+        with another_environment(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO):
+            found = [calls.results(partial(call, x)) for x in numbers]
+        for x, one, other in zip(numbers, found, expected, strict=True):
+            calls.assert_same(one, other, f"{name} {x!r}")

@@ -25,7 +25,15 @@ from fastattn._core.arrays import (
 from fastattn._core.environment import default_environment
 from fastattn._core.kept import Bounded
 from fastattn._core.layouts import layout, mask_layout
-from fastattn._core.scales import Scales, broadcast_scales, is_small, scale_of
+from fastattn._core.scales import (
+    LARGEST,
+    LEAST_NORMAL,
+    Scales,
+    broadcast_scales,
+    is_positive,
+    is_small,
+    scale_of,
+)
 from fastattn._core.visibility import Window, alignment_of, check_causal, check_window
 
 __all__ = [
@@ -188,7 +196,7 @@ def spelt(
     """
     if type(similarity) is not str or similarity not in SIMILARITIES:
         check_similarity("similarity", similarity)
-    if scale is not None and (type(scale) is not float or scale - scale != 0.0):
+    if scale is not None and not (type(scale) is float and LEAST_NORMAL <= scale <= LARGEST):
         scale = scale_of(scale)
     if causal is not False and causal is not True:
         causal = check_causal(causal)
@@ -196,7 +204,7 @@ def spelt(
         window = check_window(window)
     if softcap is not None:
         softcap = finite_number("softcap", softcap, "None means no cap")
-        if softcap <= 0.0:
+        if not is_positive(softcap):
             raise ValueError(f"softcap must be positive, not {softcap!r}; None means no cap")
     if enable_gqa is not False and enable_gqa is not True:
         enable_gqa = flag("enable_gqa", enable_gqa)

@@ -1,19 +1,34 @@
 """The scale of a call, one number or one for each head, as part of a signature.
 
 An array is copied and taken by value: it is small, options are hashed anyway, and so whatever is
-kept for later calls of a signature, tables of factors among it, holds for scales by head too.
+kept for later calls of a signature, tables of factors among it, holds for scales by head too. So is
+a subnormal number, or 0: where another library lets subnormals count as zeros, all of them are
+equal and hash alike, and a call would be taken for one of another scale.
 """
 
 from __future__ import annotations
 
 import math
+import struct
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastattn._core.arrays import as_array, check_dtype, finite_number
 
-__all__ = ["Scales", "broadcast_scales", "is_small", "scale_of"]
+__all__ = [
+    "LARGEST",
+    "LEAST_NORMAL",
+    "Scales",
+    "broadcast_scales",
+    "is_positive",
+    "is_small",
+    "scale_of",
+]
+
+# What lies between them is told apart in any float environment.
+LEAST_NORMAL, LARGEST = sys.float_info.min, sys.float_info.max
 
 _HINT = "None means 1 over the root of E for scaled_dot, else 1; an array has one for each head"
 # What has more numbers is not kept.
@@ -21,7 +36,7 @@ _MOST_NUMBERS = 4096
 
 
 class Scales(NamedTuple):
-    """An array of scales by value: float64, in C order."""
+    """Scales by value: float64, in C order; of shape () one number."""
 
     shape: tuple[int, ...]
     data: bytes
@@ -29,10 +44,12 @@ class Scales(NamedTuple):
 
 def scale_of(x: Any) -> float | Scales:
     """Return a finite number, or an array of them, as what a signature can hold."""
-    if type(x) is float and x - x == 0.0:
+    if type(x) is float and LEAST_NORMAL <= x <= LARGEST:
         return x
     if not (isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) > 0):
-        return finite_number("scale", x, _HINT)
+        number = finite_number("scale", x, _HINT)
+        is_normal = number >= LEAST_NORMAL or number <= -LEAST_NORMAL
+        return number if is_normal else Scales((), struct.pack("d", number))
     array = as_array("scale", x)
     shape = array.shape
     check_dtype("scale", array.dtype, shape)
@@ -54,6 +71,8 @@ def broadcast_scales(scale: float | Scales, batch: tuple[int, ...]) -> float | n
     if not isinstance(scale, Scales):
         return scale
     shape = scale.shape
+    if not shape:
+        return float(np.frombuffer(scale.data, np.float64)[0])
     if len(shape) != len(batch) or any(
         size not in (1, full) for size, full in zip(shape, batch, strict=True)
     ):
@@ -86,3 +105,8 @@ def is_small(scale: float | np.ndarray) -> bool:
         return True
     own: list[int] = [n for n, step in zip(scale.shape, scale.strides, strict=True) if step]
     return math.prod(own) <= _MOST_NUMBERS
+
+
+def is_positive(x: float) -> bool:
+    """Tell whether a number is above 0, also where it may count as 0."""
+    return x > 0.0 or struct.unpack("q", struct.pack("d", x))[0] > 0
