@@ -293,6 +293,13 @@ WRONG: dict[str, Wrong] = {
             "plot": lambda: lambda allocation: display("AllocationDisplay")(allocation).plot(),
         },
     ),
+    "amounts near the largest number": Wrong(
+        "plot(allocation)",
+        {
+            "allocation": "[1e308, 1.7e308]",
+            "plot": lambda: lambda allocation: _display("AllocationDisplay")(allocation).plot(),
+        },
+    ),
     "too few axes": Wrong(
         "plot(weights, ax=ax)",
         {

@@ -9,6 +9,7 @@ import textwrap
 import children
 import numpy as np
 import pytest
+import tolerances
 
 import fastattn
 from fastattn.plot import AllocationDisplay, AttentionDisplay
@@ -243,6 +244,8 @@ ERRORS = {
     "NaN": (lambda: AllocationDisplay([[1.0], [np.nan]]), ValueError, r"nan at \(1, 0\)"),
     "debt": (lambda: AllocationDisplay([-1]), ValueError, r"-1 at \(0,\)"),
     "upper": (lambda: AllocationDisplay([1, 2], upper=[1, 2, 3]), ValueError, r"upper of shape"),
+    "size": (lambda: AllocationDisplay([1e308, 1e308]), ValueError, "holds 1e\\+308.*larger unit"),
+    "rest": (lambda: AllocationDisplay([1], unspent=1.7e308), ValueError, "unspent holds 1.7e"),
     "rows": (lambda: AllocationDisplay(np.ones((65, 1))).plot(), ValueError, "65 rows"),
 }
 
@@ -252,6 +255,21 @@ def test_errors_name_the_finding(case):
     call, kind, text = ERRORS[case]
     with pytest.raises(kind, match=text):
         call()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e300, 1e-300])
+def test_amounts_and_weights_of_any_size(size):
+    largest = np.finfo(float).max
+    display = AllocationDisplay(
+        [size, size / 2], upper=[largest, np.inf], weights=[largest, largest / 2], unspent=0
+    ).plot()
+    display.figure_.canvas.draw()
+    np.testing.assert_allclose(
+        paths_at(display.figure_.axes[0], "share"),
+        [size, size / 2],
+        rtol=tolerances.epsilon(np.float32),
+    )
 
 
 def paths_at(ax, label):

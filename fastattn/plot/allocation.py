@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AllocationDisplay"]
 
+# Sums of amounts stay within float64, and what Matplotlib adds for ticks and margins does too.
+_LARGEST = 1e300
+
 
 class AllocationDisplay:
     """Bars of what every receiver got, with its caps, and what was not spent.
@@ -100,6 +103,8 @@ class AllocationDisplay:
         self.upper = _beside("upper", upper, shape, shape)
         self.weights = _beside("weights", weights, shape, shape)
         self.unspent = _beside("unspent", unspent, shape[:-1], shape)
+        for name in ("allocation", "lower", "unspent"):
+            _check_drawable(name, getattr(self, name))
         self._own = False  # whether plot has made the figure
 
     @classmethod
@@ -265,3 +270,12 @@ def _beside(
             f"{name} of shape {array.shape} does not broadcast to {shape}; the allocation's shape "
             f"is {whole}"
         ) from None
+
+
+def _check_drawable(name: str, amounts: np.ndarray | None) -> None:
+    largest = 0.0 if amounts is None else float(np.max(amounts, initial=0.0))
+    if largest > _LARGEST:
+        raise ValueError(
+            f"{name} holds {largest:.4g}, and no axis can be drawn beyond {_LARGEST:g}: pass all "
+            f"amounts in a larger unit, `np.asarray({name}) / 1e300`"
+        )

@@ -155,8 +155,9 @@ def _rows(data: Amounts, block: int, sort: bool) -> list[Row]:
         order = np.arange(receivers) if order is None else order
         spent = math.fsum(given.tolist())
         budget = spent + (0.0 if math.isnan(unspent) else unspent)
-        total = float(np.nansum(weights))
-        share = weights * (budget / total) if total > 0 else np.full(receivers, np.nan)
+        heaviest = float(np.nanmax(weights, initial=0.0))
+        parts = weights / (heaviest or np.nan)  # whose sum does not overflow
+        share = budget * (parts / np.nansum(parts)) if heaviest > 0 else parts
         bound = np.where(np.isfinite(high), high, np.nan)
         amounts, lower, upper, shares = (
             vector_means(values[order], block) for values in (given, low, bound, share)
