@@ -116,7 +116,7 @@ CACHE_FAULTS = {
         "            self._spare -= new  # first: an interrupt in between then leaves too little\n"
         "            self.lengths = self.lengths + new\n",
         "            self.lengths = self.lengths + new\n            self._spare -= new\n",
-        _STEPS + "interrupted",
+        "tests/test_steps.py -k interrupted_change",
     ),
     "page_without_tokens_held": (
         "_core/pages.py",

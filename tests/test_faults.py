@@ -4,7 +4,7 @@ import re
 
 import pytest
 from conftest import EXACT
-from faults import FAULTS, is_seen, run_tests
+from faults import FAULTS, ROOT, is_seen, run_tests
 from pairs import can_multiply
 
 by_name = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -27,6 +27,14 @@ def test_fault_still_applies(fault):
     if fault.file.endswith(".py"):
         compile(fault.seeded(), fault.file, "exec")
     assert fault.seeded() != fault.source()
+
+
+@by_name
+def test_the_tests_that_shall_see_a_fault_exist(fault):
+    """A test named in vain runs nothing, and what runs nothing sees nothing."""
+    for place, name in re.findall(r"(tests/\w+\.py)(?:::(\w+))?", fault.tests):
+        text = (ROOT / place).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in text, f"{place} has no test {name}"
 
 
 @pytest.mark.long
