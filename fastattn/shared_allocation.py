@@ -130,9 +130,9 @@ def allocate_shared(
     uses, in blocks as Dulmage and Mendelsohn's. What the factors could only tend to, 0 there, is
     set, and Newton's method finds the factors of the rest, in some ten steps. The total is that of
     a maximum flow up to `tol`, as a part. In all it takes tens of rounds, also where everything
-    hangs together in long chains; some hundred with more than 65 536 cells, where rounds take less
-    than the finish for longer; and any number where weights of a row differ by dozens of orders
-    and sums of bounds by less than a millionth, at the same time.
+    hangs together in long chains or weights are forty orders apart; some hundred with more than
+    65 536 cells, where rounds take less than the finish for longer, and now and then where weights
+    of a row differ by sixty orders and sums of bounds by less than a millionth, at the same time.
 
     A round reads the weights once, with 8 bytes a cell; the matrix of the result is the only copy.
     The finish needs room for some ten more. It looks for the flow at 2\ :sup:`33` cells at most,
