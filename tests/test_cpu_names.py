@@ -47,7 +47,7 @@ PROGRAM = """
 
 def do_calls(chosen, seed, **variables):
     code = PROGRAM.format(chosen=chosen, seed=seed)
-    printed = children.run(code, timeout=600, FASTATTN_BFLOAT16_DOT=0, **variables)
+    printed = children.run(code, timeout=1800, FASTATTN_BFLOAT16_DOT=0, **variables)
     return dict(pickle.loads(bytes.fromhex(line)) for line in printed.split())
 
 
