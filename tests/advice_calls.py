@@ -297,7 +297,7 @@ WRONG: dict[str, Wrong] = {
         "plot(allocation)",
         {
             "allocation": "[1e308, 1.7e308]",
-            "plot": lambda: lambda allocation: _display("AllocationDisplay")(allocation).plot(),
+            "plot": lambda: lambda allocation: display("AllocationDisplay")(allocation).plot(),
         },
     ),
     "too few axes": Wrong(

@@ -17,9 +17,10 @@ brings it where both are wanted, or where the CPU has no AVX2, which compiled ke
 ``FASTATTN_REQUIRE_CYTHON=1`` makes kernels that are left out an error, ``FASTATTN_CYTHON=0``
 leaves them out unasked. ``CFLAGS`` are honoured, ``-Ofast`` too, and change no bit. Kernels that
 are there and cannot be loaded, or are older than their sources, are left out with a warning.
-``FASTATTN_CYTHON_LEVEL=x86-64-v3`` holds them to AVX2. ``.ci/run`` builds a wheel for each CPython of
-one compilation of the kernels, tags it with the oldest glibc that it runs with, and tries it without
-Numba: all give the same bits. One wheel for all, by Python's limited API, would make the smallest
-calls 5 % slower. Python started in a clone imports its
+``FASTATTN_CYTHON_LEVEL=x86-64-v3`` holds them to AVX2. Python started in a clone imports its
 sources: where those have no kernels and hide installed ones, a warning says so, once.
+
+``.ci/run`` builds a wheel for each CPython of one compilation of the kernels, tags it with the
+oldest glibc that it runs with, and tries it without Numba: all give the same bits. One wheel for
+all, by Python's limited API, would make the smallest calls 5 % slower.
 """
