@@ -98,6 +98,15 @@ def exact_backend(request):
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def threads_are_forgotten():
+    """A number of threads set by one test, or by the bench in it, is not that of the next."""
+    yield
+    import fastattn
+
+    fastattn.set_threads(None)
+
+
 @pytest.fixture
 def seed() -> int:
     """Base of all random numbers of a run; printed in the header, set by FASTATTN_TEST_SEED."""
