@@ -85,6 +85,12 @@ def look_ahead(tag, call, task, scratch):
 
 
 @device
+def all_asked(call, scratch):
+    """Whether nothing is left to ask for."""
+    return load_int64(scratch + call.at_ahead, _OPERAND) == _OPERANDS
+
+
+@device
 def next_lines(call, scratch):
     """Address and stride of the lines that the next `FUSE_KEYS` steps of a tile ask for."""
     cursor = scratch + call.at_ahead

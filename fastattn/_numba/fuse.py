@@ -71,7 +71,30 @@ def fuse_strip(
     """
     item = item_size(tag)
     pace = call.weights_row // call.keys
-    for row in range(0, rows, TILE_ROWS):
+    step = TILE_ROWS * pace if first and ahead else 0
+    vectors = (columns + LANES - 1) // LANES
+    whole = 0
+    if call.reduced and call.weights_in_place and (ahead or not first):
+        whole = rows // TILE_ROWS
+    if whole:
+        product_columns(
+            tag,
+            TILE_ROWS,
+            whole,
+            weights,
+            call.weights_row,
+            values,
+            value_stride,
+            block,
+            width,
+            keys,
+            vectors,
+            accumulate,
+            False,
+            ahead,
+            step,
+        )
+    for row in range(whole * TILE_ROWS, rows, TILE_ROWS):
         group = min(rows - row, TILE_ROWS)
         a, a_stride = weights + row * call.weights_row, call.weights_row
         if not (call.weights_in_place and group == TILE_ROWS):
@@ -97,6 +120,7 @@ def fuse_strip(
             product_columns(
                 tag,
                 TILE_ROWS,
+                1,
                 a,
                 a_stride,
                 values,
@@ -104,11 +128,11 @@ def fuse_strip(
                 block + row * width,
                 width,
                 keys,
-                (columns + LANES - 1) // LANES,
+                vectors,
                 accumulate,
                 False,
                 ahead + row * keys * pace,
-                TILE_ROWS * pace if first and ahead else 0,
+                step,
             )
         else:
             target = output + row * call.output_row

@@ -18,7 +18,7 @@ from fastattn._core.plan import (
 )
 
 from . import pack, places, rows, scores
-from .ahead import next_lines
+from .ahead import all_asked, next_lines
 from .bfloat16 import dot_of_pair, rounded, store_interleaved, store_narrow
 from .compile import device
 from .direct import FEW_ROWS, STEP_BYTES, STRIP, direct_pair_fused
@@ -185,13 +185,11 @@ def score_pairs(tag, call, segment, queries, rows, low, high, scratch):
         vectors = (min(high, (panel + 1) * PANEL_KEYS) - first + LANES - 1) // LANES
         place += (first - panel * PANEL_KEYS) * 4
         group = rows_at_once(PAIR, rows, vectors)
-        for row in range(0, rows, group):
-            a = queries + row * query_stride
-            c = scores + (row * SCORE_STRIDE + first) * 4
-            score_columns(
-                tag, PAIR, None, group, a, query_stride, place, PANEL_KEYS * 4, c,
-                SCORE_STRIDE * 4, pairs, vectors,
-            )  # fmt: skip
+        groups = (rows + group - 1) // group
+        score_columns(
+            tag, PAIR, None, group, groups, queries, query_stride, place, PANEL_KEYS * 4,
+            scores + first * 4, SCORE_STRIDE * 4, pairs, vectors,
+        )  # fmt: skip
 
 
 # --- weights and values --------------------------------------------------------------------------
@@ -337,12 +335,15 @@ def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block,
                 key, columns = segment * SEGMENT_KEYS + first, count * LANES
                 stage_pairs(tag, call, key, keys, start * LANES, columns, strip, strip_stride)
             group = rows_at_once(PAIR, rows, count)
-            for row in range(0, rows, group):
+            groups = 1
+            if all_asked(call, scratch):
+                groups = (rows + group - 1) // group
+            for row in range(0, rows, group * groups):
                 fetch, fetch_stride = next_lines(call, scratch)
                 a = scores + row * score_stride + first * BYTES
                 c = block + row * block_stride + offset
                 product_columns(
-                    PAIR, group, a, score_stride, strip, 2 * strip_stride, c, block_stride,
+                    PAIR, group, groups, a, score_stride, strip, 2 * strip_stride, c, block_stride,
                     (keys + 1) // 2, count, first > low, False, fetch, fetch_stride,
                 )  # fmt: skip
         first += keys

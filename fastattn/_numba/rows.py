@@ -4,7 +4,7 @@ import numpy as np
 
 from fastattn._core.plan import BLOCK_ROWS, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
-from .ahead import next_lines
+from .ahead import all_asked, next_lines
 from .compile import device
 from .elementary import exp2_lowest, exp2_product
 from .emit import LANES
@@ -143,13 +143,17 @@ def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block,
                     tag, call, key, keys, start * LANES, count * LANES, strip, strip_stride
                 )
             group = rows_at_once(tag, rows, count)
-            for row in range(0, rows, group):
+            groups = 1
+            if reading or all_asked(call, scratch):
+                groups = (rows + group - 1) // group
+            for row in range(0, rows, group * groups):
                 fetch, fetch_stride = strip + ahead, strip_stride
                 if not reading:
                     fetch, fetch_stride = next_lines(call, scratch)
                 product_columns(
                     tag,
                     group,
+                    groups,
                     scores + row * score_stride + first * item,
                     score_stride,
                     strip,

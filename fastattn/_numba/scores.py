@@ -61,10 +61,10 @@ def rows_at_once(tag, rows, vectors):
 
 @device
 def product_columns(
-    tag, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate, whole, fetch,
-    fetch_stride,
+    tag, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate, whole,
+    fetch, fetch_stride,
 ):  # fmt: skip
-    """`rows` (see `rows_at_once`) times any number of vectors, in the widest tiles there are.
+    """`groups` of `rows` (see `rows_at_once`) times any number of vectors, in the widest tiles.
 
     Beside it cache lines are asked for, a line a step or a row of B a step (`whole`), from `fetch`
     on, `fetch_stride` apart.
@@ -76,68 +76,68 @@ def product_columns(
         if rows == 1 and vectors >= 4:
             wide = 4
             product_tile(
-                tag, 1, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                fetch_stride,
+                tag, 1, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                fetch, fetch_stride,
             )  # fmt: skip
         elif rows == 1:
             wide = 1
             product_tile(
-                tag, 1, 1, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                fetch_stride,
+                tag, 1, 1, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                fetch, fetch_stride,
             )  # fmt: skip
         elif rows == 4:
             wide = 4
             if whole:
                 product_tile(
-                    tag, 4, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                    fetch_stride,
+                    tag, 4, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                    fetch, fetch_stride,
                 )  # fmt: skip
             else:
                 product_tile(
-                    tag, 4, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                    fetch_stride,
+                    tag, 4, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                    fetch, fetch_stride,
                 )  # fmt: skip
         elif rows == 8 and vectors == 2:
             wide = 2
             product_tile(
-                tag, 8, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                fetch_stride,
+                tag, 8, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                fetch, fetch_stride,
             )  # fmt: skip
         elif rows == 8:
             wide = 1
             product_tile(
-                tag, 8, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                fetch_stride,
+                tag, 8, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                fetch, fetch_stride,
             )  # fmt: skip
         elif width >= 4 and vectors >= 4:
             wide = 4
             if whole:
                 product_tile(
-                    tag, 6, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                    fetch_stride,
+                    tag, 6, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                    fetch, fetch_stride,
                 )  # fmt: skip
             else:
                 product_tile(
-                    tag, 6, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                    fetch_stride,
+                    tag, 6, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                    fetch, fetch_stride,
                 )  # fmt: skip
         elif width >= 4 and vectors == 3:
             wide = 3
             product_tile(
-                tag, 6, 3, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                fetch_stride,
+                tag, 6, 3, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                fetch, fetch_stride,
             )  # fmt: skip
         elif width >= 2 and vectors >= 2:
             wide = 2
             product_tile(
-                tag, 6, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                fetch_stride,
+                tag, 6, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                fetch, fetch_stride,
             )  # fmt: skip
         else:
             wide = 1
             product_tile(
-                tag, 6, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-                fetch_stride,
+                tag, 6, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+                fetch, fetch_stride,
             )  # fmt: skip
         vectors -= wide
         b += wide * step
@@ -148,41 +148,57 @@ def product_columns(
 
 @device
 def _score_run(
-    tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+    tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors
 ):  # fmt: skip
     if factor is None:
         product_columns(
-            kind, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors, False, False, a, 0
+            kind, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors, False, False,
+            a, 0,
         )  # fmt: skip
     else:
-        for o in range(0, vectors * LANES * item_size(tag), LANES * item_size(tag)):
-            distance_tile(tag, 6, factor, a, a_stride, b + o, b_stride, c + o, c_stride, depth)
+        for row in range(0, groups * rows, rows):
+            here, there = a + row * a_stride, c + row * c_stride
+            for o in range(0, vectors * LANES * item_size(tag), LANES * item_size(tag)):
+                distance_tile(
+                    tag, 6, factor, here, a_stride, b + o, b_stride, there + o, c_stride, depth
+                )  # fmt: skip
 
 
 @device
-def score_columns(
+def _score_runs(
     tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors
 ):  # fmt: skip
-    """Scores of `rows` queries (see `rows_at_once`) and up to a panel of keys, run by run.
-
-    `kind` tells the elements of both, if not the tag's own. Distances, their differences times
-    `factor`, are of six rows; None means products.
-    """
-    if depth <= FEATURE_RUN:
-        _score_run(
-            tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors
-        )  # fmt: skip
-        return
     item = item_size(tag)
     width = vectors * LANES * item
     room = room_for_sums()
     for first in range(0, depth, FEATURE_RUN):
         stop = min(first + FEATURE_RUN, depth)
         _score_run(
-            tag, kind, factor, rows, a + first * item, a_stride, b + first * b_stride, b_stride,
+            tag, kind, factor, rows, 1, a + first * item, a_stride, b + first * b_stride, b_stride,
             run_target(room, first), width, stop - first, vectors,
         )  # fmt: skip
         end_run(tag, room, rows, width, depth, stop, c, c_stride)
+
+
+@device
+def score_columns(
+    tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+):  # fmt: skip
+    """Scores of `groups` of `rows` queries (see `rows_at_once`) and up to a panel of keys.
+
+    `kind` tells the elements of both, if not the tag's own. Distances, their differences times
+    `factor`, are of six rows; None means products.
+    """
+    if depth <= FEATURE_RUN:
+        _score_run(
+            tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+        )  # fmt: skip
+        return
+    for row in range(0, groups * rows, rows):
+        _score_runs(
+            tag, kind, factor, rows, a + row * a_stride, a_stride, b, b_stride, c + row * c_stride,
+            c_stride, depth, vectors,
+        )  # fmt: skip
 
 
 @device
@@ -217,20 +233,19 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
         group = rows_at_once(tag, rows, vectors)
         if call.metric == EUCLIDEAN:
             group = TILE_ROWS
-        for row in range(0, rows, group):
-            a = queries + row * query_stride
-            c = scores + (row * SCORE_STRIDE + first) * item
-            if call.metric == EUCLIDEAN:
-                factor = cast(tag, factors_of(call, 0).difference_factor)
-                score_columns(
-                    tag, tag, factor, group, a, query_stride, place, PANEL_KEYS * item, c,
-                    SCORE_STRIDE * item, call.features, vectors,
-                )  # fmt: skip
-            else:
-                score_columns(
-                    tag, tag, None, group, a, query_stride, place, PANEL_KEYS * item, c,
-                    SCORE_STRIDE * item, call.features, vectors,
-                )  # fmt: skip
+        groups = (rows + group - 1) // group
+        c = scores + first * item
+        if call.metric == EUCLIDEAN:
+            factor = cast(tag, factors_of(call, 0).difference_factor)
+            score_columns(
+                tag, tag, factor, group, groups, queries, query_stride, place, PANEL_KEYS * item, c,
+                SCORE_STRIDE * item, call.features, vectors,
+            )  # fmt: skip
+        else:
+            score_columns(
+                tag, tag, None, group, groups, queries, query_stride, place, PANEL_KEYS * item, c,
+                SCORE_STRIDE * item, call.features, vectors,
+            )  # fmt: skip
 
 
 @device

@@ -101,13 +101,13 @@ def score_tile(tag, call, factors, queries, panel, target, stride, vectors):
     panel_stride = PANEL_KEYS * item
     if call.metric == EUCLIDEAN:
         score_columns(
-            tag, tag, cast(tag, factors.difference_factor), TILE_ROWS, queries, query_stride, panel,
-            panel_stride, target, stride, features, vectors,
+            tag, tag, cast(tag, factors.difference_factor), TILE_ROWS, 1, queries, query_stride,
+            panel, panel_stride, target, stride, features, vectors,
         )  # fmt: skip
     else:
         score_columns(
-            tag, tag, None, TILE_ROWS, queries, query_stride, panel, panel_stride, target, stride,
-            features, vectors,
+            tag, tag, None, TILE_ROWS, 1, queries, query_stride, panel, panel_stride, target,
+            stride, features, vectors,
         )  # fmt: skip
 
 

@@ -35,33 +35,45 @@ _FALSE, _TRUE = (ir.Constant(ir.IntType(1), bit) for bit in (0, 1))
 def _emit_tile(builder, element, rows, vectors, whole, step, args):
     """Emit C[rows, vectors * 16] (+)= sum over depth of step(A[rows, depth], B[depth, ...]).
 
-    `step(builder, a, b, total)` is one link of the chain of an accumulator. Each step also asks for
-    a cache line that somebody will need, or for as many as a row of B has (`whole`): the first at
-    `fetch`, the next ones `fetch_stride` apart.
+    So for `groups` times `rows` rows, one group after the other. `step(builder, a, b, total)` is
+    one link of the chain of an accumulator. Each step also asks for a cache line that somebody will
+    need, or for as many as a row of B has (`whole`): the first at `fetch`, the next ones
+    `fetch_stride` apart.
 
     The accumulators live in SSA values that circulate as phis, never in memory.
     """
-    a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch, fetch_stride = args
+    a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate, fetch, fetch_stride = args
     item = item_bytes(element)
     packed = vector_ir(element)
     kind = vector_ir(types.float32) if element is types.int32 else packed
     zero = ir.Constant(kind, [0.0] * LANES)
+    below = [builder.mul(stride, I64(rows)) for stride in (a_stride, c_stride)]
 
     def at(address, stride, row, vector=0):
         offset = builder.mul(stride, ir.Constant(I64, row))
         offset = builder.add(offset, ir.Constant(I64, vector * LANES * item))
         return builder.add(address, offset)
 
+    def next_group(loop, *following):
+        left, a_group, c_group, *_ = loop.values
+        left = builder.sub(left, I64(1))
+        moved = [builder.add(*pair) for pair in zip((a_group, c_group), below, strict=True)]
+        loop.close([left, *moved, *following], builder.icmp_signed(">", left, I64(0)))
+
     cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
-    a_rows = [at(a, a_stride, row) for row in range(rows)]
-    places = [at(c, c_stride, row, vector) for row, vector in cells]
     with builder.if_then(builder.icmp_signed("<=", depth, I64(0))):
         with builder.if_then(builder.not_(accumulate)):
-            for place in places:
-                store_ir(builder, place, zero)
+            group = Loop(builder, [groups, a, c])
+            for row, vector in cells:
+                store_ir(builder, at(group.values[2], c_stride, row, vector), zero)
+            next_group(group)
         builder.ret_void()
 
-    whole_depth = Loop(builder, [I64(0), b, fetch, accumulate])
+    group = Loop(builder, [groups, a, c, fetch])
+    _, a_group, c_group, fetch_group = group.values
+    a_rows = [at(a_group, a_stride, row) for row in range(rows)]
+    places = [at(c_group, c_stride, row, vector) for row, vector in cells]
+    whole_depth = Loop(builder, [I64(0), b, fetch_group, accumulate])
     *begin, adding = whole_depth.values
     stop = _border(builder, begin[0], FEATURE_CHAIN, depth)
     chain = Loop(builder, [*begin, *[zero] * len(cells)])
@@ -92,6 +104,8 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
             for place, result in zip(places, linked, strict=True):
                 store_ir(builder, place, result)
     whole_depth.close([*after, _TRUE], builder.icmp_signed("<", after[0], depth))
+    # Groups read the same rows of B: what was asked for with those is asked for again.
+    next_group(group, fetch if whole else after[2])
 
 
 def _border(builder, first, length, end):
@@ -110,19 +124,21 @@ def _product_step(builder, wide, column, total):
 
 @intrinsic(prefer_literal=True)
 def product_tile(
-    typing_context, tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth,
+    typing_context, tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth, groups,
     accumulate, fetch, fetch_stride,
 ):  # fmt: skip
     """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors` and `whole` literal.
 
-    Requires A readable for rows x depth, B for depth x (vectors * 16), C for rows x (vectors * 16);
-    C overlaps neither. The chain starts from zero; where `accumulate` is true it is added to C.
+    A and C have `groups` times `rows` rows, at least one group: all in one call, since between two
+    of them the stores of what is passed would wait for those of the first one's results. Requires A
+    readable for its rows x depth, B for depth x (vectors * 16), C for its rows x (vectors * 16); C
+    overlaps neither. The chain starts from zero; where `accumulate` is true it is added to C.
     Each step asks for the cache line at `fetch`, or for one per vector of float32 (`whole`), and
     moves on by `fetch_stride`; nothing need be there. With an int32 as `tag`, elements of A and B
     are pairs of bfloat16, and C is of float32.
     """
     sig = types.void(
-        tag, rows, vectors, whole, *[types.int64] * 7, types.boolean, *[types.int64] * 2
+        tag, rows, vectors, whole, *[types.int64] * 8, types.boolean, *[types.int64] * 2
     )
     shape = rows.literal_value, vectors.literal_value, whole.literal_value
     step = _dot_step if tag is types.int32 else _product_step
@@ -132,7 +148,7 @@ def product_tile(
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.product_tile.{tag}.{shape}"
-        kinds = [I64] * 7 + [ir.IntType(1), I64, I64]
+        kinds = [I64] * 8 + [ir.IntType(1), I64, I64]
         outlined(context, builder, name, kinds, ir.VoidType(), emit, args[4:])
         return context.get_dummy_value()
 
