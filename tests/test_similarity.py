@@ -38,13 +38,17 @@ def test_shapes_around_tiles_panels_and_tasks(metric, dtype, seed):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_depend_on_one_query_and_one_key(metric, dtype, seed):
+@pytest.mark.parametrize("scale", [0.37, 0.5])
+@pytest.mark.parametrize("features", [37, 128, 300])
+def test_bits_depend_on_one_query_and_one_key(metric, dtype, scale, features, seed):
+    """Also where the tile stores final scores: whole panels, and a scale that goes onto queries."""
     rng = np.random.default_rng(seed)
-    query = rng.standard_normal((2, 491, 37)).astype(dtype)
-    key = rng.standard_normal((2, 1100, 37)).astype(dtype)
+    query = rng.standard_normal((2, 491, features)).astype(dtype)
+    key = rng.standard_normal((2, 1100, features)).astype(dtype)
+    key[:, :491:2] = query[:, ::2]
 
     def scores(query, key, **options):
-        return fastattn.similarity(query, key, metric=metric, scale=0.37, **options)
+        return fastattn.similarity(query, key, metric=metric, scale=scale, **options)
 
     expected = scores(query, key, threads=1)
     oracle.assert_same_bits(scores(query, key, threads=2), expected)
@@ -86,15 +90,20 @@ def test_nothing_between_the_rows_of_a_result_is_written(seed):
         assert (memory == 7.0).all()
 
 
-@pytest.mark.parametrize("metric", ["dot", "euclidean"])
+@pytest.mark.parametrize("metric", ["dot", "cosine", "euclidean"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_result_stored_past_the_caches_has_the_same_bits(metric, dtype, seed, monkeypatch):
+@pytest.mark.parametrize("scale", [1.0, 1.3])
+@pytest.mark.parametrize("features", [21, 150])
+def test_a_result_stored_past_the_caches_has_the_same_bits(
+    metric, dtype, scale, features, seed, monkeypatch
+):
     """From any place of a cache line, and nothing beside it is written."""
     rng = np.random.default_rng(seed)
     line = 64 // np.dtype(dtype).itemsize
-    query = rng.standard_normal((3, 491, 21)).astype(dtype)
-    key = rng.standard_normal((5 * line * 16 + 3, 21)).astype(dtype)
-    expected = fastattn.similarity(query, key, metric=metric, scale=1.3)
+    query = rng.standard_normal((3, 491, features)).astype(dtype)
+    key = rng.standard_normal((5 * line * 16 + 3, features)).astype(dtype)
+    key[:200] = query[0, :200]
+    expected = fastattn.similarity(query, key, metric=metric, scale=scale)
     monkeypatch.setattr(stages, "_STREAM_BYTES", 0)
     width = 6 * line * 16
     streamed = 0
@@ -102,7 +111,7 @@ def test_a_result_stored_past_the_caches_has_the_same_bits(metric, dtype, seed, 
         memory = np.full((3, 491, width), 7.0, dtype)
         out = memory[:, :, start : start + len(key)]
         streamed += stages._is_streamed(out)
-        fastattn.similarity(query, key, metric=metric, scale=1.3, out=out)
+        fastattn.similarity(query, key, metric=metric, scale=scale, out=out)
         oracle.assert_same_bits(out, expected, about=start)
         out[...] = 7.0
         assert (memory == 7.0).all()

@@ -156,13 +156,15 @@ def test_similarity_of_a_set_with_itself_is_symmetric(exact_backend, metric, dty
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_cosines_stay_within_one(backend, dtype, seed):
+    """In whole panels of keys, whose scores the tile bounds, and beside them."""
     rng = np.random.default_rng(seed)
     for x in sets_of_vectors(rng, strategies.dtype_of(dtype)):
-        scores = fastattn.similarity(x, x, backend=backend)
+        many = np.concatenate([x] * 6)
+        scores = fastattn.similarity(x, many, backend=backend)
         assert np.abs(scores.astype(np.float64)).max() <= 1, x.shape
         assert not np.isnan(np.arccos(scores.astype(np.float64))).any()
         for scale in (0.3, -0.25, 96.0):
-            scaled = fastattn.similarity(x, x, scale=scale, backend=backend).astype(np.float64)
+            scaled = fastattn.similarity(x, many, scale=scale, backend=backend).astype(np.float64)
             most = abs(float(np.asarray(scale, oracle.compute_dtype(x)).astype(x.dtype)))
             assert np.abs(scaled).max() <= most, (x.shape, scale)
 

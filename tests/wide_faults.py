@@ -4,6 +4,7 @@ _SUMS = "tests/test_wide.py::test_{} -k numba"
 _ONE_SIGN = _SUMS.format("sums_of_one_sign_keep_their_digits")
 _SQUARES = _SUMS.format("squares_of_a_million_equal_differences")
 _WAYS = _SUMS.format("every_way_to_a_score_sums_alike")
+_SAME = "tests/test_similarity.py::test_bits_depend_on_one_query_and_one_key -k 'float32 and 300'"
 _SYMMETRY = _SUMS.format("similarity_of_a_set_with_itself_is_symmetric")
 
 WIDE_FAULTS = {
@@ -54,6 +55,24 @@ WIDE_FAULTS = {
         "            if call.metric == COSINE:\n",
         "            if call.metric < 0:\n",
         _SUMS.format("cosines_stay_within_one"),
+    ),
+    "cosines_of_whole_panels_beyond_one": (
+        "_numba/similarity.py",
+        "        most = abs(largest_cosine(tag, factors))",
+        "        most = cast(tag, np.inf)",
+        _SUMS.format("cosines_stay_within_one"),
+    ),
+    "chains_of_final_scores_forgotten": (
+        "_numba/tile.py",
+        "_merged(builder, adding, linked, lambda: _added(builder, room, linked))",
+        "linked",
+        _SAME,
+    ),
+    "groups_of_rows_overlap": (
+        "_numba/tile.py",
+        "below = [builder.mul(stride, I64(rows)) for",
+        "below = [builder.mul(stride, I64(rows - 1)) for",
+        _SAME,
     ),
     "cosines_of_attention_beyond_one": (
         "_numba/blocks.py",

@@ -7,7 +7,7 @@ queries are packed once, then each panel is packed once and met by all of them.
 
 import numpy as np
 
-from fastattn._core.plan import PANEL_KEYS, TILE_ROWS
+from fastattn._core.plan import FEATURE_RUN, PANEL_KEYS, TILE_ROWS
 from fastattn._engine import layouts
 
 from .again import score_sixteen_again
@@ -26,9 +26,10 @@ from .pack import (
 )
 from .record import COSINE, EUCLIDEAN, operand_offset, read_factors, reader, record_address
 from .scores import clamp_row, largest_cosine, score_columns, shape_row
-from .simd import cast, item_size
+from .simd import cast, item_size, tile_width
 from .storage import pack_small
 from .tasks import put_row, take_tasks
+from .tile import final_tile
 
 read_call = reader(layouts.SIMILARITY)
 QUERY, KEY, OUTPUT, FACTORS = range(4)
@@ -37,7 +38,10 @@ _OWN_FACTORS = layouts.SIMILARITY.word[layouts.FACTORS.floats[0]]
 
 @device
 def pack_queries(tag, call, factors, query, rows, scratch):
-    """Step pack for the queries of a task, up to whole groups of six."""
+    """Step pack for the queries of a task, up to whole groups of six.
+
+    Returns whether the power of two of scale went onto all of them.
+    """
     item = item_size(tag)
     width = (call.features + LANES - 1) // LANES * LANES
     target = scratch + call.at_query
@@ -54,6 +58,7 @@ def pack_queries(tag, call, factors, query, rows, scratch):
         stride,
     )
     whole = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    all_exact = True
     for r in range(whole):
         row = target + r * stride
         clear_row(tag, row, call.features if r < rows else 0, width)
@@ -64,6 +69,8 @@ def pack_queries(tag, call, factors, query, rows, scratch):
             always = call.metric == EUCLIDEAN or factors.query_first == 0.0
             exact = scale_row(tag, row, width, call, factors, always, np.inf)
         store_int64(scratch + call.at_exact, r, exact)
+        all_exact &= exact
+    return all_exact
 
 
 @device
@@ -112,12 +119,51 @@ def score_tile(tag, call, factors, queries, panel, target, stride, vectors):
 
 
 @device
-def score_panel(tag, call, factors, panel, rows, keys, scratch, output):
-    """Steps score and shape for all rows of a task and one panel."""
+def score_finally(tag, call, factors, queries, panel, groups, output):
+    """Step score: groups of six rows against a whole panel, straight into a plain result."""
+    item = item_size(tag)
+    query_stride = (call.features + LANES - 1) // LANES * LANES * item
+    panel_stride = PANEL_KEYS * item
+    most = cast(tag, np.inf)
+    if call.metric == COSINE:
+        most = abs(largest_cosine(tag, factors))
+    streamed = call.streamed != 0 and output % 64 == 0
+    width = min(tile_width(tag), PANEL_KEYS // LANES)
+    for offset in range(0, panel_stride, width * LANES * item):
+        if width >= 4:
+            final_tile(
+                tag, 6, 4, queries, query_stride, panel + offset, panel_stride, output + offset,
+                call.output_row, call.features, groups, most, streamed,
+            )  # fmt: skip
+        elif width >= 2:
+            final_tile(
+                tag, 6, 2, queries, query_stride, panel + offset, panel_stride, output + offset,
+                call.output_row, call.features, groups, most, streamed,
+            )  # fmt: skip
+        else:
+            final_tile(
+                tag, 6, 1, queries, query_stride, panel + offset, panel_stride, output + offset,
+                call.output_row, call.features, groups, most, streamed,
+            )  # fmt: skip
+
+
+@device
+def score_panel(tag, call, factors, panel, rows, keys, exact, scratch, output):
+    """Steps score and shape for all rows of a task and one panel.
+
+    `exact`: nothing is left to do for scores but to keep them within bounds, or to rescale them.
+    """
     item = item_size(tag)
     query_stride = (call.features + LANES - 1) // LANES * LANES * item
     vectors = (keys + LANES - 1) // LANES
-    for row in range(0, rows, TILE_ROWS):
+    whole = 0
+    final = exact and keys == PANEL_KEYS and call.output_key == item and call.rescaled == 0
+    final = final and call.metric != EUCLIDEAN and call.features <= FEATURE_RUN
+    if final and call.output_code == native_code(tag) and rows >= TILE_ROWS:
+        whole = rows // TILE_ROWS
+        queries = scratch + call.at_query
+        score_finally(tag, call, factors, queries, panel, whole, output)
+    for row in range(whole * TILE_ROWS, rows, TILE_ROWS):
         count = min(rows - row, TILE_ROWS)
         place = output + row * call.output_row
         # Whole groups of a plain result are written by the tile itself.
@@ -161,7 +207,8 @@ def compare_task(tag, call, task, scratch):
     factors = read_factors(record_address(call) + 8 * _OWN_FACTORS)
     if call.factors:
         factors = read_factors(call.factors + operand_offset(call, FACTORS, entry_index))
-    pack_queries(tag, call, factors, query + first_row * call.query_row, rows, scratch)
+    query += first_row * call.query_row
+    exact = pack_queries(tag, call, factors, query, rows, scratch)
     key = call.key + operand_offset(call, KEY, entry_index)
     output = call.output + operand_offset(call, OUTPUT, entry_index)
     output += first_row * call.output_row
@@ -173,7 +220,7 @@ def compare_task(tag, call, task, scratch):
         keys = min(start + PANEL_KEYS, call.keys) - first
         pack_panel(tag, call, factors, key + first * call.key_row, keys, panel)
         place = output + first * call.output_key
-        score_panel(tag, call, factors, panel, rows, keys, scratch, place)
+        score_panel(tag, call, factors, panel, rows, keys, exact, scratch, place)
 
 
 @device

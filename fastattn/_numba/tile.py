@@ -22,6 +22,7 @@ from .emit import (
     item_bytes,
     load_ir,
     outlined,
+    pointer_ir,
     prefetch_ir,
     splat_ir,
     store_ir,
@@ -32,17 +33,19 @@ from .memory import transposed
 _FALSE, _TRUE = (ir.Constant(ir.IntType(1), bit) for bit in (0, 1))
 
 
-def _emit_tile(builder, element, rows, vectors, whole, step, args):
+def _emit_tile(builder, element, rows, vectors, step, args, fetched=None, finish=None):
     """Emit C[rows, vectors * 16] (+)= sum over depth of step(A[rows, depth], B[depth, ...]).
 
     So for `groups` times `rows` rows, one group after the other. `step(builder, a, b, total)` is
-    one link of the chain of an accumulator. Each step also asks for a cache line that somebody will
-    need, or for as many as a row of B has (`whole`): the first at `fetch`, the next ones
-    `fetch_stride` apart.
+    one link of the chain of an accumulator. `fetched` (fetch, fetch_stride, whole): each step also
+    asks for a cache line that somebody will need, or for as many as a row of B has (`whole`): the
+    first at `fetch`, the next ones `fetch_stride` apart. `finish(builder, results, places)` stores
+    what is final, if that is no plain store.
 
     The accumulators live in SSA values that circulate as phis, never in memory.
     """
-    a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate, fetch, fetch_stride = args
+    a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate = args
+    fetch, fetch_stride, whole = fetched or (I64(0), I64(0), False)
     item = item_bytes(element)
     packed = vector_ir(element)
     kind = vector_ir(types.float32) if element is types.int32 else packed
@@ -61,6 +64,8 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
         loop.close([left, *moved, *following], builder.icmp_signed(">", left, I64(0)))
 
     cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
+    # Sums of chains, until they are final, where C takes nothing but that.
+    room = _stack_places(builder, kind, len(cells)) if finish else None
     with builder.if_then(builder.icmp_signed("<=", depth, I64(0))):
         with builder.if_then(builder.not_(accumulate)):
             group = Loop(builder, [groups, a, c])
@@ -77,13 +82,14 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
     *begin, adding = whole_depth.values
     stop = _border(builder, begin[0], FEATURE_CHAIN, depth)
     chain = Loop(builder, [*begin, *[zero] * len(cells)])
-    index, b_row, fetched, *sums = chain.values
+    index, b_row, line, *sums = chain.values
     columns = [
         load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), packed)
         for vector in range(vectors)
     ]
-    for line in range(0, vectors * LANES * item if whole else 1, 64):
-        prefetch_ir(builder, builder.add(fetched, I64(line)))
+    if fetched:
+        for beyond in range(0, vectors * LANES * item if whole else 1, 64):
+            prefetch_ir(builder, builder.add(line, I64(beyond)))
     offset = builder.mul(index, I64(item))
     linked = []
     for row in range(rows):
@@ -92,20 +98,59 @@ def _emit_tile(builder, element, rows, vectors, whole, step, args):
         for vector in range(vectors):
             old = sums[row * vectors + vector]
             linked.append(step(builder, wide, columns[vector], old))
-    steps = (index, I64(1)), (b_row, b_stride), (fetched, fetch_stride)
+    steps = (index, I64(1)), (b_row, b_stride), (line, fetch_stride)
     after = [builder.add(*pair) for pair in steps]
     chain.close([*after, *linked], builder.icmp_signed("<", after[0], stop))
-
-    with builder.if_else(adding) as (add, put):
-        with add:
-            for place, result in zip(places, linked, strict=True):
-                store_ir(builder, place, builder.fadd(load_ir(builder, place, kind), result))
-        with put:
-            for place, result in zip(places, linked, strict=True):
-                store_ir(builder, place, result)
-    whole_depth.close([*after, _TRUE], builder.icmp_signed("<", after[0], depth))
+    again = builder.icmp_signed("<", after[0], depth)
+    if finish:
+        totals = _merged(builder, adding, linked, lambda: _added(builder, room, linked))
+        with builder.if_else(again) as (more, done):
+            with more:
+                _store_all(builder, room, totals)
+            with done:
+                finish(builder, totals, places)
+    else:
+        with builder.if_else(adding) as (add, put):
+            with add:
+                for place, result in zip(places, linked, strict=True):
+                    store_ir(builder, place, builder.fadd(load_ir(builder, place, kind), result))
+            with put:
+                _store_all(builder, places, linked)
+    whole_depth.close([*after, _TRUE], again)
     # Groups read the same rows of B: what was asked for with those is asked for again.
     next_group(group, fetch if whole else after[2])
+
+
+def _stack_places(builder, kind, count):
+    place = builder.alloca(ir.ArrayType(kind, count))
+    place.align = 64
+    first = builder.ptrtoint(place, I64)
+    size = kind.count * (4 if isinstance(kind.element, ir.FloatType) else 8)
+    return [builder.add(first, I64(i * size)) for i in range(count)]
+
+
+def _store_all(builder, places, values):
+    for place, value in zip(places, values, strict=True):
+        store_ir(builder, place, value)
+
+
+def _added(builder, places, values):
+    pairs = zip(places, values, strict=True)
+    return [builder.fadd(load_ir(builder, place, value.type), value) for place, value in pairs]
+
+
+def _merged(builder, condition, values, emit):
+    """What `emit()` makes of values where a condition holds, else the values."""
+    before = builder.block
+    with builder.if_then(condition):
+        changed, inside = emit(), builder.block
+    merged = []
+    for value, other in zip(values, changed, strict=True):
+        phi = builder.phi(value.type)
+        phi.add_incoming(value, before)
+        phi.add_incoming(other, inside)
+        merged.append(phi)
+    return merged
 
 
 def _border(builder, first, length, end):
@@ -144,12 +189,69 @@ def product_tile(
     step = _dot_step if tag is types.int32 else _product_step
 
     def emit(builder, args):
-        _emit_tile(builder, tag, *shape, step, args)
+        *product, fetch, fetch_stride = args
+        fetched = fetch, fetch_stride, shape[2]
+        _emit_tile(builder, tag, *shape[:2], step, product, fetched)
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.product_tile.{tag}.{shape}"
         kinds = [I64] * 8 + [ir.IntType(1), I64, I64]
         outlined(context, builder, name, kinds, ir.VoidType(), emit, args[4:])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def _emit_final(builder, totals, places, most, streamed):
+    """Emit the stores of final scores, those beyond plus and minus `most` brought there."""
+    kind = totals[0].type
+
+    def clamp():
+        upper = splat_ir(builder, most)
+        lower = splat_ir(builder, builder.fneg(most))
+        kept = []
+        for total in totals:
+            total = builder.select(builder.fcmp_ordered("<", total, lower), lower, total)
+            kept.append(builder.select(builder.fcmp_ordered(">", total, upper), upper, total))
+        return kept
+
+    bounded = builder.fcmp_ordered("<", most, ir.Constant(most.type, float("inf")))
+    totals = _merged(builder, bounded, totals, clamp)
+    with builder.if_else(streamed) as (past, plain):
+        with past:
+            for place, total in zip(places, totals, strict=True):
+                written = builder.store(total, pointer_ir(builder, place, kind), align=64)
+                mark = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+                written.set_metadata("nontemporal", mark)
+        with plain:
+            _store_all(builder, places, totals)
+
+
+@intrinsic(prefer_literal=True)
+def final_tile(
+    typing_context, tag, rows, vectors, a, a_stride, b, b_stride, c, c_stride, depth, groups, most,
+    streamed,
+):  # fmt: skip
+    """C = A times B as `product_tile`, each element written once, and kept within `most`.
+
+    Plus and minus `most` (not negative; infinity for none) bound it; NaN stays NaN. Where
+    `streamed`, C goes past the caches, and its rows begin at multiples of 64.
+    """
+    sig = types.void(tag, rows, vectors, *[types.int64] * 8, tag, types.boolean)
+    shape = rows.literal_value, vectors.literal_value
+
+    def emit(builder, args):
+        *product, most, streamed = args
+
+        def finish(builder, totals, places):
+            _emit_final(builder, totals, places, most, streamed)
+
+        _emit_tile(builder, tag, *shape, _product_step, [*product, _FALSE], finish=finish)
+
+    def codegen(context, builder, sig, args):
+        name = f"fastattn.final_tile.{tag}.{shape}"
+        kinds = [I64] * 8 + [element_ir(tag), ir.IntType(1)]
+        outlined(context, builder, name, kinds, ir.VoidType(), emit, args[3:])
         return context.get_dummy_value()
 
     return sig, codegen
