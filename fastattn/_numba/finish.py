@@ -119,6 +119,14 @@ def finish_weights(tag, call, target, begin, end, row_max, row_sum, share, facto
         store_first(target + column * item, zero, call.keys - column)
     maximum, total, left = splat(row_max), splat(row_sum), splat(share)
     wide, lowest = splat(factor), splat(exp2_lowest(factor))
+    if share == cast(tag, 1.0):
+        # Most rows have no sink: whole vectors without a share or a mask.
+        for place in range(target + begin * item, target + (end - LANES + 1) * item, LANES * item):
+            score = load(tag, place)
+            weight = exp2_product(score - maximum, wide, lowest) / total
+            store(place, select_equal(score, hidden, zero, weight))
+        if begin < end:
+            begin += (end - begin) // LANES * LANES
     for column in range(begin, end, LANES):
         place = target + column * item
         score = load_first(place, end - column, hidden)
