@@ -7,19 +7,31 @@ _EXTREMES = "tests/test_allocate_extremes.py"
 ALLOCATION_FAULTS = {
     "amounts_rounded_with_theta_alone": (
         "_numba/allocation.py",
-        "            amount = amount + error\n",
+        "        amount = amount + error\n",
         "",
         f"{_REAL} -k numba",
     ),
-    "sums_in_one_part": (
+    "free_amounts_rounded_with_theta_alone": (
         "_numba/allocation.py",
+        "        amount = amount + (fma(theta, weight, zero - amount) + rest * weight)\n",
+        "",
+        f"{_REAL} -k numba",
+    ),
+    "rows_side_by_side_take_the_first_row_s_theta": (
+        "_numba/allocation.py",
+        "            theta, rest = load_float64(totals, r), load_float64(totals, LANES + r)\n",
+        "            theta, rest = load_float64(totals, 0), load_float64(totals, LANES)\n",
+        f"{_REAL} -k numba",
+    ),
+    "sums_in_one_part": (
+        "_numba/receivers.py",
         "    first = (number + at[0]) - at[0]\n",
         "    first = number\n",
         f"{_REAL} -k numba",
     ),
     "sums_cut_by_the_heaviest_of_all": (
         "_numba/allocation.py",
-        "    factor = factor_near_one(largest, spare)\n",
+        "    factor = factor_near_one(largest)\n",
         "    factor = 1.0\n",
         f"{_REAL} -k numba",
     ),
@@ -30,7 +42,7 @@ ALLOCATION_FAULTS = {
         f"{_REAL} {_UNITS} -k numba",
     ),
     "a_hidden_weight_counts": (
-        "_numba/allocation.py",
+        "_numba/receivers.py",
         "        if allowed == 0 or load_as(TAG, BOOL, allowed + i * call.allowed_step) != 0.0:\n",
         "        if True:\n",
         f"{_REAL} -k numba",
@@ -114,9 +126,9 @@ ALLOCATION_FAULTS = {
         f"{_REAL} -k numba",
     ),
     "minus_zero_is_read_as_it_is": (
-        "_numba/allocation.py",
-        "load_first(source + i * ITEM, receivers - i, 0.0) + zero)",
-        "load_first(source + i * ITEM, receivers - i, 0.0))",
+        "_numba/receivers.py",
+        "store(target + whole, rest + zero)",
+        "store(target + whole, rest)",
         f"{_EXTREMES} -k 'minus and numba'",
     ),
     "a_budget_of_minus_zero_is_read_as_it_is": (

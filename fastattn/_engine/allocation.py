@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fastattn._core.plan import padded
+from fastattn._core.plan import LANES, padded
 
 from .addresses import storage_code
 from .kernels import Kernels
@@ -33,6 +33,8 @@ _METHODS = {
 # A task of so many numbers takes long enough to hide what taking it costs, and less than a tenth
 # of a second whatever the bounds and the method.
 _TASK_NUMBERS = 1 << 14
+# Rows done together: a vector of them, as far as a core's nearest cache holds their weights.
+_BLOCK_BYTES = 1 << 14
 _SECONDS_PER_NUMBER = 2e-8
 _ITEM = 8
 
@@ -70,6 +72,8 @@ def allocate(
         if array is not None and array.ndim > len(outer):
             record.set(**{f"{field}_step": array.strides[-1]})
     describe_entries(record, *merge_dims(outer, steps))
+    line = padded(max(receivers, 1)) * _ITEM
+    block_rows = min(LANES, max(1, _BLOCK_BYTES // line))
     task_rows = max(1, min(_TASK_NUMBERS // max(receivers, 1), -(-rows // (4 * threads))))
     tasks = -(-rows // task_rows)
     first, second, third = _levels(receivers)
@@ -77,6 +81,8 @@ def allocate(
         rows=rows,
         receivers=receivers,
         task_rows=task_rows,
+        block_rows=block_rows,
+        weights_line=line,
         method=_METHODS[method],
         bounded=lower is not None or upper is not None,
         whole_numbers=out.dtype == np.int64,
@@ -87,18 +93,19 @@ def allocate(
         sum_second=second,
         sum_third=third,
     )
-    line = padded(max(receivers, 1)) * _ITEM
     whole = method is not None
+    free = not whole and operands.lower is None and operands.upper is None
     lay_out(
         record,
-        at_weights=line,
-        at_lower=line,
-        at_upper=line,
-        at_amounts=line,
+        at_weights=line * block_rows if free else line,
+        at_lower=0 if free else line,
+        at_upper=0 if free else line,
+        at_amounts=0 if free else line,
         at_rests=line if whole else 0,
         at_errors=line if whole else 0,
         at_heap=line if whole else 0,
         at_spare=_ITEM,
+        at_totals=4 * LANES * _ITEM if free else 0,
     )
     seconds = task_rows * (receivers * _SECONDS_PER_NUMBER + 1e-7)
     kernels.run(kernels.of("hand_out"), record, tasks, seconds, min(threads, tasks))

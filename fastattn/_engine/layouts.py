@@ -126,7 +126,7 @@ ALLOCATION = Layout(
     "AllocationCall",
     """
     next_task stop_task workers
-    rows receivers task_rows
+    rows receivers task_rows block_rows weights_line
     entry_rank entry_shape entry_strides
     method bounded whole_numbers unit_whole
     weights weights_step weights_code
@@ -136,7 +136,7 @@ ALLOCATION = Layout(
     output output_step
     unspent
     scratch scratch_stride
-    at_weights at_lower at_upper at_amounts at_rests at_errors at_heap at_spare
+    at_weights at_lower at_upper at_amounts at_rests at_errors at_heap at_spare at_totals
     """,
     "unit sum_first sum_second sum_third",
 )

@@ -40,7 +40,8 @@ attention.py similarity.py softmax.py weigh.py fuse.py    the kernels' entries (
 halves.py       lines of halves, in and out of the stages softmax_finish.py  its results, stored
 gather.py       the scores of softmax, into scratch       logarithm.py   of sums, right near 0
 backend.py      the engine on these kernels               repeat.py    a small call once more
-allocation.py apportion.py pairs.py   budgets, whole units, numbers in two parts
+allocation.py receivers.py apportion.py   budgets, their rows in scratch, whole units
+pairs.py        numbers in two parts
 shared.py       the steps of a round of shared allocation
 launch.py       Numba's threads                           compile.py linking.py  compilation
 cache.py store.py   its disk cache: private to the user, one folder per version of everything

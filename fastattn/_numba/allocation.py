@@ -4,8 +4,9 @@ Steps for a row: pack (into scratch, scaled by powers of two that bring the larg
 budget near 1; what makes no sense is noticed), share (find theta), spend (amounts, or whole units:
 `apportion`), store.
 
-No order of the receivers changes a bit. A sum cuts each number at fixed places into three parts
-that add up exactly in any order, so lanes add as they like; a sum, and theta, is a pair of floats.
+No order of the receivers changes a bit: a sum is exact to the last place of a pair (`receivers`),
+and theta is a pair. Rows of real amounts without bounds are done some at a time, step by step: each
+alone is one long chain of sums and two divisions, during which most of a core waits.
 """
 
 import numpy as np
@@ -16,17 +17,22 @@ from fastattn._engine.layouts import REAL_AMOUNTS, STORAGE_CODES
 from .apportion import BEYOND, apportion
 from .compile import device, entry
 from .emit import LANES
-from .memory import load, load_as, load_first, native_code, prefetch, store, store_first
-from .native import (
-    atomic_next,
-    load_float64,
-    load_int64,
-    store_float64,
-    store_int64,
-)
+from .memory import load, load_first, store
+from .native import atomic_next, load_float64, store_float64
 from .pairs import below, divide, minus, paired
+from .receivers import (
+    add,
+    cuts,
+    factor_near_one,
+    fill_row,
+    no_sum,
+    pack_row,
+    scale_weights,
+    store_amounts,
+    summed,
+)
 from .record import operand_offset, reader
-from .simd import any_nan, fma, lane_max, lane_sum, larger, same_lanes, select_above, splat
+from .simd import any_nan, fma, lane_max, larger, same_lanes, select_above, splat
 
 __all__ = ["hand_out"]
 
@@ -35,10 +41,7 @@ WEIGHTS, BUDGET, LOWER, UPPER, ALLOWED, OUTPUT, UNSPENT = map(np.int64, range(7)
 TAG = np.float64(0)
 ITEM = 8
 STEP = LANES * ITEM
-BOOL = STORAGE_CODES["bool"]
 FLOAT64 = STORAGE_CODES["float64"]
-# Scaled weights are at least this, lest the smallest become nothing.
-LEAST_WEIGHT = 2.0**-1000
 # One last place of a scaled budget: real amounts may miss it by that, and bounds too.
 SLACK = 2.0**-52
 # What is missing of a budget by no more than this part is nothing: sums are no more exact, and
@@ -46,103 +49,8 @@ SLACK = 2.0**-52
 NOTHING = 2.0**-102
 # Where a receiver stands who is at a bound; those between have their weight there.
 AT_CAP, AT_LOW = -1.0, -2.0
-# Rows are few lines long, too short for the machine's own prefetching.
-AHEAD = 2048
 # Newton's steps are a handful, and bisection has a few hundred binary orders to search.
 MOST_STEPS = 500
-
-
-@device
-def pack_row(call, code, source, step, allowed, target):
-    """One operand of a row as float64; 0 for who takes no part, and behind the row.
-
-    Numbers are read with 0 added, which makes 0 of -0.0 and changes nothing else.
-    """
-    receivers, zero = call.receivers, splat(0.0)
-    if allowed == 0 and step == ITEM and code == native_code(TAG):
-        for i in range(0, receivers, LANES):
-            prefetch(source + i * ITEM + AHEAD)
-            prefetch(source + i * ITEM + AHEAD + 64)
-            store(target + i * ITEM, load_first(source + i * ITEM, receivers - i, 0.0) + zero)
-        return
-    for i in range(receivers):
-        number = 0.0
-        if allowed == 0 or load_as(TAG, BOOL, allowed + i * call.allowed_step) != 0.0:
-            number = load_as(TAG, code, source + i * step) + 0.0
-        store_float64(target, i, number)
-    while receivers % LANES:
-        store_float64(target, receivers, 0.0)
-        receivers += 1
-
-
-@device
-def factor_near_one(number, spare):
-    """The power of two that brings a number of at least 0 near 1; below 4 in any case.
-
-    `spare` is the address of a word of scratch.
-    """
-    store_float64(spare, 0, number)
-    exponent = load_int64(spare, 0) >> 52
-    store_int64(spare, 0, max(2046 - exponent, 1) << 52)
-    return load_float64(spare, 0)
-
-
-@device(inlined=True)
-def no_sum():
-    """The parts of an empty sum."""
-    return splat(0.0), splat(0.0), splat(0.0)
-
-
-@device(inlined=True)
-def cuts(call):
-    """What cuts numbers into the parts of a sum."""
-    return splat(call.sum_first), splat(call.sum_second), splat(call.sum_third)
-
-
-@device(inlined=True)
-def add(parts, number, at):
-    """Add to a sum in parts: the lanes of each add up exactly, in any order."""
-    first = (number + at[0]) - at[0]
-    number = number - first
-    second = (number + at[1]) - at[1]
-    third = ((number - second) + at[2]) - at[2]
-    return parts[0] + first, parts[1] + second, parts[2] + third
-
-
-@device(inlined=True)
-def summed(parts):
-    """The sum of all parts and lanes, a pair."""
-    return paired(lane_sum(parts[0]), lane_sum(parts[1]) + lane_sum(parts[2]))
-
-
-@device
-def fill_row(call, target, number):
-    """The same number for everybody."""
-    for i in range(0, call.receivers * ITEM, STEP):
-        store(target + i, splat(number))
-
-
-@device
-def scale_weights(call, weights, spare):
-    """Step pack: scale the weights; returns their sum, NaN where one makes no sense."""
-    zero, nan = splat(0.0), splat(np.nan)
-    wrong, largest = zero, zero
-    stop = weights + call.receivers * ITEM
-    for place in range(weights, stop, STEP):
-        weight = load(TAG, place)
-        wrong = wrong + (weight - weight) + select_above(zero, weight, nan, zero)
-        largest = larger(largest, weight)
-    if any_nan(wrong):
-        return np.nan, 0.0
-    factor, least = splat(factor_near_one(lane_max(largest), spare)), splat(LEAST_WEIGHT)
-    parts, at = no_sum(), cuts(call)
-    for place in range(weights, stop, STEP):
-        weight = load(TAG, place)
-        scaled = larger(weight * factor, least)
-        weight = select_above(weight, zero, scaled, zero)
-        store(place, weight)
-        parts = add(parts, weight, at)
-    return summed(parts)
 
 
 @device
@@ -202,14 +110,14 @@ def stand_at(call, weights, lower, upper, standing, theta, rest):
 
 
 @device
-def sums_of(call, lower, upper, standing, spare, largest):
+def sums_of(call, lower, upper, standing, largest):
     """Weights of who is between the bounds, and amounts of who is at one: two pairs.
 
     The largest weight between them says where its sum is to be cut. Others may be heavier by any
     number of orders.
     """
     zero, beside = splat(0.0), splat(0.5 * (AT_CAP + AT_LOW))
-    factor = factor_near_one(largest, spare)
+    factor = factor_near_one(largest)
     inverse, scale = 1.0 / factor, splat(factor)
     bound, free, at = no_sum(), no_sum(), cuts(call)
     for i in range(0, call.receivers * ITEM, STEP):
@@ -243,14 +151,14 @@ def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
     between two floats that are neighbours, hence the bracket of pairs. Nobody moved since a step
     was solved: it would be solved again.
     """
-    standing, spare = scratch + call.at_amounts, scratch + call.at_spare
+    standing = scratch + call.at_amounts
     low, low_rest, high, high_rest = 0.0, 0.0, np.inf, 0.0
     solved = False
     for _ in range(MOST_STEPS):
         largest, moved = stand_at(call, weights, lower, upper, standing, theta, rest)
         if solved and not moved:
             break
-        free, free_rest, bound, bound_rest = sums_of(call, lower, upper, standing, spare, largest)
+        free, free_rest, bound, bound_rest = sums_of(call, lower, upper, standing, largest)
         open_, open_rest = minus(budget, bound, bound_rest)
         missing = open_
         following, following_rest = -1.0, 0.0
@@ -278,61 +186,110 @@ def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
 
 @device
 def spend(call, weights, lower, upper, theta, rest, at_caps, inverse, output):
-    """Steps spend and store: real amounts, rounded once, or all that caps allow."""
+    """Steps spend and store: real amounts within bounds, rounded once, or all that caps allow."""
     zero, beyond, inverse = splat(0.0), splat(BEYOND), splat(inverse)
     theta, rest = splat(theta), splat(rest)
-    contiguous = call.output_step == ITEM
     for i in range(0, call.receivers, LANES):
-        weight = load(TAG, weights + i * ITEM)
+        place = weights + i * ITEM
+        weight = load(TAG, place)
+        low, cap = load(TAG, lower + i * ITEM), load(TAG, upper + i * ITEM)
         amount = theta * weight
-        if call.bounded:
-            low, cap = load(TAG, lower + i * ITEM), load(TAG, upper + i * ITEM)
-            amount = select_above(amount, beyond, beyond, amount)
-            error = fma(theta, weight, zero - amount) + rest * weight
-            over, under = (amount - cap) + error, (low - amount) - error
-            amount = amount + error
-            amount = select_above(under, zero, low, select_above(over, zero, cap, amount))
-            if at_caps:
-                amount = select_above(weight, zero, cap, low)
-        else:
-            amount = amount + (fma(theta, weight, zero - amount) + rest * weight)
-        amount = amount * inverse
-        count = call.receivers - i
-        if contiguous:
-            store_first(output + i * ITEM, amount, count)
-            continue
-        store(weights + i * ITEM, amount)
-        for j in range(i, min(i + LANES, call.receivers)):
-            store_float64(output + j * call.output_step, 0, load_float64(weights, j))
+        amount = select_above(amount, beyond, beyond, amount)
+        error = fma(theta, weight, zero - amount) + rest * weight
+        over, under = (amount - cap) + error, (low - amount) - error
+        amount = amount + error
+        amount = select_above(under, zero, low, select_above(over, zero, cap, amount))
+        if at_caps:
+            amount = select_above(weight, zero, cap, low)
+        store_amounts(call, amount * inverse, place, output, i)
 
 
 @device
-def hand_out_row(call, row, scratch):
-    """All steps for one row; returns what is left of its budget, NaN if the row makes no sense."""
-    weights, spare = scratch + call.at_weights, scratch + call.at_spare
-    lower, upper = scratch + call.at_lower, scratch + call.at_upper
+def spend_freely(call, weights, theta, rest, inverse, output):
+    """As `spend` without bounds."""
+    zero, inverse = splat(0.0), splat(inverse)
+    theta, rest = splat(theta), splat(rest)
+    for i in range(0, call.receivers, LANES):
+        place = weights + i * ITEM
+        weight = load(TAG, place)
+        amount = theta * weight
+        amount = amount + (fma(theta, weight, zero - amount) + rest * weight)
+        store_amounts(call, amount * inverse, place, output, i)
+
+
+@device(inlined=True)
+def begin_row(call, row, weights):
+    """Step pack: the weights of a row, scaled, to scratch.
+
+    Returns their sum, a pair, NaN where one makes no sense; the budget; and where it stands who
+    takes part, 0: everybody.
+    """
     allowed = np.int64(0)
     if call.allowed:
         allowed = call.allowed + operand_offset(call, ALLOWED, row)
     source = call.weights + operand_offset(call, WEIGHTS, row)
     pack_row(call, call.weights_code, source, call.weights_step, allowed, weights)
-    total, total_rest = scale_weights(call, weights, spare)
+    total, total_rest = scale_weights(call, weights)
     given = load_float64(call.budget + operand_offset(call, BUDGET, row), 0) + 0.0
-    factor = factor_near_one(given, spare)
+    return total, total_rest, given, allowed
+
+
+@device
+def hand_out_freely(call, first, count, scratch):
+    """All steps for up to sixteen rows without bounds, in real amounts."""
+    line = call.weights_line
+    weights, totals = scratch + call.at_weights, scratch + call.at_totals
+    zero = splat(0.0)
+    for r in range(count):
+        total, total_rest, given, _ = begin_row(call, first + r, weights + r * line)
+        factor = factor_near_one(given)
+        store_float64(totals, r, total)
+        store_float64(totals, LANES + r, total_rest)
+        store_float64(totals, 2 * LANES + r, given * factor)
+        store_float64(totals, 3 * LANES + r, 1.0 / factor)
+    total = load_first(totals, count, 1.0)
+    total_rest = load_first(totals + STEP, count, 0.0)
+    budget = load_first(totals + 2 * STEP, count, 0.0)
+    inverse = load_first(totals + 3 * STEP, count, 0.0)
+    theta, rest = divide(budget, zero, total, total_rest)
+    store(totals, select_above(total, zero, theta, zero))
+    store(totals + STEP, select_above(total, zero, rest, zero))
+    # What is left: nothing, or all if nobody has weight. Where the sum is NaN so is this.
+    left = select_above(total, zero, zero, budget + total)
+    store(totals + 2 * STEP, left * inverse)
+    for r in range(count):
+        row, left = first + r, load_float64(totals, 2 * LANES + r)
+        if left == left:
+            theta, rest = load_float64(totals, r), load_float64(totals, LANES + r)
+            output = call.output + operand_offset(call, OUTPUT, row)
+            inverse = load_float64(totals, 3 * LANES + r)
+            spend_freely(call, weights + r * line, theta, rest, inverse, output)
+        store_float64(call.unspent + operand_offset(call, UNSPENT, row), 0, left)
+
+
+@device
+def hand_out_row(call, row, scratch):
+    """All steps for one row with bounds, or in whole units.
+
+    Returns what is left of its budget, NaN if the row makes no sense.
+    """
+    weights = scratch + call.at_weights
+    lower, upper = scratch + call.at_lower, scratch + call.at_upper
+    total, total_rest, given, allowed = begin_row(call, row, weights)
+    factor = factor_near_one(given)
     budget, inverse = given * factor, 1.0 / factor
     left, at_caps, at_least = 0.0, False, False
     if call.bounded:
-        bounds = (
-            (call.lower, LOWER, call.lower_step, lower),
-            (call.upper, UPPER, call.upper_step, upper),
-        )
-        for array, operand, step, target in bounds:
-            if array:
-                pack_row(
-                    call, FLOAT64, array + operand_offset(call, operand, row), step, allowed, target
-                )
-            else:
-                fill_row(call, target, 0.0 if operand == LOWER else np.inf)
+        if call.lower:
+            place = call.lower + operand_offset(call, LOWER, row)
+            pack_row(call, FLOAT64, place, call.lower_step, allowed, lower)
+        else:
+            fill_row(call, lower, 0.0)
+        if call.upper:
+            place = call.upper + operand_offset(call, UPPER, row)
+            pack_row(call, FLOAT64, place, call.upper_step, allowed, upper)
+        else:
+            fill_row(call, upper, np.inf)
         least, least_rest, most, most_rest = scale_bounds(
             call, weights, lower, upper, factor, budget
         )
@@ -348,9 +305,8 @@ def hand_out_row(call, row, scratch):
         at_caps = total == 0.0
         if at_caps:
             left = budget
-        if call.method != REAL_AMOUNTS:
-            fill_row(call, lower, 0.0)
-            fill_row(call, upper, budget)
+        fill_row(call, lower, 0.0)
+        fill_row(call, upper, budget)
     if not total >= 0.0:
         return np.nan
     theta, rest = 0.0, 0.0
@@ -366,15 +322,26 @@ def hand_out_row(call, row, scratch):
     return left * inverse
 
 
+@device(inlined=True)
+def hand_out_rows(call, first, count, scratch):
+    """All steps for the rows of a block."""
+    if call.method == REAL_AMOUNTS and not call.bounded:
+        hand_out_freely(call, first, count, scratch)
+        return
+    for row in range(first, first + count):
+        left = hand_out_row(call, row, scratch)
+        store_float64(call.unspent + operand_offset(call, UNSPENT, row), 0, left)
+
+
 @entry
 def hand_out(call_address, worker):
-    """Take tasks until none is left: some rows each."""
+    """Take tasks until none is left: some blocks of rows each."""
     call = read_call(call_address)
     scratch = call.scratch + worker * call.scratch_stride
     task = atomic_next(call_address)
     while task < call.stop_task:
         first = task * call.task_rows
-        for row in range(first, min(first + call.task_rows, call.rows)):
-            left = hand_out_row(call, row, scratch)
-            store_float64(call.unspent + operand_offset(call, UNSPENT, row), 0, left)
+        stop = min(first + call.task_rows, call.rows)
+        for row in range(first, stop, call.block_rows):
+            hand_out_rows(call, row, min(call.block_rows, stop - row), scratch)
         task = atomic_next(call_address)

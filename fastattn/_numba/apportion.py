@@ -15,6 +15,7 @@ from .emit import LANES
 from .memory import load, store
 from .native import load_float64, load_int64, store_float64, store_int64
 from .pairs import paired, times, times_pair
+from .receivers import store_amounts
 from .simd import (
     absolute,
     fma,
@@ -24,6 +25,7 @@ from .simd import (
     rounded_down,
     select_above,
     splat,
+    whole_products,
 )
 
 __all__ = ["BEYOND", "apportion"]
@@ -298,10 +300,12 @@ def apportion(call, scratch, theta, rest, at_caps, inverse, budget, output):
             change(call, scratch, total - budget, inverse, TAKE)
         if call.method != LARGEST_REMAINDER:
             settle(call, scratch, inverse)
-    for i in range(call.receivers):
-        amount = load_float64(amounts, i)
-        place = output + i * call.output_step
+    unit = splat(call.unit)
+    for i in range(0, call.receivers, LANES):
+        place = amounts + i * ITEM
+        amount = load(TAG, place)
         if call.whole_numbers:
-            store_int64(place, 0, np.int64(amount) * call.unit_whole)
+            amount = whole_products(amount, call.unit_whole)
         else:
-            store_float64(place, 0, amount * call.unit)
+            amount = amount * unit
+        store_amounts(call, amount, place, output, i)

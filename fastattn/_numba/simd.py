@@ -327,6 +327,19 @@ def rounded_down(typing_context, vector):
     return _lane_function("floor", vector)
 
 
+@intrinsic
+def whole_products(typing_context, vector, factor):
+    """Per lane an int64, the whole number of a float64 times one; its bits, as if of a float64."""
+    sig = vector(vector, types.int64)
+
+    def codegen(context, builder, sig, args):
+        whole = builder.fptosi(args[0], ir.VectorType(I64, LANES))
+        product = builder.mul(whole, splat_ir(builder, args[1]))
+        return builder.bitcast(product, args[0].type)
+
+    return sig, codegen
+
+
 class _VectorOperator(AbstractTemplate):
     def generic(self, args, kws):
         if len(args) == 2 and isinstance(args[0], VectorType) and args[0] == args[1]:
@@ -349,3 +362,16 @@ for _symbol, _method in (
     (operator.truediv, "fdiv"),
 ):
     _lower_operator(_symbol, _method)
+
+
+@infer_global(operator.neg)
+class _Negation(AbstractTemplate):
+    def generic(self, args, kws):
+        if len(args) == 1 and isinstance(args[0], VectorType):
+            return signature(args[0], args[0])
+        return None
+
+
+@lower_builtin(operator.neg, VectorType)
+def _negate(context, builder, sig, args):
+    return builder.fneg(args[0])
