@@ -99,13 +99,13 @@ LOGARITHM_FAULTS = {
     ),
     "logarithm_of_the_rounded_sum": (
         "_numba/logarithm.py",
-        "above, above_rest = paired(mantissa - 1.0, rest)",
-        "above, above_rest = paired(mantissa - 1.0, 0.0)",
+        "above, above_rest = paired(mantissa - one, rest)",
+        "above, above_rest = paired(mantissa - one, rest - rest)",
         LOGARITHM,
     ),
     "quotient_of_the_logarithm_rounded": (
         "_numba/logarithm.py",
-        "(2.0 * y_rest + base_rest)",
+        "(twice_rest + base_rest)",
         "base_rest",
         LOGARITHM,
     ),

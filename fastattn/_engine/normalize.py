@@ -33,7 +33,7 @@ from .template import Template, describe_entries, lay_out
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
 # Rows this short lie side by side on the lanes even where their keys are contiguous.
-_SHORT_KEYS = 32
+_SHORT_KEYS = 128
 # One worker's block of scores stays in the second-level cache.
 _BLOCK_BYTES = 1 << 20
 _SIDE_ROWS = 64

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .emit import LANES, constant, fma_ir
+from .emit import I64, LANES, VectorType, constant, fma_ir, splat_ir
 
 # (2^f - 1) / f on [-1/2, 1/2]; relative error of the whole 9.1e-9 and 2.0e-17.
 _EXP2 = {
@@ -212,5 +212,46 @@ def inverse_exponent(typing_context, x):
         exponent = builder.select(below, exponent, highest)
         inverse = builder.sub(lanes((2 * bias) << mantissa), exponent)
         return builder.bitcast(inverse, args[0].type)
+
+    return sig, codegen
+
+
+@intrinsic
+def alike(typing_context, like, number):
+    """A float64 as it is, or in all lanes if `like` is a vector."""
+    sig = like(like, types.float64)
+
+    def codegen(context, builder, sig, args):
+        return splat_ir(builder, args[1]) if isinstance(like, VectorType) else args[1]
+
+    return sig, codegen
+
+
+# Bits of sqrt(1/2), where mantissas begin.
+_LEAST_MANTISSA = 0x3FE6A09E667F3BCD
+
+
+@intrinsic
+def order_split(typing_context, number):
+    """Split normal numbers > 0: exponent n, mantissa in [sqrt(1/2), sqrt(2)), and 2^-n.
+
+    All three are float64, or vectors of it.
+    """
+    sig = types.UniTuple(number, 3)(number)
+
+    def codegen(context, builder, sig, args):
+        wide = isinstance(number, VectorType)
+        kind = ir.VectorType(I64, LANES) if wide else I64
+
+        def word(value):
+            return ir.Constant(kind, [value] * LANES if wide else value)
+
+        bits = builder.bitcast(args[0], kind)
+        order = builder.ashr(builder.sub(bits, word(_LEAST_MANTISSA)), word(52))
+        mantissa = builder.sub(bits, builder.shl(order, word(52)))
+        power = builder.shl(builder.sub(word(1023), order), word(52))
+        parts = [builder.sitofp(order, args[0].type)]
+        parts += [builder.bitcast(part, args[0].type) for part in (mantissa, power)]
+        return context.make_tuple(builder, sig.return_type, parts)
 
     return sig, codegen

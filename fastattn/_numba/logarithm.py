@@ -8,7 +8,7 @@ counts is the rest alone, of which the rounded sum may hold nothing.
 import math
 
 from .compile import device
-from .native import bits_of, float_of
+from .elementary import alike, order_split
 from .pairs import paired
 from .simd import fma
 
@@ -44,22 +44,31 @@ def log_of_sum(base, base_rest, large, small):
     shift = 0.0
     if total < SMALLEST_NORMAL:
         total, rest, shift = total * 2.0**54, rest * 2.0**54, -54.0
+    return log_of_normal(base, base_rest, total, rest, shift)
+
+
+@device
+def log_of_normal(base, base_rest, total, rest, shift):
+    """As `log_of_sum`, of a pair times 2^shift, its first number normal and finite, as is the base.
+
+    Of float64 numbers, or of vectors of them lane by lane, with the same bits.
+    """
     # Exponent n so that the mantissa lies in [sqrt(1/2), sqrt(2)).
-    bits = bits_of(total)
-    exponent = (bits - 0x3FE6A09E667F3BCD) >> 52
-    mantissa = float_of(bits - (exponent << 52))
-    rest = rest * float_of((1023 - exponent) << 52)
+    n, mantissa, power = order_split(total)
+    rest = rest * power
     # ln(mantissa + rest) = 2 atanh y; the quotient y with what its rounding left.
-    above, above_rest = paired(mantissa - 1.0, rest)
-    below, below_rest = paired(mantissa, 1.0)
+    one = alike(total, 1.0)
+    above, above_rest = paired(mantissa - one, rest)
+    below, below_rest = paired(mantissa, one)
     y = above / below
     y_rest = (fma(-y, below, above) + (above_rest - y * (below_rest + rest))) / below
     square = y * y
-    series = ATANH[9]
+    series = alike(total, ATANH[9])
     for i in range(8, -1, -1):
-        series = fma(series, square, ATANH[i])
-    n = float(exponent) + shift
-    low = fma(n, LN_TWO_TAIL, y * square * series) + (2.0 * y_rest + base_rest)
-    high, high_rest = paired(base, n * LN_TWO_HEAD)
-    high, last_rest = paired(high, 2.0 * y)
+        series = fma(series, square, alike(total, ATANH[i]))
+    n = n + shift
+    twice_rest = y_rest + y_rest
+    low = fma(n, alike(total, LN_TWO_TAIL), y * square * series) + (twice_rest + base_rest)
+    high, high_rest = paired(base, n * alike(total, LN_TWO_HEAD))
+    high, last_rest = paired(high, y + y)
     return high + (high_rest + (last_rest + low))

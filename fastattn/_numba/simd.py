@@ -31,6 +31,7 @@ from .emit import (
     load_ir,
     shuffle_ir,
     splat_ir,
+    vector_ir,
 )
 
 
@@ -256,6 +257,28 @@ def lane_floats(typing_context, tag):
         return ir.Constant(kind, [float(lane) for lane in range(LANES)])
 
     return sig, codegen
+
+
+@intrinsic
+def widened(typing_context, vector):
+    """The lanes as float64, which is exact."""
+
+    def codegen(context, builder, sig, args):
+        kind = vector_ir(types.float64)
+        return args[0] if args[0].type == kind else builder.fpext(args[0], kind)
+
+    return VECTOR_OF[types.float64](vector), codegen
+
+
+@intrinsic
+def narrowed(typing_context, tag, vector):
+    """The lanes, float64, as the tag's type, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        kind = vector_ir(tag)
+        return args[1] if args[1].type == kind else builder.fptrunc(args[1], kind)
+
+    return VECTOR_OF[tag](tag, vector), codegen
 
 
 # --- arithmetic -------------------------------------------------------------------------------

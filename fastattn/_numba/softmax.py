@@ -27,8 +27,6 @@ from fastattn._engine.layouts import (
 from .compile import device, entry
 from .emit import LANES
 from .gather import gather, gather_factors, score_at
-from .halves import store_number
-from .logarithm import log_of_sum
 from .memory import (
     load,
     load_as,
@@ -39,10 +37,10 @@ from .memory import (
     store_first,
     store_scalar,
 )
-from .native import load_float64, store_float64
+from .native import store_float64
 from .record import NO_MASK, operand_offset, reader
-from .simd import any_nan, cast, first_lane, item_size, splat
-from .softmax_finish import finish_line, round_out, turn_out
+from .simd import any_nan, cast, first_lane, item_size, narrowed, splat
+from .softmax_finish import finish_line, finish_logarithms, round_out, turn_out
 from .tasks import take_tasks
 from .weigh import (
     find_max,
@@ -145,10 +143,9 @@ def weigh_group_apart(tag, call, place, keys, maximum, first, here, count, facto
         offset = first // SEGMENT_KEYS * call.sums_stride + here
         sums, rests = call.sums + offset, call.rests + offset
     if call.phase == FINISH:
-        for r in range(count):
-            row = here // item + r
-            store_float64(parts, r, load_float64(call.state_sum, row))
-            store_float64(parts, LANES + r, load_float64(call.state_rest, row))
+        offset = here // item * 8
+        store(parts, load_first(call.state_sum + offset, count, 0.0))
+        store(parts + LANES * 8, load_first(call.state_rest + offset, count, 0.0))
     elif call.sideways:
         weigh_sideways_apart(
             tag, place, keys, call.block_stride, maximum, weights, scratch + call.at_lanes,
@@ -163,31 +160,8 @@ def weigh_group_apart(tag, call, place, keys, maximum, first, here, count, facto
         store_float64(parts, 0, at_max)
         store_float64(parts, LANES, rest)
     store(own, maximum)
-    store(own + LANES * item, splat(cast(tag, 0.0)))
-    for r in range(count):
-        total = load_float64(parts, r) + load_float64(parts, LANES + r)
-        store_scalar(own + (LANES + r) * item, cast(tag, total))
-
-
-@device
-def finish_logarithms(tag, call, output, group, count, own, parts):
-    """The logarithms of up to sixteen rows: results of logsumexp, or what log_softmax subtracts."""
-    item = item_size(tag)
-    for r in range(count):
-        at_max, rest = load_float64(parts, r), load_float64(parts, LANES + r)
-        if call.operation != LOGSUMEXP_RESULT:
-            logarithm = log_of_sum(0.0, 0.0, at_max, rest)
-            store_scalar(own + (LANES + r) * item, cast(tag, logarithm))
-            continue
-        target = output + (group + r) * call.output_row
-        if call.sign:
-            total = at_max + rest
-            sign = np.nan if total != total else np.float64(total > 0.0) - np.float64(total < 0.0)
-            store_number(tag, call.output_code, target + call.sign, cast(tag, sign))
-            if total < 0.0:
-                at_max, rest = -at_max, -rest
-        lse = log_of_sum(np.float64(load_scalar(tag, own + r * item)), 0.0, at_max, rest)
-        store_number(tag, call.output_code, target, cast(tag, lse))
+    total = load_first(parts, count, 0.0) + load_first(parts + LANES * 8, count, 0.0)
+    store(own + LANES * item, narrowed(tag, total))
 
 
 @device

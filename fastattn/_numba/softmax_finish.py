@@ -1,21 +1,27 @@
 """Step finish of softmax and its relatives: divide or subtract, and store blocks in any layout."""
 
-from fastattn._engine.layouts import SOFTMAX_RESULT
+import numpy as np
+
+from fastattn._engine.layouts import LOGSUMEXP_RESULT, SOFTMAX_RESULT
 
 from .compile import device
 from .emit import LANES
-from .halves import round_line, round_lines
+from .halves import round_line, round_lines, store_number
+from .logarithm import SMALLEST_NORMAL, log_of_normal, log_of_sum
 from .memory import (
     load,
     load_first,
     load_scalar,
+    native_code,
     store,
     store_first,
     store_scalar,
     stream,
     transpose_four,
 )
-from .simd import cast, fma, item_size
+from .native import load_float64
+from .pairs import paired
+from .simd import any_nan, cast, fma, item_size, narrowed, select_above, splat, widened
 
 
 @device(inlined=True)
@@ -60,6 +66,60 @@ def finish_line(tag, call, source, lanes, stats, stats_step, target, streamed):
 
 
 @device
+def finish_logarithms(tag, call, output, group, count, own, parts):
+    """The logarithms of up to sixteen rows: results of logsumexp, or what log_softmax subtracts.
+
+    Side by side as far as the sums of all are ordinary numbers.
+    """
+    item = item_size(tag)
+    results = call.operation == LOGSUMEXP_RESULT
+    if count > 1:
+        large, small = load_first(parts, count, 1.0), load_first(parts + LANES * 8, count, 0.0)
+        total, rest = paired(large, small)
+        zero, base = splat(0.0), splat(0.0)
+        if results:
+            base = widened(load_first(own, count, cast(tag, 0.0)))
+        # NaN where a sum or a base is no ordinary number.
+        odd = select_above(splat(SMALLEST_NORMAL), total, splat(np.nan), zero)
+        if not any_nan(odd + ((total - total) + (base - base))):
+            logarithms = narrowed(tag, log_of_normal(base, zero, total, rest, zero))
+            store(own + LANES * item, logarithms)
+            if results:
+                store_results(tag, call, output, group, count, own + LANES * item)
+            return
+    for r in range(count):
+        at_max, rest = load_float64(parts, r), load_float64(parts, LANES + r)
+        if not results:
+            logarithm = log_of_sum(0.0, 0.0, at_max, rest)
+            store_scalar(own + (LANES + r) * item, cast(tag, logarithm))
+            continue
+        if call.sign:
+            target = output + (group + r) * call.output_row + call.sign
+            total = at_max + rest
+            sign = np.nan if total != total else np.float64(total > 0.0) - np.float64(total < 0.0)
+            store_number(tag, call.output_code, target, cast(tag, sign))
+            if total < 0.0:
+                at_max, rest = -at_max, -rest
+        lse = log_of_sum(np.float64(load_scalar(tag, own + r * item)), 0.0, at_max, rest)
+        store_scalar(own + (LANES + r) * item, cast(tag, lse))
+    if results:
+        store_results(tag, call, output, group, count, own + LANES * item)
+
+
+@device(inlined=True)
+def store_results(tag, call, output, group, count, source):
+    """Store the results of logsumexp for up to sixteen rows."""
+    item = item_size(tag)
+    target = output + group * call.output_row
+    if call.output_row == item and call.output_code == native_code(tag):
+        store_first(target, load(tag, source), count)
+        return
+    for r in range(count):
+        number = load_scalar(tag, source + r * item)
+        store_number(tag, call.output_code, target + r * call.output_row, number)
+
+
+@device
 def turn_out(tag, call, block, rows, keys, strip, output):
     """Store a finished block into a result whose lanes do not lie side by side."""
     item = item_size(tag)
@@ -97,7 +157,10 @@ def turn_rows(tag, call, block, rows, keys, strip, target, target_row):
         for k in range(0, keys, LANES):
             count = min(keys - k, LANES)
             source = block + k * call.block_stride + row * item
-            transpose_four(tag, 0, source, call.block_stride, count - 1, strip, step)
             place = target + row * target_row + k * item
+            if count == LANES and row + 4 <= rows:
+                transpose_four(tag, 1, source, call.block_stride, LANES - 1, place, target_row)
+                continue
+            transpose_four(tag, 0, source, call.block_stride, count - 1, strip, step)
             for r in range(min(rows - row, 4)):
                 store_first(place + r * target_row, load(tag, strip + r * step), count)

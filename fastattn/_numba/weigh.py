@@ -15,14 +15,12 @@ from .emit import LANES
 from .memory import (
     load,
     load_first,
-    load_scalar,
     prefetch,
     store,
     store_first,
     store_scalar,
     stream,
 )
-from .native import load_float64, store_float64
 from .simd import (
     cast,
     item_size,
@@ -32,6 +30,7 @@ from .simd import (
     select_above,
     select_equal,
     splat,
+    widened,
 )
 from .softmax_finish import final
 
@@ -64,6 +63,30 @@ def find_max(tag, place, keys):
     return lane_max(larger(larger(first, second), larger(third, fourth)))
 
 
+@device(inlined=True)
+def weigh_segment(tag, place, keys, maximum, keep, weights, ahead):
+    """Step weigh for one segment, or a part of it: the sum of exponentials.
+
+    They go to `weights` if `keep`. `ahead` bytes further lies what is read next.
+    """
+    item = item_size(tag)
+    whole = keys // LANES * LANES
+    lanes = splat(cast(tag, 0.0))
+    for k in range(0, whole, LANES):
+        weight = exp_nonpositive(load(tag, place + k * item) - maximum)
+        prefetch(place + k * item + ahead)
+        lanes = lanes + weight
+        if keep:
+            store(weights + k * item, weight)
+    if whole < keys:
+        scores = load_first(place + whole * item, keys - whole, cast(tag, -np.inf))
+        weight = exp_nonpositive(scores - maximum)
+        lanes = lanes + weight
+        if keep:
+            store(weights + whole * item, weight)
+    return lane_sum(lanes)
+
+
 @device
 def weigh(tag, place, keys, row_max, weights, sums, sums_stride, ahead):
     """Step weigh, keys on the lanes: the sum of exponentials, which go to `weights` if not 0.
@@ -74,22 +97,11 @@ def weigh(tag, place, keys, row_max, weights, sums, sums_stride, ahead):
     maximum = splat(row_max)
     total = cast(tag, 0.0)
     for segment in range(0, keys, SEGMENT_KEYS):
-        stop = min(segment + SEGMENT_KEYS, keys)
-        whole = stop // LANES * LANES
-        lanes = splat(cast(tag, 0.0))
-        for k in range(segment, whole, LANES):
-            weight = exp_nonpositive(load(tag, place + k * item) - maximum)
-            prefetch(place + k * item + ahead)
-            lanes = lanes + weight
-            if weights:
-                store(weights + k * item, weight)
-        if whole < stop:
-            scores = load_first(place + whole * item, stop - whole, cast(tag, -np.inf))
-            weight = exp_nonpositive(scores - maximum)
-            lanes = lanes + weight
-            if weights:
-                store(weights + whole * item, weight)
-        segment_sum = lane_sum(lanes)
+        own = min(SEGMENT_KEYS, keys - segment)
+        offset = segment * item
+        segment_sum = weigh_segment(
+            tag, place + offset, own, maximum, weights != 0, weights + offset, ahead
+        )
         total = total + segment_sum
         if sums:
             store_scalar(sums + segment // SEGMENT_KEYS * sums_stride, segment_sum)
@@ -105,11 +117,14 @@ def weigh_apart(tag, place, keys, row_max, factors, weights, sums, rests, sums_s
     segment's own numbers go to `sums` and `rests` if not 0.
     """
     item = item_size(tag)
+    maximum = splat(row_max)
     total, rest = 0.0, 0.0
     for segment in range(0, keys, SEGMENT_KEYS):
         stop = min(segment + SEGMENT_KEYS, keys)
         at_max = cast(tag, 0.0)
-        others = weigh(tag, place + segment * item, stop - segment, row_max, weights, 0, 0, ahead)
+        others = weigh_segment(
+            tag, place + segment * item, stop - segment, maximum, True, weights, ahead
+        )
         if factors or (others >= cast(tag, 1.0) and others < cast(tag, WHOLE_SUM)):
             at_max, others = set_apart(tag, weights, factors, segment, stop)
         total += np.float64(at_max)
@@ -195,38 +210,51 @@ def find_max_sideways(tag, place, keys, stride):
 
 
 @device(inlined=True)
-def clear_lanes(tag, lanes):
-    """Empty the virtual lanes of sixteen rows in scratch."""
+def clear_lanes(tag, lanes, keys):
+    """Empty the virtual lanes of sixteen rows that no key of a segment is the first of."""
     step = LANES * item_size(tag)
-    for lane in range(lanes, lanes + LANES * step, step):
+    for lane in range(lanes + keys * step, lanes + LANES * step, step):
         store(lane, splat(cast(tag, 0.0)))
+
+
+@device(inlined=True)
+def add_to_lane(tag, lanes, k, weight):
+    """Add key `k` of a segment to its virtual lane; the first sixteen keys begin one."""
+    place = lanes + k % LANES * (LANES * item_size(tag))
+    if k >= LANES:
+        weight = load(tag, place) + weight
+    store(place, weight)
+
+
+@device(inlined=True)
+def fold_quarter(tag, lanes):
+    """Four virtual lanes of sixteen rows, each four behind the one before, by the written tree."""
+    step = 4 * LANES * item_size(tag)
+    first = load(tag, lanes) + load(tag, lanes + 2 * step)
+    return first + (load(tag, lanes + step) + load(tag, lanes + 3 * step))
 
 
 @device(inlined=True)
 def fold_lanes(tag, lanes):
     """Add up the virtual lanes of sixteen rows, by the written tree."""
     step = LANES * item_size(tag)
-    half = LANES // 2
-    while half:
-        for lane in range(lanes, lanes + half * step, step):
-            store(lane, load(tag, lane) + load(tag, lane + half * step))
-        half //= 2
-    return load(tag, lanes)
+    even = fold_quarter(tag, lanes) + fold_quarter(tag, lanes + 2 * step)
+    return even + (fold_quarter(tag, lanes + step) + fold_quarter(tag, lanes + 3 * step))
 
 
 @device
 def weigh_sideways(tag, place, keys, stride, maximum, keep, lanes, sums, sums_stride, count):
     """Step weigh for `count` rows on the lanes; scratch `lanes` holds the virtual lanes of each."""
-    step = LANES * item_size(tag)
     total = splat(cast(tag, 0.0))
     for segment in range(0, keys, SEGMENT_KEYS):
-        clear_lanes(tag, lanes)
-        for k in range(segment, min(segment + SEGMENT_KEYS, keys)):
-            weight = exp_nonpositive(load(tag, place + k * stride) - maximum)
-            lane = lanes + k % LANES * step
-            store(lane, load(tag, lane) + weight)
+        first = place + segment * stride
+        own = min(SEGMENT_KEYS, keys - segment)
+        clear_lanes(tag, lanes, own)
+        for k in range(own):
+            weight = exp_nonpositive(load(tag, first + k * stride) - maximum)
+            add_to_lane(tag, lanes, k, weight)
             if keep:
-                store(place + k * stride, weight)
+                store(first + k * stride, weight)
         segment_sum = fold_lanes(tag, lanes)
         total = total + segment_sum
         if sums:
@@ -246,36 +274,29 @@ def weigh_sideways_apart(
     step = LANES * item_size(tag)
     zero, bound = splat(cast(tag, 0.0)), splat(cast(tag, WHOLE_SUM))
     total = zero
-    for row in range(2 * LANES):
-        store_float64(parts, row, 0.0)
+    maxima, rest = splat(0.0), splat(0.0)
     for segment in range(0, keys, SEGMENT_KEYS):
-        stop = min(segment + SEGMENT_KEYS, keys)
-        first = weights - segment * step
-        clear_lanes(tag, lanes)
-        for k in range(segment, stop):
-            weight = exp_nonpositive(load(tag, place + k * stride) - maximum)
-            lane = lanes + k % LANES * step
-            store(lane, load(tag, lane) + weight)
-            store(first + k * step, weight)
+        first = place + segment * stride
+        own = min(SEGMENT_KEYS, keys - segment)
+        clear_lanes(tag, lanes, own)
+        for k in range(own):
+            weight = exp_nonpositive(load(tag, first + k * stride) - maximum)
+            add_to_lane(tag, lanes, k, weight)
+            store(weights + k * step, weight)
         others, at_max = fold_lanes(tag, lanes), zero
         total = total + others
         below = select_above(bound, others, others, zero)
         if lane_max(below) >= cast(tag, 1.0):
-            apart, ones = set_apart_sideways(tag, weights, stop - segment, lanes)
+            apart, ones = set_apart_sideways(tag, weights, own, lanes)
             at_max = select_above(bound, others, ones, zero)
             others = select_above(bound, others, apart, others)
-        store(lanes, at_max)
-        store(lanes + step, others)
-        for row in range(LANES):
-            place_of_row = lanes + row * item_size(tag)
-            own = np.float64(load_scalar(tag, place_of_row))
-            store_float64(parts, row, load_float64(parts, row) + own)
-            own = np.float64(load_scalar(tag, place_of_row + step))
-            store_float64(parts, LANES + row, load_float64(parts, LANES + row) + own)
+        maxima, rest = maxima + widened(at_max), rest + widened(others)
         if sums:
             offset = segment // SEGMENT_KEYS * sums_stride
             store_first(sums + offset, at_max, count)
             store_first(rests + offset, others, count)
+    store(parts, maxima)
+    store(parts + LANES * 8, rest)
     return total
 
 
@@ -285,10 +306,9 @@ def set_apart_sideways(tag, weights, keys, lanes):
     step = LANES * item_size(tag)
     one, zero = cast(tag, 1.0), splat(cast(tag, 0.0))
     ones = zero
-    clear_lanes(tag, lanes)
+    clear_lanes(tag, lanes, keys)
     for k in range(keys):
         weight = load(tag, weights + k * step)
-        lane = lanes + k % LANES * step
-        store(lane, load(tag, lane) + select_equal(weight, one, zero, weight))
+        add_to_lane(tag, lanes, k, select_equal(weight, one, zero, weight))
         ones = ones + select_equal(weight, one, splat(one), zero)
     return fold_lanes(tag, lanes), ones
