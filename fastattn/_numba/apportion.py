@@ -50,7 +50,7 @@ MOST_TRIALS = 16
 GIVE, TAKE = np.int64(0), np.int64(1)
 
 
-@device
+@device(inlined=True)
 def claims_before(method, weight, given, i, other_weight, other_given, j):
     """Whether i's claim to one unit more than `given` comes before j's."""
     if max(weight, other_weight) < TINY:
@@ -77,7 +77,7 @@ def claims_before(method, weight, given, i, other_weight, other_given, j):
     return more > 0.0
 
 
-@device
+@device(inlined=True)
 def comes_before(call, scratch, i, j, way):
     """Whether i is next before j, to be given a unit or to lose its last one."""
     if call.method == LARGEST_REMAINDER:
