@@ -270,3 +270,13 @@ def test_nothing_outside_the_arrays_is_touched(exact_backend, whole):
         for given in ({}, bounds, {**bounds, "where": where}):
             amounts = fastattn.allocate(weights, budget, **given, **options)
             assert np.allclose(amounts.sum(axis=1), 40)
+
+
+def test_amounts_without_bounds_are_rounded_once(exact_backend, seed):
+    """Against exact fractions, for rows that are handed out side by side."""
+    rng = np.random.default_rng(seed)
+    weights, budgets = rng.lognormal(size=(19, 37)), rng.uniform(1, 100, 19)
+    amounts = fastattn.allocate(weights, budgets, backend=exact_backend)
+    for row, budget, given in zip(weights, budgets, amounts, strict=True):
+        share = Fraction(budget) / sum(map(Fraction, row))
+        assert given.tolist() == [float(share * Fraction(weight)) for weight in row]
