@@ -24,6 +24,11 @@ LONG_ONE = _RAGGED_BITS + "long_sequence_among_many_short_ones[numba-40-150-caus
 LONG_GATHERED = _RAGGED_BITS + "long_sequence_among_many_short_ones[numba-40-150-gathered]"
 WAVES = _RAGGED_BITS + "beyond_what_is_planned_at_a_time[numba]"
 
+GATHERED_AT_A_PAGE = (
+    "tests/test_varlen_guard_pages.py::test_nothing_outside_the_arrays_is_touched"
+    "[numba-float32-int32-segment]"
+)
+
 RAGGED_FAULTS = {
     # ALiBi.
     "alibi_added": (
@@ -154,6 +159,12 @@ RAGGED_FAULTS = {
         "if r == 0 or call.indices != 0 or j % PAGE_KEYS == 0:",
         "if r == 0 or j % PAGE_KEYS == 0:",
         GATHERED,
+    ),
+    "indices_read_behind_the_list": (
+        "_numba/places.py",
+        "later = min(later, call.listed - 1)",
+        "later += 0",
+        GATHERED_AT_A_PAGE,
     ),
     "offset_of_the_first_sequence": (
         "_numba/entries.py",

@@ -194,7 +194,8 @@ def _point_extras(record: Record, problem: Problem, walks: Walks) -> None:
             walks[field] = array.strides
     if problem.gathered is not None:
         indices = problem.gathered.indices
-        record.set(index_bytes=indices.itemsize, table_rows=problem.gathered.rows)
+        listed = {"listed": indices.size, "table_rows": problem.gathered.rows}
+        record.set(index_bytes=indices.itemsize, **listed)
         record.point(indices=indices)
     if problem.pages is not None:
         _point_pages(record, problem, problem.pages, walks)

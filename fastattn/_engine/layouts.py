@@ -58,7 +58,7 @@ ATTENTION = Layout(
     query query_head query_row query_feature query_code
     key key_row key_feature key_code
     value value_row value_feature value_code value_in_place
-    key_staged indices index_bytes table_rows
+    key_staged indices index_bytes listed table_rows
     key_pages value_pages key_scales value_scales
     mask mask_head mask_row mask_key mask_code mask_kind
     lengths lengths_head offsets offsets_head left right

@@ -42,7 +42,8 @@ _ENTRY_FACTORS = WORD["entry_factors"]
 _QUERIES, _KEYS, _QUERY, _KEY, _VALUE = (
     WORD[field] for field in ("queries", "keys", "query", "key", "value")
 )
-_OUTPUT, _LSE, _INDICES = WORD["output"], WORD["lse"], WORD["indices"]
+_OUTPUT, _LSE = WORD["output"], WORD["lse"]
+_INDICES, _LISTED = WORD["indices"], WORD["listed"]
 _QUERY_IDS, _KEY_IDS = WORD["query_ids"], WORD["key_ids"]
 _OFFSETS, _LENGTHS = WORD["offsets"], WORD["lengths"]
 _ROW_TASKS, _STOP_SEGMENT = WORD["row_tasks"], WORD["stop_segment"]
@@ -111,6 +112,7 @@ def enter_sequence(call, shared, sequence):
         store_int64(own, _LSE, shared.lse + first_query * shared.lse_row)
     if shared.indices:
         store_int64(own, _INDICES, shared.indices + first_key * shared.index_bytes)
+        store_int64(own, _LISTED, shared.listed - first_key)
     else:
         store_int64(own, _KEY, shared.key + first_key * shared.key_row)
         store_int64(own, _VALUE, shared.value + first_key * shared.value_row)

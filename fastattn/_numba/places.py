@@ -51,6 +51,24 @@ def scale_place(scales, j):
 
 
 @device
+def listed_later(call, side, base, row_stride, j):
+    """Address of the row to ask for beside listed row j of the keys or values.
+
+    Behind a segment's keys come its values, and behind those the keys of what is listed next.
+    """
+    later, start = j + AHEAD_ROWS, j // SEGMENT_KEYS * SEGMENT_KEYS
+    stop = min(start + SEGMENT_KEYS, call.keys)
+    if later >= stop:
+        if side == KEY:
+            base, row_stride = call.entry_value, call.value_row
+            later = min(start + later - stop, stop - 1)
+        else:
+            base, row_stride = call.entry_key, call.key_row
+            later = min(later, call.listed - 1)
+    return base + row_index(call, later) * row_stride
+
+
+@device
 def stage_rows(tag, call, side, first, count, feature, features, target, target_stride):
     """Copy rows first to first + count of the entry's keys or values (`side`) into scratch.
 
@@ -72,10 +90,11 @@ def stage_rows(tag, call, side, first, count, feature, features, target, target_
         if r == 0 or call.indices != 0 or j % PAGE_KEYS == 0:
             source = row_place(call, base, pages, row_stride, j) + base_feature
             scale = scale_place(scales, j)
-            ahead = AHEAD_ROWS if call.indices != 0 else PAGE_KEYS
             later = source
-            if j + ahead < call.keys:
-                later = row_place(call, base, pages, row_stride, j + ahead) + base_feature
+            if call.indices != 0:
+                later = listed_later(call, side, base, row_stride, j) + base_feature
+            elif j + PAGE_KEYS < call.keys:
+                later = row_place(call, base, pages, row_stride, j + PAGE_KEYS) + base_feature
         for line in range(0, near, 64):
             prefetch(later + line)
         place = target + r * target_stride
