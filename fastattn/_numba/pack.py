@@ -16,7 +16,7 @@ from .memory import (
     prefetch,
     stack_room,
     store,
-    store_scalar,
+    store_first,
     transpose_four,
 )
 from .pairs import paired
@@ -97,8 +97,9 @@ def pack_ahead(
 def clear_row(tag, target, begin, end):
     """Zeros at elements begin to end of a row."""
     item = item_size(tag)
-    for i in range(begin, end):
-        store_scalar(target + i * item, cast(tag, 0.0))
+    zero = splat(cast(tag, 0.0))
+    for i in range(begin, end, LANES):
+        store_first(target + i * item, zero, end - i)
 
 
 @device

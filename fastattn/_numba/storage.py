@@ -26,10 +26,12 @@ from .emit import (
 from .memory import (
     load,
     load_as,
+    load_first,
     load_scalar,
     native_code,
     prefetch,
     store,
+    store_first,
     store_scalar,
     transposed,
 )
@@ -192,7 +194,11 @@ def widen_row(tag, code, source, stride, count, target):
         while i < whole:
             store(target + i * item, load(tag, source + i * item))
             i += LANES
-    elif code == HALF and stride == 2:
+        if whole < count:
+            rest = load_first(source + whole * item, count - whole, cast(tag, 0.0))
+            store_first(target + whole * item, rest, count - whole)
+        return
+    if code == HALF and stride == 2:
         while i < whole:
             store(target + i * item, load_widened(tag, HALF, source + 2 * i))
             i += LANES
