@@ -7,6 +7,8 @@ each, taken apart into features and multiplied at once; values are widened as th
 element of a result is the same chain of fused multiply-adds as in `tile`.
 """
 
+from itertools import islice
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -28,7 +30,7 @@ from .emit import (
     store_ir,
     vector_ir,
 )
-from .memory import transposed
+from .memory import fours_of_rows, strides_of_four, transposed
 from .storage import BFLOAT, HALF, INT8, parts_of_words, widened
 
 _FLOATS = vector_ir(types.float32)
@@ -118,7 +120,7 @@ def _emit_scores(builder, code, rows, args):
     if code != INT8:
         _emit_scores_of(builder, code, rows, args, [None, None], tiny=False)
         return
-    places = (builder.add(args[2], I64(4 * LANES * group)) for group in range(2))
+    places = (builder.add(args[4], I64(4 * LANES * group)) for group in range(2))
     scales = [load_ir(builder, place, _FLOATS) for place in places]
     # A 2^24th of a scale so small, yet not 0, may lose bits.
     below = ir.Constant(_FLOATS, [2.0**-102] * LANES)
@@ -141,34 +143,37 @@ def _emit_scores(builder, code, rows, args):
 
 def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
     """Emit the loop over the bytes of keys, with their scales at hand."""
-    source, row_stride, _, a, a_stride, c, c_stride, size, run, fetch = args
+    source, *strides, _, a, a_stride, c, c_stride, size, run, fetch = args
+    row_stride = strides[0]
     step, element, link = STEP_BYTES // item_of(code), ir.FloatType(), fma_ir
     if code == PAIRS:
         step, element, link = STEP_BYTES // 4, I32, dot_ir
     cells = [(row, group) for row in range(rows) for group in range(2)]
-    offsets = [builder.mul(row_stride, I64(r)) for r in range(2 * LANES)]
+    bases, within_four = fours_of_rows(builder, source, strides, 2 * LANES)
     # Keys without gaps are asked for line by line, in the order of memory: the machine then guesses
     # what is next. Else a line of every fourth key, the next keys in the next steps.
     gap = builder.select(run, I64(64), builder.mul(row_stride, I64(_LINE_STEPS)))
     move = builder.select(run, I64(64 * _STEP_LINES), row_stride)
     turned = builder.select(run, move, builder.sub(builder.add(move, I64(64)), gap))
 
-    whole = Loop(builder, [I64(0), a, fetch, ir.Constant(ir.IntType(1), 0)])
+    whole = Loop(builder, [I64(0), a, fetch, *bases, ir.Constant(ir.IntType(1), 0)])
     *begin, accumulate = whole.values
     stop = builder.add(begin[0], I64(FEATURE_CHAIN * (4 if code == PAIRS else item_of(code))))
     stop = builder.select(builder.icmp_signed("<", stop, size), stop, size)
     chain = Loop(builder, [*begin, *[_ZERO] * len(cells)])
-    byte, query, fetched, *sums = chain.values
-    place = builder.add(source, byte)
-    starts = [builder.add(place, offset) for offset in offsets]
+    byte, query, fetched, *rest = chain.values
+    bases, sums = rest[: len(bases)], rest[len(bases) :]
+    starts = [builder.add(base, offset) for base in bases for offset in within_four]
     groups = [
         _sixteen_keys(builder, code, starts[LANES * i : LANES * (i + 1)], scale, tiny)
         for i, scale in enumerate(scales)
     ]
-    for line in range(_STEP_LINES):
-        prefetch_ir(builder, builder.add(fetched, builder.mul(gap, I64(line))))
+    lines = iter(range(_STEP_LINES))
     for e in range(step):
         for row in range(rows):
+            # Evenly: requests in a burst fill the core's line buffers, and loads wait behind them.
+            for line in islice(lines, _due(e * rows + row, step * rows)):
+                prefetch_ir(builder, builder.add(fetched, builder.mul(gap, I64(line))))
             place = builder.add(query, builder.mul(a_stride, I64(row)))
             wide = splat_ir(builder, load_ir(builder, builder.add(place, I64(4 * e)), element))
             for group in range(2):
@@ -178,12 +183,18 @@ def _emit_scores_of(builder, code, rows, args, scales, *, tiny):
     within = builder.and_(following, I64(STEP_BYTES * _LINE_STEPS - 1))
     moved = builder.select(builder.icmp_signed("==", within, I64(0)), turned, move)
     after = [following, builder.add(query, I64(4 * step)), builder.add(fetched, moved)]
+    after += [builder.add(base, I64(STEP_BYTES)) for base in bases]
     chain.close([*after, *sums], builder.icmp_signed("<", following, stop))
     for (row, group), total in zip(cells, sums, strict=True):
         place = builder.add(c, builder.mul(c_stride, I64(row)))
         _put_sum(builder, builder.add(place, I64(4 * LANES * group)), total, accumulate)
     more = ir.Constant(ir.IntType(1), 1)
     whole.close([*after, more], builder.icmp_signed("<", following, size))
+
+
+def _due(link, links):
+    """How many of a step's lines to ask for at one of its `links`, to be done at the last."""
+    return (link + 1) * _STEP_LINES // links - link * _STEP_LINES // links
 
 
 def _put_sum(builder, place, total, accumulate):
@@ -206,7 +217,9 @@ def direct_scores(
     sig = types.void(*[types.int64] * 10, types.boolean, types.int64)
 
     def codegen(context, builder, sig, args):
-        _call_chosen(context, builder, "direct_scores", _emit_scores, args)
+        code, rows, source, row_stride, *rest = args
+        chosen = [code, rows, source, *strides_of_four(builder, row_stride), *rest]
+        _call_chosen(context, builder, "direct_scores", _emit_scores, chosen)
         return context.get_dummy_value()
 
     return sig, codegen
@@ -301,7 +314,7 @@ def direct_pair_scores(
 
     def codegen(context, builder, sig, args):
         rows, source, row_stride, *rest = args
-        chosen = [I64(PAIRS), rows, source, row_stride, I64(0), *rest]
+        chosen = [I64(PAIRS), rows, source, *strides_of_four(builder, row_stride), I64(0), *rest]
         _call_chosen(context, builder, "direct_scores", _emit_pair_scores, chosen, [PAIRS])
         return context.get_dummy_value()
 

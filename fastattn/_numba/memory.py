@@ -249,6 +249,25 @@ def transposed(builder, rows):
     ]
 
 
+def strides_of_four(builder, stride):
+    """The stride of rows, twice and three times: what `fours_of_rows` needs.
+
+    A function that loops over the columns of rows takes them as arguments of its own. LLVM, which
+    otherwise knows how they belong together, would compute each row's address from the one before:
+    a chain as long as there are rows, through every step.
+    """
+    return [stride, builder.shl(stride, I64(1)), builder.mul(stride, I64(3))]
+
+
+def fours_of_rows(builder, address, strides, rows):
+    """Addresses of every fourth row, and the distances of four rows from those.
+
+    All the addresses would not fit into registers.
+    """
+    bases = [builder.add(address, builder.mul(strides[0], I64(r))) for r in range(0, rows, 4)]
+    return bases, [I64(0), *strides]
+
+
 @intrinsic(prefer_literal=True)
 def transpose_four(typing_context, tag, whole, source, row_stride, last_row, target, target_stride):
     """Four columns of sixteen rows, written as four vectors.

@@ -28,7 +28,7 @@ from .emit import (
     store_ir,
     vector_ir,
 )
-from .memory import transposed
+from .memory import fours_of_rows, strides_of_four, transposed
 
 _FALSE, _TRUE = (ir.Constant(ir.IntType(1), bit) for bit in (0, 1))
 
@@ -329,28 +329,27 @@ def distance_tile(typing_context, tag, rows, factor, a, a_stride, b, b_stride, c
 
 def _emit_scores(builder, element, rows, args):
     """Emit C[rows, 16] = A[rows, depth] times the transpose of B[16, depth], depth in fours."""
-    a, a_stride, b, b_stride, c, c_stride, depth, fetch, beyond, line_stride, step_stride = args
+    a, a_stride, b, *steps, c, c_stride, depth, fetch, beyond, line_stride, step_stride = args
     item, kind = item_bytes(element), vector_ir(element)
-    # Four rows hang on each of four addresses: sixteen addresses would not fit into registers.
-    bases = [builder.add(b, builder.mul(b_stride, I64(4 * i))) for i in range(4)]
-    steps = [I64(0), b_stride, builder.mul(b_stride, I64(2)), builder.mul(b_stride, I64(3))]
+    bases, steps = fours_of_rows(builder, b, steps, LANES)
     a_rows = [builder.add(a, builder.mul(a_stride, I64(row))) for row in range(rows)]
     c_rows = [builder.add(c, builder.mul(c_stride, I64(row))) for row in range(rows)]
     width = builder.mul(depth, I64(item))
     # Lines are asked for in columns of sixteen: where four steps of the depth end, the next begins.
     turn = builder.sub(I64(64), builder.mul(step_stride, I64(3)))
     turn = builder.select(builder.icmp_signed("==", line_stride, I64(64)), step_stride, turn)
-    whole = Loop(builder, [I64(0), fetch, _FALSE])
+    whole = Loop(builder, [I64(0), fetch, *bases, _FALSE])
     *begin, adding = whole.values
     stop = _border(builder, begin[0], FEATURE_CHAIN * item, width)
     chain = Loop(builder, [*begin, *[ir.Constant(kind, [0.0] * LANES)] * rows])
-    offset, fetched, *linked = chain.values
+    offset, fetched, *rest = chain.values
+    bases, linked = rest[:4], rest[4:]
     for line in range(4):
         near = builder.add(fetched, builder.mul(line_stride, I64(line)))
         prefetch_ir(builder, near, nearest=True)
         prefetch_ir(builder, builder.add(near, beyond))
     quads = [
-        load_ir(builder, builder.add(builder.add(base, offset), step), vector_ir(element, 4))
+        load_ir(builder, builder.add(base, step), vector_ir(element, 4))
         for base in bases
         for step in steps
     ]
@@ -361,12 +360,13 @@ def _emit_scores(builder, element, rows, args):
             linked[row] = fma_ir(builder, splat_ir(builder, scalar), keys, linked[row])
     after = builder.add(offset, I64(4 * item))
     last = builder.icmp_signed("==", builder.and_(after, I64(16 * item - 1)), I64(0))
-    moved = builder.add(fetched, builder.select(last, turn, step_stride))
-    chain.close([after, moved, *linked], builder.icmp_signed("<", after, stop))
+    moved = [builder.add(fetched, builder.select(last, turn, step_stride))]
+    moved += [builder.add(base, I64(4 * item)) for base in bases]
+    chain.close([after, *moved, *linked], builder.icmp_signed("<", after, stop))
     for place, result in zip(c_rows, linked, strict=True):
         longer = builder.fadd(load_ir(builder, place, kind), result)
         store_ir(builder, place, builder.select(adding, longer, result))
-    whole.close([after, moved, _TRUE], builder.icmp_signed("<", after, width))
+    whole.close([after, *moved, _TRUE], builder.icmp_signed("<", after, width))
 
 
 @intrinsic(prefer_literal=True)
@@ -389,7 +389,9 @@ def score_sixteen(
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.score_sixteen.{tag}.{count}"
-        outlined(context, builder, name, [I64] * 11, ir.VoidType(), emit, args[2:])
+        a, a_stride, b, b_stride, *rest = args[2:]
+        whole = [a, a_stride, b, *strides_of_four(builder, b_stride), *rest]
+        outlined(context, builder, name, [I64] * len(whole), ir.VoidType(), emit, whole)
         return context.get_dummy_value()
 
     return sig, codegen
