@@ -100,6 +100,21 @@ def group_of_keys(call, j, size, scratch):
 
 
 @device
+def _score_group(
+    code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run, fetch
+):  # fmt: skip
+    if code is None:
+        direct_pair_scores(
+            rows, source, stride, queries, query_stride, c, c_stride, size, is_run, fetch
+        )
+    else:
+        direct_scores(
+            code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run,
+            fetch,
+        )  # fmt: skip
+
+
+@device
 def score_few_runs(
     code, rows, source, stride, scales, queries, query_stride, c, depth, size, fetch
 ):  # fmt: skip
@@ -108,25 +123,22 @@ def score_few_runs(
     Run by run, see `sums`; `code` is None for pairs of bfloat16.
     """
     is_run = stride == size
+    if depth <= FEATURE_RUN:
+        _score_group(
+            code, rows, source, stride, scales, queries, query_stride, c, SCORE_STRIDE * 4, size,
+            is_run, fetch,
+        )  # fmt: skip
+        return
     room, width = room_for_sums(), GROUP_KEYS * 4
     for first in range(0, depth, FEATURE_RUN):
         stop = min(first + FEATURE_RUN, depth)
         skip, count = first * size // depth, (stop - first) * size // depth
-        target, target_stride = c, SCORE_STRIDE * 4
-        if depth > FEATURE_RUN:
-            target, target_stride = run_target(room, first), width
         # Where the steps before have come to.
         ahead = fetch + (skip * RUN_AHEAD if is_run else skip)
-        if code is None:
-            direct_pair_scores(
-                rows, source + skip, stride, queries + 4 * first, query_stride, target,
-                target_stride, count, is_run, ahead,
-            )  # fmt: skip
-        else:
-            direct_scores(
-                code, rows, source + skip, stride, scales, queries + 4 * first, query_stride,
-                target, target_stride, count, is_run, ahead,
-            )  # fmt: skip
+        _score_group(
+            code, rows, source + skip, stride, scales, queries + 4 * first, query_stride,
+            run_target(room, first), width, count, is_run, ahead,
+        )  # fmt: skip
         end_run(np.float32(0), room, rows, width, depth, stop, c, SCORE_STRIDE * 4)
 
 

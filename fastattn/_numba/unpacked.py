@@ -83,28 +83,42 @@ def score_unpacked(tag, call, segment, queries, rows, low, high, scratch):
 
 
 @device
+def _score_run(
+    tag, rows, a, a_stride, b, b_stride, c, c_stride, depth, fetch, beyond, line_stride, step_stride
+):
+    if rows == 1:
+        score_sixteen(
+            tag, 1, a, a_stride, b, b_stride, c, c_stride, depth, fetch, beyond, line_stride,
+            step_stride,
+        )  # fmt: skip
+    else:
+        score_sixteen(
+            tag, 4, a, a_stride, b, b_stride, c, c_stride, depth, fetch, beyond, line_stride,
+            step_stride,
+        )  # fmt: skip
+
+
+@device
 def score_sixteen_runs(
     tag, rows, a, a_stride, b, b_stride, c, depth, fetch, beyond, line_stride, step_stride
 ):  # fmt: skip
     """`score_sixteen` over any number of features, run by run, see `sums`."""
     item = item_size(tag)
-    room, width, c_stride = room_for_sums(), LANES * item, SCORE_STRIDE * item
+    c_stride = SCORE_STRIDE * item
+    if depth <= FEATURE_RUN:
+        _score_run(
+            tag, rows, a, a_stride, b, b_stride, c, c_stride, depth, fetch, beyond, line_stride,
+            step_stride,
+        )  # fmt: skip
+        return
+    room, width = room_for_sums(), LANES * item
     # Four steps of sixteen rows without gaps ask for sixteen lines in a row, else for one of each.
     moved = 4 * step_stride if line_stride == 64 else 64
     for first in range(0, depth, FEATURE_RUN):
         stop = min(first + FEATURE_RUN, depth)
-        target, target_stride = c, c_stride
-        if depth > FEATURE_RUN:
-            target, target_stride = run_target(room, first), width
         here, there, ahead = a + first * item, b + first * item, fetch + first // LANES * moved
-        if rows == 1:
-            score_sixteen(
-                tag, 1, here, a_stride, there, b_stride, target, target_stride, stop - first,
-                ahead, beyond, line_stride, step_stride,
-            )  # fmt: skip
-        else:
-            score_sixteen(
-                tag, 4, here, a_stride, there, b_stride, target, target_stride, stop - first,
-                ahead, beyond, line_stride, step_stride,
-            )  # fmt: skip
+        _score_run(
+            tag, rows, here, a_stride, there, b_stride, run_target(room, first), width,
+            stop - first, ahead, beyond, line_stride, step_stride,
+        )  # fmt: skip
         end_run(tag, room, rows, width, depth, stop, c, c_stride)
