@@ -38,7 +38,7 @@ from .documents import find_documents, segment_span
 from .emit import LANES
 from .entries import enter_entry, enter_sequence, find_sequence, own_record
 from .finish import finish_row, finish_weights, write_output
-from .memory import load, load_scalar, native_code, store, store_scalar
+from .memory import load, load_scalar, native_code, prefetch, store, store_scalar
 from .native import atomic_next, load_int64, store_int64
 from .pack import clear_row, normalise_query
 from .paired import (
@@ -115,6 +115,8 @@ def prepare_rows(tag, call, entry_index, first_row, rows, scratch):
         if exact:
             wide_power, wide_back = splat(power), splat(back)
             for place in range(0, width * item, LANES * item):
+                # The next task's queries mostly lie behind these, and it begins with them.
+                prefetch(source + place + rows * width * item)
                 value = load(tag, source + place)
                 scaled = value * wide_power
                 exact &= same_lanes(scaled * wide_back, value)
