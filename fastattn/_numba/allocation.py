@@ -89,12 +89,12 @@ def scale_bounds(call, weights, lower, upper, factor, budget):
 def stand_at(call, weights, lower, upper, standing, theta, rest):
     """Where everybody stands at theta: the weight of who is between the bounds, else which bound.
 
-    Returns the largest weight between the bounds, and whether anybody stands elsewhere than the
-    scratch said before.
+    Returns the largest weight between the bounds, and whether all stand where the scratch said
+    before: nothing to decide by, the first time.
     """
     zero, beyond, theta, rest = splat(0.0), splat(BEYOND), splat(theta), splat(rest)
     at_cap, at_low = splat(AT_CAP), splat(AT_LOW)
-    largest, moved = zero, False
+    largest, same = zero, True
     for i in range(0, call.receivers * ITEM, STEP):
         weight, low, cap = load(TAG, weights + i), load(TAG, lower + i), load(TAG, upper + i)
         amount = theta * weight
@@ -102,11 +102,10 @@ def stand_at(call, weights, lower, upper, standing, theta, rest):
         error = fma(theta, weight, zero - amount) + rest * weight
         over, under = (amount - cap) + error, (low - amount) - error
         stand = select_above(over, zero, at_cap, select_above(under, zero, at_low, weight))
-        if not same_lanes(stand, load(TAG, standing + i)):
-            moved = True
+        same &= same_lanes(stand, load(TAG, standing + i))
         store(standing + i, stand)
         largest = larger(largest, stand)
-    return lane_max(largest), moved
+    return lane_max(largest), same
 
 
 @device
@@ -155,8 +154,8 @@ def find_theta(call, weights, lower, upper, scratch, budget, theta, rest):
     low, low_rest, high, high_rest = 0.0, 0.0, np.inf, 0.0
     solved = False
     for _ in range(MOST_STEPS):
-        largest, moved = stand_at(call, weights, lower, upper, standing, theta, rest)
-        if solved and not moved:
+        largest, same = stand_at(call, weights, lower, upper, standing, theta, rest)
+        if solved and same:
             break
         free, free_rest, bound, bound_rest = sums_of(call, lower, upper, standing, largest)
         open_, open_rest = minus(budget, bound, bound_rest)

@@ -39,7 +39,7 @@ from .memory import (
 )
 from .native import store_float64
 from .record import NO_MASK, operand_offset, reader
-from .simd import any_nan, cast, first_lane, item_size, narrowed, splat
+from .simd import any_nan, cast, first_lane, item_size, keep_lanes, narrowed, splat
 from .softmax_finish import finish_line, finish_logarithms, round_out, turn_out
 from .tasks import take_tasks
 from .weigh import (
@@ -217,7 +217,9 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
                 tag, call, where, keys, maximum, first, here, count, factors, own, scratch
             )
         total = load(tag, own + step)
-        if any_nan((maximum - maximum) + (total - total)):
+        doubtful = (maximum - maximum) + (total - total)
+        # Behind the last row lies whatever the scratch held.
+        if any_nan(keep_lanes(doubtful, 0, count, zero)):
             if settle_rows(tag, call, x, mask, given, group, count, keys, own, block, parts):
                 source = block
             maximum, total = load(tag, own), load(tag, own + step)

@@ -24,6 +24,7 @@ from .memory import (
 from .simd import (
     cast,
     item_size,
+    keep_lanes,
     lane_max,
     lane_sum,
     larger,
@@ -285,7 +286,8 @@ def weigh_sideways_apart(
             store(weights + k * step, weight)
         others, at_max = fold_lanes(tag, lanes), zero
         total = total + others
-        below = select_above(bound, others, others, zero)
+        # Behind the last row lies whatever the scratch held.
+        below = keep_lanes(select_above(bound, others, others, zero), 0, count, cast(tag, 0.0))
         if lane_max(below) >= cast(tag, 1.0):
             apart, ones = set_apart_sideways(tag, weights, own, lanes)
             at_max = select_above(bound, others, ones, zero)
