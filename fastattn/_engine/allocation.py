@@ -94,7 +94,7 @@ def allocate(
         sum_third=third,
     )
     whole = method is not None
-    free = not whole and operands.lower is None and operands.upper is None
+    free = not whole and lower is None and upper is None
     lay_out(
         record,
         at_weights=line * block_rows if free else line,

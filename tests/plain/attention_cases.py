@@ -1,0 +1,194 @@
+"""Small calls of attention: every option, and every way that its kernels take.
+
+Small storage, caches, pairs of bfloat16 and ragged calls stand in `storage_cases`.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import strategies
+
+import fastattn
+
+from .case import (
+    BF16,
+    BOTH,
+    F16,
+    F32,
+    F64,
+    NARROW,
+    NOT_SMALL,
+    WIDE,
+    Case,
+    attend,
+    draw,
+    operands,
+)  # fmt: skip
+
+
+def _options() -> Iterator[Case]:
+    """Every feature that the conformance tests know, alone."""
+    sizes = {"batch": (1, 2), "rows": 5, "keys": 35, "features": 9, "value_features": 20}
+    for name in strategies.FEATURES:
+        one = strategies.case((name,), seed=1, **sizes)
+        yield Case(
+            f"attention, {name}",
+            lambda c=one: fastattn.attention(*c.arrays, **c.options, **BOTH),
+            widens=name == BF16,
+        )
+
+
+def _shapes() -> Iterator[Case]:
+    """Blocks, segments, tiles of every width, and rows that keys are read for in place."""
+    for rows, keys, features, columns in (
+        (50, 70, 8, 48), (26, 600, 5, 16), (4, 64, 9, 64), (8, 20, 9, 20), (1, 70, 9, 70),
+        (7, 48, 9, 48), (3, 40, 8, 5), (1, 21, 1028, 4), (2, 17, 1030, 3),
+    ):  # fmt: skip
+        arrays = operands(rows, keys, features, columns)
+        name = f"{rows} rows, {keys} keys, {features} and {columns} features"
+        yield attend(name, arrays)
+        if keys < 100:
+            yield attend(f"{name}, narrow tiles", arrays, within=NARROW)
+        if features < 100 and keys < 100:
+            yield attend(f"{name}, {F64}", [x.astype(F64) for x in arrays], within=WIDE)
+    long = operands(2, 1100, 4, 4)
+    yield attend("split keys", long, threads=2, return_lse=True, sinks=0.5)
+    yield attend("two workers", operands(30, 40, 8, batch=(2, 3)), threads=2, causal="top_left")
+    yield attend("causal, several blocks", operands(60, 60, 4), causal=True, window=(20, 0))
+    rows_apart = np.ascontiguousarray(draw(1, (40, 3, 8)).swapaxes(0, 1)).swapaxes(0, 1)[:, 1]
+    apart = operands(1, 40, 8)
+    # The last rows see a segment that the first do not.
+    deep = operands(60, 560, 2)
+    yield attend("causal, several segments", deep, causal=True, query_offset=480)
+    yield attend("rows in tasks", operands(60, 40, 4), threads=2, causal="bottom_right")
+    yield attend("two entries", operands(26, 140, 4, 16, batch=(2,)))
+    grouped = [draw(1, (4, 30, 4)), draw(2, (1, 9, 4)), draw(3, (1, 9, 4))]
+    yield attend("grouped heads in tasks", grouped, threads=2, enable_gqa=True)
+    yield attend("window of one row", operands(1, 64, 9), query_offset=63, window=(20, None))
+    yield attend("not small", operands(60, 20, 4), threads=2, within=NOT_SMALL)
+    split = operands(2, 1100, 4)
+    yield attend("split keys, causal", split, threads=2, causal=True, query_offset=511)
+    yield attend(
+        "split keys, causal, lse", split, threads=2, causal=True, query_offset=511, return_lse=True
+    )
+    few = operands(6, 40, 8, 64)
+    yield attend("values in place of six rows", few)
+    for dtype in (F32, F16):
+        out = np.empty((6, 128), dtype)[:, ::2]
+        yield attend(f"strided out, {dtype}", [x.astype(dtype) for x in few], out=out)
+    yield attend("very wide", operands(2, 17, 2070, 3))
+    yield attend("very wide, in place", operands(2, 17, 2072, 3))
+    yield attend("keys in rows apart", [apart[0], draw(1, (40, 3, 8))[:, 1], rows_apart])
+    late = operands(4, 600, 8, 16)
+    yield attend("causal rows of a late segment", late, causal=True, query_offset=590)
+
+
+def _values() -> Iterator[Case]:
+    """Values in every layout; hidden ones that are not finite."""
+    query, key, value = operands(6, 140, 5, 40)
+    hidden = np.random.default_rng(3).random((6, 140)) < 0.5
+    hidden[:, 0], hidden[2] = False, False
+    broken = value.copy()
+    broken[0, 3], broken[5] = np.nan, np.inf
+    mask = ~hidden
+    mask[:, [0, 5]] = False
+    for name, change in (
+        ("", lambda x: x), ("transposed", lambda x: np.asfortranarray(x)),
+        ("backwards", lambda x: np.ascontiguousarray(x[:, ::-1])[:, ::-1]),
+        ("of sixteens", lambda x: np.ascontiguousarray(x[:, :32])),
+        ("swapped", lambda x: x.astype(">f4")),
+    ):  # fmt: skip
+        yield attend(f"hidden NaN, values {name}", (query, key, change(broken)), mask=mask)
+        yield attend(f"values {name}", (query, key, change(value)), return_lse=True)
+    many = operands(30, 140, 5, 40)
+    many[2][0] = np.nan
+    seen = np.ones((30, 140), bool)
+    seen[:, 0] = False
+    yield attend("hidden NaN of many rows", many, mask=seen)
+    seen = seen[:6].copy()
+    yield attend("visible NaN", (query, key, broken), mask=seen)
+    query[1, 2], key[7, 1] = np.nan, np.inf
+    yield attend("NaN and inf in scores", (query, key, value), **BOTH)
+    bias = np.where(hidden, -np.inf, np.finfo(F64).min)
+    yield attend("biases beyond float32", (query, key, value), mask=bias, **BOTH)
+    bias[0, 3] = np.inf
+    yield attend("infinite bias", (query, key, value), mask=bias, **BOTH)
+
+
+def _scales() -> Iterator[Case]:
+    """Powers of two that a query cannot take, or no operand can."""
+    for dtype, tiny, huge in ((F32, 3e-45, 3e38), (F64, 5e-324, 1e308)):
+        query, key, value = operands(5, 70, 5, 4, dtype=dtype)
+        query[::2, 0], key[1::2, 1], query[3, 2] = 3 * tiny, huge, huge
+        for scale in (0.25, 2.0**20, -0.3, 0.0):
+            for softcap in (None, 2.0):
+                name = f"{dtype}, scale {scale}, cap {softcap}"
+                arrays = query, key, value
+                yield attend(name, arrays, scale=scale, softcap=softcap, return_lse=True)
+        many = np.repeat(query, 6, axis=0)
+        yield attend(f"{dtype}, many rows scored again", (many, key, value), scale=2.0**-3)
+        for scale in (3e-300, 1e300, 7.0):
+            yield attend(
+                f"{dtype}, distances, scale {scale}", (query, key, value), similarity="euclidean",
+                scale=scale,
+            )  # fmt: skip
+    wide = operands(2, 17, 1030, 4)
+    wide[0][:, 5] = 3e-45
+    yield attend("wide rows scored again", wide, scale=0.125)
+    yield attend("wide cosines", wide, similarity="cosine")
+    yield attend("wide distances", wide, similarity="euclidean", scale=1e-3)
+    heads = operands(4, 20, 5, batch=(3,))
+    scales = np.array([0.3, -2.0, 0.0])
+    yield attend("a scale per head", heads, scale=scales, **BOTH)
+    grouped = [heads[0], heads[1][:1], heads[2][:1]]
+    yield attend("a scale per grouped head", grouped, scale=scales, enable_gqa=True)
+
+
+def _documents() -> Iterator[Case]:
+    ids = np.repeat(np.arange(6), 50)
+    query, key, value = operands(30, 300, 4, 4)
+    for name, own in (("first", ids[:30]), ("middle", ids[120:150]), ("none", ids[:30] + 90)):
+        yield attend(
+            f"documents, {name}", (query, key, value), query_segments=own, key_segments=ids,
+            causal=True, query_offset=270, sinks=-1.0,
+        )  # fmt: skip
+    yield attend(
+        "documents of rows before the first key", (query, key, value), query_segments=ids[:30],
+        key_segments=ids, causal=True, query_offset=-3,
+    )  # fmt: skip
+    heads = [np.stack([x, x]) for x in (query[:3], key[:33], value[:33])]
+    yield attend(
+        "documents per head", heads, query_segments=np.zeros((2, 3), int),
+        key_segments=np.arange(66).reshape(2, 33) % 2, **BOTH,
+    )  # fmt: skip
+
+
+def _states() -> Iterator[Case]:
+    query, key, value = operands(3, 1100, 4, 5)
+
+    def merged(*borders, **options):
+        parts = [
+            fastattn.attention_state(
+                query, key[first:stop], value[first:stop], key_start=first, **options
+            )
+            for first, stop in zip((0, *borders), (*borders, len(key)), strict=True)
+        ]
+        return parts
+
+    def left_to_right():
+        first, *others = merged(512, 1024, alibi_slopes=0.01)
+        for other in others:
+            first = first.merge(other)
+        return first.finish(return_lse=True, sinks=0.5)
+
+    def right_first():
+        first, *others = merged(512, 1024)
+        return [first.merge(others[0].merge(others[1])).finish(return_lse=True), first.finish()]
+
+    yield Case("states, merged from the left", left_to_right)
+    yield Case("states, merged from the right", right_first)
+    outputs, lses = draw(1, (3, 4, 5)), draw(2, (3, 4))
+    yield Case("states, of results", lambda: fastattn.merge_states(outputs, lses))
+
+
+GROUPS = (_options, _shapes, _values, _scales, _documents, _states)

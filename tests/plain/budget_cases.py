@@ -1,0 +1,119 @@
+"""Small calls that hand out budgets, and the calls that other tests repeat."""
+
+from collections.abc import Iterator
+
+import calls
+import numpy as np
+
+import fastattn
+
+from .case import F32, F64, Case
+
+METHODS = ("largest_remainder", "sainte_lague", "dhondt", "huntington_hill")
+
+
+def _budgets() -> Iterator[Case]:
+    def each(name, weights, budget, threads=1, **options):
+        options.setdefault("on_unspent", "keep")
+        return Case(
+            f"allocate, {name}", lambda: fastattn.allocate(weights, budget, **options),
+            threads=threads,
+        )  # fmt: skip
+
+    rng = np.random.default_rng(9)
+    weights = rng.random((3, 40)) * 10.0 ** rng.integers(-6, 6, (3, 40))
+    weights[0, :5] = 0
+    upper, lower = rng.random((3, 40)) * 30, rng.random((3, 40)) / 8
+    for threads in (1, 2):
+        yield each(f"plain, {threads}", weights, 100.0, threads)
+    yield each("of one column", weights.T[:, :2], 7.0, axis=0)
+    yield each("capped", weights, 100.0, upper=upper)
+    yield each("raised", weights, 100.0, lower=lower)
+    yield each("bounded", weights, np.array([1.0, 90.0, 1e9]), lower=lower, upper=upper + 1)
+    yield each("where", weights, 50.0, where=weights > 1, upper=upper, lower=0.001)
+    yield each("int weights", (weights.astype(int) % 97).T, 12.0, axis=0, upper=3.0)
+    yield each("nothing", weights * 0, 5.0, upper=upper)
+    yield each("nothing, unbounded", weights * 0, 5.0)
+    yield each("no budget", weights, 0.0, upper=upper)
+    yield each("least", weights, 40 * 0.5, lower=0.5)
+    yield each("most", weights, 40 * 0.5, upper=0.5)
+    yield each("one heavy", np.r_[1.0, np.full(30, 1e-290)], 9.0, upper=np.r_[2.0, np.ones(30)])
+    for wrong in (np.nan, np.inf, -1.0):
+        bad = np.r_[wrong, 1.0, 2.0]
+        yield each(f"weight {wrong}", bad, 3.0)
+        yield each(f"cap {wrong}", np.ones(3), 3.0, upper=bad)
+        yield each(f"floor {wrong}", np.ones(3), 3.0, lower=bad)
+    yield each("too much", np.ones(3), 3.0, lower=2.0)
+    for method in METHODS:
+        for name, seats in (("few", 7), ("many", 201), ("float", 33.0)):
+            yield each(f"{method}, {name}", weights, seats, unit=1, method=method)
+            yield each(
+                f"{method}, {name}, bounded", weights, seats, unit=1, method=method, lower=1,
+                upper=20,
+            )  # fmt: skip
+        yield each(f"{method}, ties", np.ones((2, 17)), 23, unit=1, method=method)
+        yield each(
+            f"{method}, near ties", np.array([3.0, 1.0, 1.0, 5.0]) / 7, 5, unit=1, method=method
+        )
+        yield each(f"{method}, half units", weights, 20.0, unit=0.5, method=method, upper=3.0)
+        yield each(f"{method}, caps", weights, 90, unit=1, method=method, upper=2)
+        yield each(f"{method}, tiny", weights * 1e-300, 90, unit=1, method=method)
+        shares = np.array([[1.0, 1.5, 2.5, 3.5, 0.5], [2.0, 6.0, 12.0, 20.0, 3.0]])
+        yield each(f"{method}, on the border", shares, 9, unit=1, method=method)
+    for tail in (1e-9, 1e-120, 1e-290):
+        far = np.array([1, tail])
+        yield each(f"far theta, {tail}", far, 1.0, lower=[0, 0.25], upper=[0.5, 1])
+        small = np.r_[1.0, tail * np.array([5, 4, 7, 6.5])]
+        for method in METHODS[1:]:
+            yield each(
+                f"{method}, small claims, {tail}", small, 12, unit=1, method=method,
+                upper=[1.0] + [np.inf] * 4,
+            )  # fmt: skip
+    share = 10 * rng.random((64, 1)) * rng.random((64, 6)) ** 4
+    near = [
+        share * (rng.random(share.shape) < 0.6) * (1 + rng.integers(-2, 3, share.shape) * 2.0**-53)
+        for _ in range(2)
+    ]
+    near[1][near[1] == 0] = np.inf
+    near[0] = np.minimum(*near)
+    total = share.sum(axis=1) * (1 + rng.integers(-2, 3, 64) * 2.0**-53)
+    some = near[0].sum(axis=1) <= total
+    yield each(
+        "caps next to shares", share[some], total[some], lower=near[0][some], upper=near[1][some]
+    )
+    many = rng.random((1, 300))
+    yield each("largest_remainder, many receivers", many, 151, unit=1)
+    yield each("largest_remainder, alike receivers", np.round(many, 1) + 1, 151, unit=1)
+
+
+def _shared() -> Iterator[Case]:
+    rng = np.random.default_rng(10)
+    weights = rng.random((21, 20)) * (rng.random((21, 20)) < 0.7)
+    weights[3] = 0
+    budgets, capacities = rng.random(21) * 3, rng.random(20) * 2
+    budgets[4], capacities[[2, 5]] = 0, (0, np.inf)
+    for threads in (1, 2):
+        yield Case(
+            f"shared, {threads} workers",
+            lambda: fastattn.allocate_shared(weights, budgets, capacities, max_iter=6),
+            threads=threads,
+        )
+    square = np.eye(4) + 0.01
+    yield Case("shared, tight", lambda: fastattn.allocate_shared(square, np.ones(4), np.ones(4)))
+    wide = rng.random((2, 530))
+    yield Case(
+        "shared, wide",
+        lambda: fastattn.allocate_shared(wide, np.ones(2), np.ones(530) / 200, max_iter=3),
+    )
+
+
+def _public() -> Iterator[Case]:
+    """What the tests of results say again, whatever surrounds a call, of some kinds of numbers."""
+    for dtype, kind in ((F32, "tiny"), (F32, "huge"), (F64, "small")):
+        for name, call in calls.every_call(dtype, kind, 5):
+            if name.startswith(_AGAIN) and " long" not in name:
+                yield Case(name, call)
+
+
+_AGAIN = "attention", "softmax", "log", "similarity", "fuse", "allocate "
+GROUPS = (_budgets, _shared, _public)

@@ -1,0 +1,49 @@
+"""Why no case reaches some places of the kernels. Whatever else is missed fails the tests.
+
+By file and function: the text of the line, and which outcome of its test (None: the statement).
+"""
+
+__all__ = ["REASONS", "without_reason", "without_use"]
+
+_IN_PLACE = "results of the tag's own type without gaps are written where they lie, by the caller"
+_FINITE = "the face keeps factors so small that a sum of finite terms is finite"
+
+REASONS: dict[tuple[str, str, str, bool | None], str] = {
+    ("storage.py", "round_row", "if stride == item:", True): _IN_PLACE,
+    ("storage.py", "round_row", "while i < whole:", True): _IN_PLACE,
+    ("storage.py", "round_row", "while i < whole:", False): _IN_PLACE,
+    ("storage.py", "round_row", "while i < whole:", None): _IN_PLACE,
+    (
+        "storage.py",
+        "round_row",
+        "store(target + i * item, load(tag, source + i * item))",
+        None,
+    ): _IN_PLACE,
+    ("storage.py", "round_row", "i += LANES", None): _IN_PLACE,
+    ("softmax.py", "settle_factors", "if seen and not infinite:", True): _FINITE,
+    (
+        "softmax.py",
+        "settle_factors",
+        "total = np.nan  # sums of finite terms that overflow both ways",
+        None,
+    ): _FINITE,
+    (
+        "softmax.py",
+        "normalise_block",
+        "if settle_rows(tag, call, x, mask, given, group, count, keys, own, block, parts):",
+        False,
+    ): _FINITE,
+}
+
+
+def _key(place):
+    return place.file.rpartition("/")[2], place.function, place.text, place.outcome
+
+
+def without_reason(missed):
+    return [place for place in missed if _key(place) not in REASONS]
+
+
+def without_use(missed):
+    """Reasons for what is reached after all, or no longer there."""
+    return sorted(set(REASONS) - {_key(place) for place in missed}, key=repr)

@@ -1,0 +1,175 @@
+"""Small calls of similarity, softmax and its relatives, and fuse."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import strategies
+
+import fastattn
+
+from .case import BF16, F16, F32, F64, IN_CHUNKS, STREAMED, Case, draw, operands
+
+
+def _similarity() -> Iterator[Case]:
+    def compare(name, query, key, within=(), threads=1, **options):
+        return Case(
+            f"similarity, {name}", lambda: fastattn.similarity(query, key, **options),
+            within=within, threads=threads,
+        )  # fmt: skip
+
+    for metric in ("dot", "scaled_dot", "cosine", "euclidean"):
+        for dtype in (F32, F64, F16, BF16):
+            query, key, _ = operands(7, 70, 9, batch=(2,), dtype=dtype)
+            yield compare(f"{metric}, {dtype}", query, key, metric=metric)
+    query, key, _ = operands(13, 96, 20)
+    out = np.empty((96, 13), F32).T
+    scales = np.array([0.3, -2.0])
+    yield compare("scales", *operands(3, 9, 4, batch=(2,))[:2], metric="dot", scale=scales)
+    yield compare("turned", query, key, out=out, metric="dot")
+    yield compare("streamed", query, key, within=STREAMED, metric="cosine", scale=3.0)
+    yield compare("streamed, odd", query[:, :7], key[:80], within=STREAMED, metric="dot")
+    yield compare("two workers", query, key, threads=2, metric="dot", scale=2.0**-140)
+    query[::3, 0], key[::5, 1] = 3e-45, 3e38
+    yield compare("scored again", query, key, metric="dot", scale=0.25)
+    wide = operands(2, 17, 1030)
+    yield compare("wide", *wide[:2], metric="dot")
+
+
+def _softmax() -> Iterator[Case]:
+    functions = fastattn.softmax, fastattn.log_softmax, fastattn.logsumexp
+    rng = np.random.default_rng(8)
+    seen = rng.random((20, 40)) < 0.7
+    seen[1] = False
+    bias = np.where(seen, rng.standard_normal((20, 40)), -np.inf)
+
+    def each(name, x, *arguments, within=(), threads=1, which=functions, **options):
+        for function in which:
+            yield Case(
+                f"{function.__name__}, {name}",
+                lambda f=function: f(x, *arguments, **options),
+                within=within,
+                threads=threads,
+            )
+
+    for dtype in (F32, F64, F16, BF16):
+        x = draw(8, (20, 40), dtype)
+        for axis in (-1, 0, None):
+            yield from each(f"{dtype}, axis {axis}", x, axis)
+        yield from each(f"{dtype}, bool mask", x, mask=seen, scale=-0.3)
+        yield from each(f"{dtype}, mask across", x, 0, mask=bias.astype(strategies.dtype_of(dtype)))
+        yield from each(f"{dtype}, own mask", x, mask=bias.astype(strategies.dtype_of(dtype)))
+        broken = x.copy()
+        broken[0, 3], broken[2, 5], broken[3], broken[4, 1] = np.nan, np.inf, -np.inf, -np.inf
+        for axis in (-1, 0):
+            yield from each(f"{dtype}, axis {axis}, not finite", broken, axis)
+            yield from each(f"{dtype}, axis {axis}, not finite, masked", broken, axis, mask=seen)
+    x = draw(9, (3, 1100))
+    x[0, 7] = 40
+    x[1, :600] = x[1].max()
+    x[2, 530:] = -np.inf
+    for threads in (1, 2):
+        yield from each(f"in chunks, {threads}", x, within=IN_CHUNKS, threads=threads)
+    yield from each("in chunks, across", x.T.copy(), 0, within=IN_CHUNKS)
+    broken = x.copy()
+    broken[0, 600], broken[1, 3] = np.nan, np.inf
+    yield from each("in chunks, not finite", broken, within=IN_CHUNKS)
+    yield from each("in chunks, across, not finite", broken.T.copy(), 0, within=IN_CHUNKS)
+    yield from each("segments", x)
+    yield from each("segments, across", x.T.copy(), 0)
+    few = draw(10, (35, 20))
+    for name, result in (
+        ("late", few), ("late, long", np.tile(few, (1, 3))), ("late, swapped", few.astype(">f4")),
+        ("late, across", few.T), ("late, mask", few * 30),
+    ):  # fmt: skip
+        yield from each(name, result, within=STREAMED, which=functions[:2])
+    bad = few.copy()
+    bad[3, 4], bad[9], bad[20, 1] = np.nan, -np.inf, np.inf
+    yield from each("late, not finite", bad, within=STREAMED)
+    yield from each("late, long, not finite", np.tile(bad, (1, 3)), within=STREAMED)
+    unaligned = np.empty(701, F32)[1:]
+    yield Case(
+        "softmax, late, unaligned",
+        lambda: fastattn.softmax(few.T, 0, out=unaligned.reshape(20, 35)),
+        within=STREAMED,
+    )
+    yield from each("of whole lanes", draw(14, (40, 32)), 0)
+    long = draw(15, (3, 40))
+    apart = np.empty((3, 80), F32)[:, ::2]
+    yield Case("softmax, long, strided out", lambda: fastattn.softmax(long, out=apart))
+    halves = np.empty((20, 80), F16)[:, :40]
+    yield Case(
+        "softmax, halves in rows apart",
+        lambda: fastattn.softmax(draw(16, (20, 40), F16), out=halves),
+    )
+    turned_halves = np.empty((20, 80), F16)[:, :40]
+    columns = np.asfortranarray(draw(17, (20, 40), F16))
+    yield Case(
+        "softmax, columns to halves in rows apart",
+        lambda: fastattn.softmax(columns, out=turned_halves),
+    )
+    wide = np.empty((35, 41), F32)[:, 1::2]
+    yield Case("softmax, strided out", lambda: fastattn.softmax(few, out=wide))
+    turned = np.empty((20, 35), F32).T
+    yield Case("softmax, turned out", lambda: fastattn.softmax(few, out=turned))
+    half = draw(11, (33, 20), F16)
+    yield from each("halves, turned", half.T, 0)
+    yield from each("halves, short", half[:, :5])
+    yield from each("halves, columns", np.asfortranarray(half))
+    yield from _logsumexp()
+
+
+def _logsumexp() -> Iterator[Case]:
+    def each(name, x, b, **options):
+        return Case(f"logsumexp, {name}", lambda: fastattn.logsumexp(x, b=b, **options))
+
+    x, b = draw(12, (4, 40)), draw(13, (4, 40))
+    b[0, :5], b[1] = 0, -abs(b[1])
+    b[2] = 0
+    for dtype in (F32, F64, F16, BF16):
+        kind = strategies.dtype_of(dtype)
+        for axis in (-1, 0):
+            yield each(
+                f"{dtype}, b, axis {axis}", x.astype(kind), b.astype(kind), axis=axis,
+                return_sign=True,
+            )  # fmt: skip
+    yield each("b alone", abs(x), abs(b) + 1)
+    odd = x.copy()
+    odd[0, 1], odd[1, 2], odd[3, 4] = np.inf, np.nan, -np.inf
+    yield each("b, not finite", odd, b, return_sign=True)
+    huge = np.full((1, 600), 3e38, F32)
+    yield each("b, of a large sum", huge * 0, huge, return_sign=True)
+    yield each("b, infinite", np.array([[0.0, -1000.0]]), np.array([[1.0, np.inf]]))
+    near = np.zeros((3, 600))
+    near[0, 0], near[1, :3], near[2] = -1e-17, np.log(1 / 3), -np.log(600)
+    yield Case("logsumexp, near 0", lambda: fastattn.logsumexp(near))
+    yield each(
+        "b, of a subnormal sum", np.array([[0.0, 0.0, -744.0]]), np.array([[1.0, -1.0, 1.0]])
+    )
+
+
+def _fuse() -> Iterator[Case]:
+    def each(name, weights, value, within=(), threads=1, **options):
+        return Case(
+            f"fuse, {name}", lambda: fastattn.fuse(weights, value, **options),
+            within=within, threads=threads,
+        )  # fmt: skip
+
+    for dtype in (F32, F64, F16, BF16):
+        for rows, keys, columns in ((7, 40, 20), (13, 30, 64)):
+            weights, value = draw(1, (rows, keys), dtype), draw(2, (keys, columns), dtype)
+            for reduce in (True, False):
+                yield each(f"{dtype}, {rows}, {reduce}", weights, value, reduce=reduce)
+    weights, value = draw(1, (12, 600)), draw(2, (600, 80))
+    yield each("segments", weights, value)
+    yield each("two workers", weights, value, threads=2)
+    yield each("transposed", np.asfortranarray(weights[:, :30]), np.asfortranarray(value[:30]))
+    out = np.empty((80, 12), F32).T
+    yield each("turned", weights[:, :30], value[:30], out=out)
+    far = np.empty((12, 1 << 16), F32)[:, :30]
+    far[...] = weights[:, :30]
+    yield each("rows far apart", far, value[:30])
+    products = np.empty((12, 30, 2 * 20), F32)[..., ::2]
+    yield each("strided products", weights[:, :30], value[:30, :20], reduce=False, out=products)
+
+
+GROUPS = (_similarity, _softmax, _fuse)
