@@ -5,8 +5,9 @@ leave ordinary functions, and each machine function, which LLVM code makes elsew
 twin of the same bits: numbers (`floats`), vectors (`lanes`, `elementary`), tiles (`tiles`), small
 storage types (`storage`), words and records (`words`). The twins' loads and stores go to a
 `Memory`, which knows the elements of every operand, the words of the record and the parts of each
-worker's scratch (`memory`, `arrays`), so that one byte beyond, or a byte that nobody wrote, is an
-error with the name of the array. A backend named "plain" runs them under the engine as it is
+worker's scratch (`memory`, `arrays`), so that one byte beyond is an error with the name of the
+array. Memory that nobody wrote may be loaded, as padding is, but not decided by nor handed out; and
+no worker meets what another one wrote. A backend named "plain" runs them under the engine as it is
 (`backend`); which lines and branches ran is counted on the way (`measure`).
 
 This is a tool of the tests, hundreds of times slower than what is compiled, and no part of what is

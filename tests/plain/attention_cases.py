@@ -100,13 +100,12 @@ def _values() -> Iterator[Case]:
     ):  # fmt: skip
         yield attend(f"hidden NaN, values {name}", (query, key, change(broken)), mask=mask)
         yield attend(f"values {name}", (query, key, change(value)), return_lse=True)
-    many = operands(30, 140, 5, 40)
+    many = operands(26, 20, 5, 20)
     many[2][0] = np.nan
-    seen = np.ones((30, 140), bool)
-    seen[:, 0] = False
+    seen = np.arange(20) > 0
     yield attend("hidden NaN of many rows", many, mask=seen)
-    seen = seen[:6].copy()
-    yield attend("visible NaN", (query, key, broken), mask=seen)
+    few = [query[:3], key[:33], broken[:33]]
+    yield attend("visible NaN", few, mask=np.arange(33) > 0)
     query[1, 2], key[7, 1] = np.nan, np.inf
     yield attend("NaN and inf in scores", (query, key, value), **BOTH)
     bias = np.where(hidden, -np.inf, np.finfo(F64).min)
@@ -118,9 +117,9 @@ def _values() -> Iterator[Case]:
 def _scales() -> Iterator[Case]:
     """Powers of two that a query cannot take, or no operand can."""
     for dtype, tiny, huge in ((F32, 3e-45, 3e38), (F64, 5e-324, 1e308)):
-        query, key, value = operands(5, 70, 5, 4, dtype=dtype)
+        query, key, value = operands(5, 35, 5, 4, dtype=dtype)
         query[::2, 0], key[1::2, 1], query[3, 2] = 3 * tiny, huge, huge
-        for scale in (0.25, 2.0**20, -0.3, 0.0):
+        for scale in (0.25, 2.0**20, -0.3):
             for softcap in (None, 2.0):
                 name = f"{dtype}, scale {scale}, cap {softcap}"
                 arrays = query, key, value

@@ -81,6 +81,17 @@ def _budgets() -> Iterator[Case]:
     yield each(
         "caps next to shares", share[some], total[some], lower=near[0][some], upper=near[1][some]
     )
+    far = np.random.default_rng(0)
+    wide = 10.0 ** far.uniform(-280, 0, (24, 4))
+    least = far.random((24, 4)) * (far.random((24, 4)) < 0.5) / 4
+    most = least + far.random((24, 4)) * 2
+    yield each("many binary orders", wide, 1.0, lower=least, upper=most)
+    # From one theta to the next the first receiver goes from its least amount to its cap, and past
+    # what the second leaves it: that lies between two floats.
+    whole = int(1.95 * 2**52)
+    bounds = [[(whole + n) * 2.0**-52, 2.0**-53] for n in (2, 3)]
+    between = {"lower": bounds[0], "upper": bounds[1]}
+    yield each("between two thetas", np.array([1.95, 1e-3]), bounds[1][0], **between)
     many = rng.random((1, 300))
     yield each("largest_remainder, many receivers", many, 151, unit=1)
     yield each("largest_remainder, alike receivers", np.round(many, 1) + 1, 151, unit=1)

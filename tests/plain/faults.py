@@ -80,6 +80,14 @@ FAULTS = [
         r"worker 1 writes scratch at_\w+ of worker 0",
     ),
     SeededFault(
+        "rows_of_another_task",
+        "allocation.py",
+        "        for row in range(first, min(first + call.task_rows, call.rows)):",
+        "        for row in range(first, min(first + call.task_rows + 1, call.rows)):",
+        "allocate, plain, 2",
+        r"worker \d writes \d+ bytes at \d+ of output, which worker \d wrote",
+    ),
+    SeededFault(
         "a_part_of_scratch_overrun",
         "pack.py",
         "        for first in range(0, inners, LANES):\n            start = source",

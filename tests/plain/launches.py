@@ -8,7 +8,7 @@ from fastattn._core.plan import PAGE_KEYS
 from fastattn._engine import layouts
 
 from .arrays import Mapped, poison, regions_of
-from .memory import Memory, Region, use
+from .memory import RECORD, Memory, Region, use
 from .workers import run_in_turns
 
 __all__ = ["Launcher"]
@@ -91,7 +91,7 @@ class Launcher:
         scratch = _spread_scratch(layout, words, workers, memory)
         record = bytearray(b"\1" * words.nbytes)
         counter = bytearray(b"\1" * 8 + b"\0" * (words.nbytes - 8))
-        memory.add(Region("the record", words.ctypes.data, record, writable=counter))
+        memory.add(Region(RECORD, words.ctypes.data, record, writable=counter))
         return memory, scratch
 
     def _mapped(self, layout, words, field):

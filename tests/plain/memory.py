@@ -12,7 +12,9 @@ import numpy as np
 
 from .floats import Fault
 
-__all__ = ["Memory", "Region", "current", "use"]
+__all__ = ["RECORD", "Memory", "Region", "current", "use"]
+
+RECORD = "the record"
 
 # Stack rooms that live at once: a function has one, and none of those it calls has more.
 _ROOMS = 4
@@ -35,6 +37,7 @@ class Region:
         self.writable = writable
         self.worker = worker  # whose scratch it is
         self.is_result = is_result  # the caller reads it
+        self.writers = None  # who wrote each byte: a worker's number and 1
         place = (ctypes.c_char * len(owned)).from_address(start)
         self.data = memoryview(place).cast("B")
 
@@ -50,7 +53,7 @@ class Memory:
 
     def __init__(self):
         self._starts, self._regions, self._rooms = [], [], []
-        self.worker = 0
+        self.worker, self.workers = 0, 1
         self.next_worker = lambda: None  # lets the others go on, where there are some
 
     def add(self, region):
@@ -94,6 +97,8 @@ class Memory:
         """
         region = self._find(address, size, "reads")
         at = address - region.start
+        if self.workers > 1:
+            self._meet(region, at, size, "reads")
         if region.readable.find(0, at, at + size) < 0:
             return region.data, at, None
         gap = region.owned.find(0, at, at + size)
@@ -111,10 +116,29 @@ class Memory:
         gap = region.writable.find(0, at, at + size)
         if gap >= 0:
             raise Fault(f"writes {size} bytes at {self._place(region, at, gap)}")
+        if self.workers > 1 and self._meet(region, at, size, "writes"):
+            region.writers[at : at + size] = bytes([self.worker + 1]) * size
         if known is not None and region.is_result:
             raise Fault(f"what {region.name} gets at {at} was never written")
         region.data[at : at + size] = data
         region.readable[at : at + size] = b"\1" * size if known is None else known
+
+    def _meet(self, region, at, size, verb):
+        """See that no other worker wrote there; whether it is memory that workers share.
+
+        Results, that is. The counter of tasks is there for all.
+        """
+        if region.worker is not None or region.writable is None or region.name == RECORD:
+            return False
+        if region.writers is None:
+            region.writers = bytearray(len(region.owned))
+        others = region.writers[at : at + size].strip(bytes([0, self.worker + 1]))
+        if others:
+            raise Fault(
+                f"worker {self.worker} {verb} {size} bytes at {at} of {region.name}, which worker "
+                f"{others[0] - 1} wrote"
+            )
+        return True
 
     def room(self, size):
         """Fresh bytes on the stack, in which nothing is to be read yet."""

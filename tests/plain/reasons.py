@@ -6,9 +6,17 @@ By file and function: the text of the line, and which outcome of its test (None:
 __all__ = ["REASONS", "without_reason", "without_use"]
 
 _IN_PLACE = "results of the tag's own type without gaps are written where they lie, by the caller"
+_APART = "no two bounds that differ are as near as two pairs of floats"
 _FINITE = "the face keeps factors so small that a sum of finite terms is finite"
 
 REASONS: dict[tuple[str, str, str, bool | None], str] = {
+    (
+        "allocation.py",
+        "find_theta",
+        "if not (below(low, low_rest, theta, rest) and below(theta, rest, high, high_rest)):",
+        True,
+    ): _APART,
+    ("allocation.py", "find_theta", "break (3)", None): _APART,
     ("storage.py", "round_row", "if stride == item:", True): _IN_PLACE,
     ("storage.py", "round_row", "while i < whole:", True): _IN_PLACE,
     ("storage.py", "round_row", "while i < whole:", False): _IN_PLACE,

@@ -9,6 +9,7 @@ import fastattn
 
 from .backend import Plain, on_plain_kernels, widening
 from .cases import CASES
+from .steps import STEPS
 
 __all__ = ["Runs", "can_compare", "compiled_results"]
 
@@ -28,9 +29,11 @@ class Runs:
         return self._results[case.name]
 
     def missed(self):
-        """What of the kernels no case reaches; runs those that did not run yet."""
+        """What of the kernels no case or step reaches; runs those that did not run yet."""
         for case in CASES:
             self.results(case)
+        for step in STEPS:
+            step(self.plain)
         return self.plain.coverage.missed()
 
 

@@ -69,13 +69,15 @@ def _softmax() -> Iterator[Case]:
     x[2, 530:] = -np.inf
     for threads in (1, 2):
         yield from each(f"in chunks, {threads}", x, within=IN_CHUNKS, threads=threads)
-    yield from each("in chunks, across", x.T.copy(), 0, within=IN_CHUNKS)
+    short = x[:, :600].T.copy()
+    yield from each("in chunks, across", short, 0, within=IN_CHUNKS)
     broken = x.copy()
     broken[0, 600], broken[1, 3] = np.nan, np.inf
     yield from each("in chunks, not finite", broken, within=IN_CHUNKS)
-    yield from each("in chunks, across, not finite", broken.T.copy(), 0, within=IN_CHUNKS)
+    broken = broken[:, :601].T.copy()
+    yield from each("in chunks, across, not finite", broken, 0, within=IN_CHUNKS)
     yield from each("segments", x)
-    yield from each("segments, across", x.T.copy(), 0)
+    yield from each("segments, across", short, 0)
     few = draw(10, (35, 20))
     for name, result in (
         ("late", few), ("late, long", np.tile(few, (1, 3))), ("late, swapped", few.astype(">f4")),

@@ -17,7 +17,7 @@ def run_in_turns(function, call, memory, workers):
         threading.Thread(target=turns.run, args=(function, call, worker), daemon=True)
         for worker in range(workers)
     ]
-    memory.next_worker = turns.pass_on
+    memory.next_worker, memory.workers = turns.pass_on, workers
     for thread in threads:
         thread.start()
     for thread in threads:
