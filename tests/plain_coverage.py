@@ -7,7 +7,7 @@ its reason. Nothing is compiled for it.
 
 from collections import Counter
 
-from plain.reasons import REASONS, _key
+from plain.reasons import NOT_LOADED, NOT_TWINNED, REASONS, key_of
 from plain.runs import Runs
 
 
@@ -29,8 +29,10 @@ def main():
             machine = [name for names in coverage.machine.values() for name in names]
         cells = [f"{ran[file, k]}/{total[file, k]}" for k in ("lines", "branches")]
         print(f"{file:24}{cells[0]:>16}{cells[1]:>16}{len(machine):>20}")
+    for name, reason in (NOT_LOADED | NOT_TWINNED).items():
+        print(f"{name}: {reason}")
     for place in sorted(missed, key=str):
-        print(f"{place}\n    {REASONS.get(_key(place), 'NO REASON')}")
+        print(f"{place}\n    {REASONS.get(key_of(place), 'NO REASON')}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import strategies
 from conftest import AUTOMATIC
 from plain.case import Case
 from plain.cases import CASES
-from plain.reasons import without_reason, without_use
+from plain.reasons import NOT_LOADED, NOT_TWINNED, without_reason, without_use
 from plain.runs import Runs, can_compare, compiled_results
 from plain.steps import STEPS
 
@@ -79,6 +79,11 @@ def test_calls_run_on_plain_kernels(runs):
     assert launcher.launches == before
     assert fresh.plain.launcher.launches > 0
     assert sum(fresh.plain.coverage.ran) > 500
+
+
+def test_all_of_the_kernels_is_loaded_and_has_twins(runs):
+    assert runs.plain.world.not_loaded() == sorted(NOT_LOADED)
+    assert runs.plain.world.not_twinned() == sorted(NOT_TWINNED)
 
 
 def test_what_no_case_reaches_has_a_reason(runs):

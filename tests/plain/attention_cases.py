@@ -66,6 +66,7 @@ def _shapes() -> Iterator[Case]:
     yield attend("grouped heads in tasks", grouped, threads=2, enable_gqa=True)
     yield attend("window of one row", operands(1, 64, 9), query_offset=63, window=(20, None))
     yield attend("not small", operands(60, 20, 4), threads=2, within=NOT_SMALL)
+    yield attend("of one array", operands(5, 5, 4)[:1] * 3)
     split = operands(2, 1100, 4)
     yield attend("split keys, causal", split, threads=2, causal=True, query_offset=511)
     yield attend(

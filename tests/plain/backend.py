@@ -70,8 +70,9 @@ class _Again:
         for field, place in zip(_OPERANDS, objects, strict=True):
             if place:
                 launcher.know(field, ctypes.cast(place, ctypes.py_object).value)
-                word = place + layouts.DATA_OFFSET
-                memory.add(Region(f"the {field} object", word, bytearray(b"\1" * 8)))
+        for place in {*objects} - {0}:  # some may be one and the same
+            word = place + layouts.DATA_OFFSET
+            memory.add(Region(f"the array object at {place:#x}", word, bytearray(b"\1" * 8)))
         with use(memory):
             self.plain.world.again.run(entry, tasks, template, call, *objects)
 

@@ -20,7 +20,7 @@ import fastattn
 
 from . import elementary, lanes, storage, tiles, words
 from .floats import F64, larger_of, number, smaller_of
-from .measure import Coverage
+from .measure import Coverage, compiled_functions
 
 __all__ = ["Entry", "World"]
 
@@ -113,6 +113,20 @@ class World:
         )
         self._modules["launch"] = types.SimpleNamespace(run_serially=self._run_serially)
 
+    def not_loaded(self):
+        """Files with compiled functions that nothing here runs."""
+        loaded = {Path(getattr(one, "__file__", "")) for one in self._modules.values()}
+        return sorted(
+            path.name
+            for path in set(self._files.values()) - loaded
+            if compiled_functions(path.read_text(encoding="utf-8"))
+        )
+
+    def not_twinned(self):
+        """Machine functions for which nothing stands."""
+        names = {name for file in self.coverage.machine.values() for name in file}
+        return sorted(names - set(self._twins) - set(words.MADE))
+
     def module(self, name):
         """A file of the kernels, by the last part of its name."""
         if name not in self._modules:
@@ -144,8 +158,9 @@ class World:
             self._twins_of_elementary(module)
 
     def _twins_of_elementary(self, module):
-        for name, twin in elementary.twins_of(module).items():
-            setattr(module, name, twin)
+        twins = elementary.twins_of(module)
+        self._twins |= twins
+        vars(module).update(twins)
 
     def _intrinsic(self, function=None, *, prefer_literal=False):
         if function is None:

@@ -8,7 +8,7 @@ within an expression.
 import ast
 from typing import NamedTuple
 
-__all__ = ["Coverage", "Place"]
+__all__ = ["Coverage", "Place", "compiled_functions"]
 
 _COMPILED = {"device", "entry", "driver"}
 _INTRINSIC = "intrinsic"
@@ -64,6 +64,15 @@ class Coverage:
 
     def missed(self):
         return [place for place, ran in zip(self.places, self.ran, strict=True) if not ran]
+
+
+def compiled_functions(source):
+    """The functions of a file that Numba compiles for kernels."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and {_name(x) for x in node.decorator_list} & _COMPILED
+    ]
 
 
 def _name(decorator):

@@ -3,7 +3,15 @@
 By file and function: the text of the line, and which outcome of its test (None: the statement).
 """
 
-__all__ = ["REASONS", "without_reason", "without_use"]
+__all__ = ["NOT_LOADED", "NOT_TWINNED", "REASONS", "key_of", "without_reason", "without_use"]
+
+# Files with compiled functions that are not loaded.
+NOT_LOADED = {"launch.py": "drives Numba's threads; `plain.workers` takes turns instead"}
+# Machine functions that no plain kernel calls.
+NOT_TWINNED = dict.fromkeys(
+    ("call_entry", "default_float_environment", "restore_float_environment"),
+    "of the launchers of threads: who calls an entry, in which float environment",
+)
 
 _IN_PLACE = "results of the tag's own type without gaps are written where they lie, by the caller"
 _APART = "no two bounds that differ are as near as two pairs of floats"
@@ -44,14 +52,14 @@ REASONS: dict[tuple[str, str, str, bool | None], str] = {
 }
 
 
-def _key(place):
+def key_of(place):
     return place.file.rpartition("/")[2], place.function, place.text, place.outcome
 
 
 def without_reason(missed):
-    return [place for place in missed if _key(place) not in REASONS]
+    return [place for place in missed if key_of(place) not in REASONS]
 
 
 def without_use(missed):
     """Reasons for what is reached after all, or no longer there."""
-    return sorted(set(REASONS) - {_key(place) for place in missed}, key=repr)
+    return sorted(set(REASONS) - {key_of(place) for place in missed}, key=repr)
