@@ -99,8 +99,10 @@ def _values() -> Iterator[Case]:
         ("of sixteens", lambda x: np.ascontiguousarray(x[:, :32])),
         ("swapped", lambda x: x.astype(">f4")),
     ):  # fmt: skip
-        yield attend(f"hidden NaN, values {name}", (query, key, change(broken)), mask=mask)
-        yield attend(f"values {name}", (query, key, change(value)), return_lse=True)
+        keys = 35 if name else 140
+        some = query, key[:keys], change(broken[:keys])
+        yield attend(f"hidden NaN, values {name}", some, mask=mask[:, :keys])
+        yield attend(f"values {name}", (*some[:2], change(value[:keys])), return_lse=True)
     many = operands(26, 20, 5, 20)
     many[2][0] = np.nan
     seen = np.arange(20) > 0

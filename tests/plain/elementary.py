@@ -3,12 +3,13 @@
 The coefficients are the kernels' own, read from the file that they are loaded from.
 """
 
+import functools
 import math
 
 import numpy as np
 
 from .floats import dtype_of, fma, number
-from .lanes import Vector, both
+from .lanes import LANES, Vector, both
 
 _FORMAT = {4: (23, 127, -104.0, np.int32), 8: (52, 1023, -746.0, np.int64)}
 
@@ -22,8 +23,14 @@ def twins_of(tables):
     def table(name, x):
         return getattr(tables, name)[named[x.itemsize]]
 
+    @functools.cache
+    def lanes_of(dtype, value):
+        made = np.full(LANES, value, dtype)
+        made.flags.writeable = False
+        return made
+
     def constant(x, value):
-        return np.full(len(x), value, x.dtype)
+        return lanes_of(x.dtype, value)
 
     def clamp_below(x, lowest):
         return np.where(lowest > x, lowest, x)
