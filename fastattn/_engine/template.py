@@ -37,6 +37,8 @@ class Template:
         The words of `layouts.FORM`, and behind them those of the record.
     size : int
         Bytes that a call takes: its record and the scratch of its workers.
+    operands : tuple of str
+        The fields of the record that are addresses of a call's arrays, in their order.
     small : int
         How many tasks a call runs on the thread it is on; 0: the launcher runs it.
     """
@@ -54,6 +56,7 @@ class Template:
         word = record.layout.word
         record_bytes = padded(8 * len(record.words), 64)
         record.forget_arrays()
+        self.operands = operands
         self._tables = record.tables
         self.fill = kernels.again.run
         self.launcher = kernels.launcher

@@ -13,9 +13,9 @@ import numpy as np
 
 import fastattn
 from fastattn._core import backends
-from fastattn._engine import layouts, normalize, planned, record
+from fastattn._engine import layouts, normalize, record, template
 from fastattn._engine.engine import Engine
-from fastattn._engine.kernels import Kernels
+from fastattn._engine.operations import name_kernels
 
 from .arrays import poison
 from .launches import Launcher
@@ -25,7 +25,6 @@ from .memory import Memory, Region, use
 __all__ = ["NAME", "Plain", "on_plain_kernels", "widening"]
 
 NAME = "plain"
-_OPERANDS = ("query", "key", "value", "mask", "output", "lse")
 
 
 class Plain:
@@ -38,7 +37,7 @@ class Plain:
         self.name = NAME
         entries = self.world.entries
         self.launcher.entries = {one.address: one for one in entries.values()}
-        kernels = Kernels.named(NAME, entries, self.launcher, _Again(self))
+        kernels = name_kernels(NAME, entries, self.launcher, _Again(self))
         # Which CPU this is does not matter here.
         self.engine = Engine(kernels._replace(attend_pairs=entries["attend_pairs"]))
 
@@ -56,30 +55,28 @@ class Plain:
 
 
 class _Again:
-    """A small call of attention once more: the kernels' own code for it, on checked memory."""
+    """A small call once more: the kernels' own code for it, on checked memory."""
 
     def __init__(self, plain):
         self.plain = plain
 
-    def run(self, entry, tasks, template, call, *objects):
-        launcher = self.plain.launcher
+    def run(self, entry, tasks, form, call, *objects):
         memory = Memory()
-        size = 8 * len(layouts.ATTENTION.word)
-        memory.add(Region("the template", template, bytearray(b"\1" * size)))
-        memory.add(Region.fresh("the new record", call, layouts.RECORD_STRIDE))
-        for field, place in zip(_OPERANDS, objects, strict=True):
-            if place:
-                launcher.know(field, ctypes.cast(place, ctypes.py_object).value)
+        head = len(layouts.FORM.word)
+        words = 8 * ctypes.c_int64.from_address(form).value
+        memory.add(Region("the form", form, bytearray(b"\1" * (8 * head + words))))
+        memory.add(Region.fresh("the new record", call, words))
         for place in {*objects} - {0}:  # some may be one and the same
             word = place + layouts.DATA_OFFSET
             memory.add(Region(f"the array object at {place:#x}", word, bytearray(b"\1" * 8)))
         with use(memory):
-            self.plain.world.again.run(entry, tasks, template, call, *objects)
+            self.plain.world.again.run(entry, tasks, form, call, *objects)
 
 
 def widening(engine):
     """Let an engine's kernels widen bfloat16, as on a CPU that does not multiply it."""
-    return mock.patch.object(engine, "kernels", engine.kernels._replace(attend_pairs=None))
+    wider = Engine(engine.kernels._replace(attend_pairs=None))
+    return mock.patch.object(engine, "_functions", wider._functions)
 
 
 @contextlib.contextmanager
@@ -89,7 +86,7 @@ def on_plain_kernels(plain):
     point, tables, follow = (
         record.Record.point,
         record.Record.point_tables,
-        planned.Planned.__call__,
+        template.Template.__call__,
     )
     describe_factors = normalize._describe_factors
 
@@ -104,11 +101,9 @@ def on_plain_kernels(plain):
         tables(self, **arrays)
 
     def know_operands(self, *operands):
-        word = self._record.layout.word
-        names = {place: field for field, place in word.items()}
-        for place, array in zip(self._places, operands, strict=True):
+        for field, array in zip(self.operands, operands, strict=False):
             if array is not None:
-                launcher.know(names[place], array)
+                launcher.know(field, array)
         follow(self, *operands)
 
     def know_sign(made, view, signed, out):
@@ -120,7 +115,7 @@ def on_plain_kernels(plain):
         for target, name, value in (
             (record.Record, "point", know_point),
             (record.Record, "point_tables", know_tables),
-            (planned.Planned, "__call__", know_operands),
+            (template.Template, "__call__", know_operands),
             (normalize, "_describe_factors", know_sign),
             (np, "empty", _poisoned(np.empty)),
             (np, "empty_like", _poisoned(np.empty_like)),

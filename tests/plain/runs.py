@@ -51,5 +51,5 @@ def can_compare(case, compiled):
 
 def compiled_results(case, compiled):
     """What a case gives on a compiled backend."""
-    with _ways(case, backend_of(compiled).engine), fastattn.use_backend(compiled):
+    with _ways(case, backend_of(compiled).backend), fastattn.use_backend(compiled):
         return calls.results(case.call)
