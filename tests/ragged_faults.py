@@ -65,7 +65,7 @@ RAGGED_FAULTS = {
     "sink_scaled": (
         "_numba/finish.py",
         "sink = load_scalar(tag, place)",
-        "sink = load_scalar(tag, place) * cast(tag, call.rest)",
+        "sink = load_scalar(tag, place) * cast(tag, scale)",
         SINKS,
     ),
     "sink_folded_twice": (
