@@ -237,7 +237,7 @@ def extensions() -> list[Extension]:
         leave_out(reason)
         return []
     room = [str(path) for path in sorted(Path(PLACE).glob("*.h"))]
-    kernels = [str(path) for path in sorted(Path("fastattn/_numba").glob("*.py"))]
+    kernels = [str(path) for path in sorted(Path("fastattn/_numba").rglob("*.py"))]
     return [
         Extension(
             "fastattn._cython._native",

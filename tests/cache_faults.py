@@ -34,25 +34,25 @@ FEW_SIZES = _FEW + "sizes[numba-{}-{}]"
 CACHE_FAULTS = {
     # Pages.
     "page_begins_one_key_late": (
-        "_numba/places.py",
+        "_numba/operands/places.py",
         "load_int64(pages, j // PAGE_KEYS) + j % PAGE_KEYS * row_stride",
         "load_int64(pages, max(j - 1, 0) // PAGE_KEYS) + j % PAGE_KEYS * row_stride",
         PAGES,
     ),
     "panel_from_pages_read_in_whole_vectors": (
-        "_numba/places.py",
+        "_numba/operands/places.py",
         "whole = keys // LANES * LANES",
         "whole = (keys + LANES - 1) // LANES * LANES",
         PAGES_GUARD.format("int8"),
     ),
     "int8_scale_of_the_token_before": (
-        "_numba/places.py",
+        "_numba/operands/places.py",
         "            scale += 4\n",
         "            scale += 4 * min(r, 1)\n",
         INT8_PAGES,
     ),
     "int8_scales_of_the_first_sixteen": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "scale = scales + 4 * first",
         "scale = scales",
         INT8_PAGES,
@@ -163,25 +163,25 @@ CACHE_FAULTS = {
     ),
     # Small dtypes.
     "bfloat16_cut_off": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "rounded = builder.add(builder.add(bits, wide(0x7FFF)), odd)",
         "rounded = bits",
         TIES,
     ),
     "bfloat16_ties_away_from_zero": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "rounded = builder.add(builder.add(bits, wide(0x7FFF)), odd)",
         "rounded = builder.add(bits, wide(0x8000))",
         TIES,
     ),
     "bfloat16_nan_rounded_like_a_number": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "chosen = builder.select(is_nan, quiet, rounded)",
         "chosen = rounded",
         _HALVES + "nan_of_any_payload_stays_nan -k numba-bfloat16",
     ),
     "float16_infinity_saturated": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "    if code == HALF:\n        return halves_rounded(builder, floats)",
         "    if code == HALF:\n"
         "        largest = splat_ir(builder, ir.FloatType()(65504.0))\n"
@@ -191,19 +191,19 @@ CACHE_FAULTS = {
         EVERY_FLOAT16,
     ),
     "halves_rounded_up_in_integers": (
-        "_numba/emit.py",
+        "_numba/machine/emit.py",
         "builder.add(odd, number(0xFFF))",
         "builder.add(odd, number(0x1000))",
         _HALF_WORDS + "rounded",
     ),
     "subnormal_halves_widened_as_normal_ones": (
-        "_numba/emit.py",
+        "_numba/machine/emit.py",
         'builder.icmp_signed("<", magnitude, number(0x400)), small, normal',
         'builder.icmp_signed("<", magnitude, number(0x1)), small, normal',
         _HALF_WORDS + "widened",
     ),
     "int8_products_in_the_type_of_the_query": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "product = load_as(np.float32(0), INT8, source + i) * scale",
         "product = load_as(tag, INT8, source + i) * cast(tag, scale)",
         _CACHE + "queries_of_any_dtype_see_what_dense_shows[numba-int8-float64]",
@@ -233,19 +233,19 @@ CACHE_FAULTS = {
         _ENVIRONMENT + "an_environment_is_given_back",
     ),
     "halves_of_a_word_swapped": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "for half in (low, high)]",
         "for half in (high, low)]",
         ONE_ROUNDING,
     ),
     "last_features_of_halves_overrun": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "feature = min(feature, features - step)",
         "feature = min(feature, features)",
         HALVES_GUARD,
     ),
     "rounded_row_overruns": (
-        "_numba/storage.py",
+        "_numba/machine/storage.py",
         "    whole = count // LANES * LANES\n    i = 0\n    if code == native_code(tag):",
         "    whole = (count + LANES - 1) // LANES * LANES\n    i = 0\n"
         "    if code == native_code(tag):",
@@ -253,49 +253,49 @@ CACHE_FAULTS = {
     ),
     # Few rows, against what lies in storage.
     "few_rows_take_odd_columns_for_even": (
-        "_numba/direct.py",
+        "_numba/machine/tile_small.py",
         "for lane in (i, LANES + i)]",
         "for lane in (LANES + i, i)]",
         FEW_SIZES.format("bfloat16", 1),
     ),
     "few_rows_score_with_the_scales_of_the_first_sixteen": (
-        "_numba/direct.py",
+        "_numba/machine/tile_small.py",
         "I64(4 * LANES * group)) for group in range(2))\n    scales",
         "I64(0 * LANES * group)) for group in range(2))\n    scales",
         FEW_CACHES.format("int8", 4),
     ),
     "few_rows_lose_bits_of_tiny_scales": (
-        "_numba/direct.py",
+        "_numba/machine/tile_small.py",
         "[2.0**-102] * LANES",
         "[0.0] * LANES",
         _FEW + "tiny_scales[numba-4]",
     ),
     "few_rows_fuse_with_the_scale_of_the_neighbour": (
-        "_numba/direct.py",
+        "_numba/machine/tile_small.py",
         "place = builder.add(scales, offset)",
         "place = builder.add(scales, builder.and_(offset, I64(-8)))",
         FEW_CACHES.format("int8", 1),
     ),
     "few_rows_read_behind_the_last_key": (
-        "_numba/few.py",
+        "_numba/steps/decode_small.py",
         "if j + GROUP_KEYS > call.keys:\n        source",
         "if j + GROUP_KEYS > call.keys + LANES:\n        source",
         HALVES_GUARD_ALONE,
     ),
     "few_rows_read_scales_behind_the_last_key": (
-        "_numba/few.py",
+        "_numba/steps/decode_small.py",
         "            scales = source + GROUP_KEYS * size\n",
         "            scales += 0\n",
         PAGES_GUARD.format("int8"),
     ),
     "few_rows_lose_the_last_key": (
-        "_numba/few.py",
+        "_numba/steps/decode_small.py",
         "j = min(first + r, call.keys - 1)",
         "j = min(first + r, max(call.keys - 2, 0))",
         FEW_SIZES.format("float16", 4),
     ),
     "few_rows_fuse_in_chains_of_a_page_and_a_step": (
-        "_numba/few.py",
+        "_numba/steps/decode_small.py",
         "keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first",
         "keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS + GROUP_KEYS) - first",
         FEW_SIZES.format("float16", 1),

@@ -8,7 +8,7 @@ import children
 REPORT = """
 import json, sys
 import toy_kernels as toy
-from fastattn._numba import cache, launch
+from fastattn._numba.compiler import disk as cache, launch
 toy.Call(5).run(1e-9, 1).assert_done()
 print(json.dumps([toy.count.from_cache, launch._serial.from_cache]))
 """

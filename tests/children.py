@@ -10,10 +10,10 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fastattn._numba import store
+from fastattn._numba.compiler import store
 
 TESTS = Path(__file__).resolve().parent
-PACKAGES = Path(store.__file__).resolve().parents[2]
+PACKAGES = Path(store.__file__).resolve().parents[3]
 
 # Attention takes seconds to compile: children that call it use what this process has compiled.
 _place = store.root()

@@ -4,31 +4,31 @@ _DOT = "tests/test_bfloat16_dot.py -k 'these_tests or {}'"
 
 PAIR_FAULTS = {
     "pairs_keep_the_sum_of_rounded_weights": (
-        "_numba/paired.py",
+        "_numba/steps/bfloat16_pairs.py",
         "store(place, load(tag, place) * factor)",
         "store(place, load(tag, place))",
         _DOT.format("(constant and numba)"),
     ),
     "pairs_lose_the_last_key_of_an_odd_number": (
-        "_numba/paired.py",
+        "_numba/steps/bfloat16_pairs.py",
         "                    (keys + 1) // 2, count, first > low, False, fetch, fetch_stride,\n",
         "                    max(keys // 2, 1), count, first > low, False, fetch, fetch_stride,\n",
         _DOT.format("sizes"),
     ),
     "pairs_take_a_hidden_half": (
-        "_numba/paired.py",
+        "_numba/steps/bfloat16_pairs.py",
         "wide, lowest), taken | _SECOND",
         "wide, lowest), 0xFFFFFFFF",
         _DOT.format("hidden"),
     ),
     "pairs_round_queries_as_they_scale_them": (
-        "_numba/paired.py",
+        "_numba/steps/bfloat16_pairs.py",
         "        exact &= same_lanes(rounded(scaled), scaled)\n",
         "",
         _DOT.format("cancel"),
     ),
     "few_rows_of_pairs_read_behind_the_last_key": (
-        "_numba/direct.py",
+        "_numba/machine/tile_small.py",
         "builder.add(b_row, builder.select(is_pair, b_stride, I64(0)))\n"
         "    values = _value_pairs(builder, b_row, second, is_pair)",
         "builder.add(b_row, b_stride)\n"
@@ -36,7 +36,7 @@ PAIR_FAULTS = {
         _DOT.format("(outside and numba)"),
     ),
     "few_rows_of_pairs_take_the_first_half_twice": (
-        "_numba/direct.py",
+        "_numba/machine/tile_small.py",
         "        y = builder.select(is_pair, y, none)\n",
         "        y = builder.select(is_pair, x, none)\n",
         _DOT.format("sizes"),

@@ -7,19 +7,19 @@ _EACH = _TESTS.format("each_head and dot-float32 and {}")
 
 SCALE_FAULTS = {
     "rows_that_lose_bits_keep_their_products": (
-        "_numba/again.py",
+        "_numba/steps/score_again.py",
         "    if waiting == 0:",
         "    if waiting >= 0:",
         _AGAIN.format("numba"),
     ),
     "panels_of_pairs_taken_for_those_of_floats": (
-        "_numba/again.py",
+        "_numba/steps/score_again.py",
         '    """Panels of floats are not what the tiles read."""\n    return 0',
         '    """Panels of floats are not what the tiles read."""\n    return 1',
         "tests/test_bfloat16_dot.py -k 'these_tests or scored_again'",
     ),
     "the_power_goes_onto_the_key_where_that_loses_bits": (
-        "_numba/again.py",
+        "_numba/steps/score_again.py",
         "        own = select_above(lost_of_key, zero, own, number)\n"
         "        other = select_above(lost_of_key, zero, other, scaled_key)\n",
         "        own, other = number, scaled_key\n",
@@ -32,19 +32,19 @@ SCALE_FAULTS = {
         _SIZES.format("numba"),
     ),
     "heads_of_a_group_share_the_scale_of_the_first": (
-        "_numba/record.py",
+        "_numba/operands/record.py",
         "call.entry_factors + row // call.queries * call.factors_head",
         "call.entry_factors",
         _EACH.format("numba"),
     ),
     "heads_of_a_group_are_folded_with_the_scale_of_the_first": (
-        "_numba/record.py",
+        "_numba/operands/record.py",
         "        place += head * call.factors_head\n",
         "",
         _TESTS.format("states and numba-dot"),
     ),
     "weights_of_all_heads_with_the_factor_of_the_first": (
-        "_numba/blocks.py",
+        "_numba/steps/blocks.py",
         "                factor = row_factor(tag, factors_of(call, first_row + block + r))\n"
         "                lowest = exp2_lowest(factor)\n",
         "                pass\n",
@@ -75,7 +75,7 @@ SCALE_FAULTS = {
         "tests/test_environment.py -k 'told_apart and numba-softcap'",
     ),
     "similarities_share_the_scale_of_the_first": (
-        "_numba/similarity.py",
+        "_numba/stages/similarity.py",
         "    if call.factors:\n",
         "    if call.factors == -1:\n",
         _TESTS.format("similarities_have and numba"),

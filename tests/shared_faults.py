@@ -6,13 +6,13 @@ _APART = "tests/test_allocate_shared_apart.py"
 
 SHARED_FAULTS = {
     "rows_behind_their_receivers_count_as_done": (
-        "_numba/shared.py",
+        "_numba/budgets/shared.py",
         "    return max(lane_sum(moved) / budget, behind)\n",
         "    return lane_sum(moved) / budget\n",
         f"{_SHARED} -k 'tiny and numba'",
     ),
     "rows_that_do_not_exist_spend": (
-        "_numba/shared.py",
+        "_numba/budgets/shared.py",
         "spend_budget(call, row + 3, lane_sum(d), changes) if rows > 3 else 0.0",
         "spend_budget(call, row + min(rows - 1, 3), lane_sum(d), changes)",
         f"{_SHARED} -k 'closed and numba'",
@@ -84,7 +84,7 @@ SHARED_FAULTS = {
         f"{_TIES} -k 'chains and numba'",
     ),
     "shared_weights_of_minus_zero_stay": (
-        "_numba/shared.py",
+        "_numba/budgets/shared.py",
         "load(np.float64(0), call.column_factors + 8 * column) + zero\n",
         "load(np.float64(0), call.column_factors + 8 * column)\n",
         f"{_TIES} -k 'minus and numba'",

@@ -120,7 +120,7 @@ def test_two_thousand_random_relations(exact_backend, seed):
 def test_serial_twin_gives_the_bits_of_the_parallel_driver(exact_backend, shape, seed, monkeypatch):
     if exact_backend != "numba":
         pytest.skip("the drivers are those of the numba backend")
-    from fastattn._numba import launch
+    from fastattn._numba.compiler import launch
 
     case = strategies.case(["causal_bottom_right"], seed=seed, **SHAPES[shape])
     call = call_of(case).having(threads=2)

@@ -11,7 +11,8 @@ import numba
 import pytest
 from cached import HIT, MISS, REPORT, report
 
-from fastattn._numba import cache, compile, launch
+from fastattn._numba.compiler import compile, launch
+from fastattn._numba.compiler import disk as cache
 
 
 def cells(folder):
@@ -85,7 +86,7 @@ def test_a_swapped_cell_is_not_taken_for_another(filled):
 def test_a_whole_cell_with_nonsense_inside_is_compiled_anew(filled):
     """It passes every check of the store, but Numba cannot make sense of it."""
     code = """
-from fastattn._numba import store
+from fastattn._numba.compiler import store
 real_fetch = store.Store.fetch
 def fetch(self, name):
     files = real_fetch(self, name)
@@ -225,7 +226,7 @@ def test_racing_processes_compile_once(place):
 
 
 def test_a_lock_held_for_ever_only_costs_time(place):
-    code = "from fastattn._numba import store\nstore._LOCK_SECONDS = 0.2\n"
+    code = "from fastattn._numba.compiler import store\nstore._LOCK_SECONDS = 0.2\n"
     assert report(place) == MISS
     held = []
     import fcntl
@@ -259,7 +260,7 @@ def test_the_users_numba_cache_is_left_alone(tmp_path, place):
     theirs = tmp_path / "numba"
     code = """
 import numba, os
-from fastattn._numba import compile
+from fastattn._numba.compiler import compile
 names = "CACHE_DIR", "CACHE_LOCATOR_CLASSES"  # the second came with numba 0.62
 before = [getattr(numba.config, name, None) for name in names]
 """
@@ -305,7 +306,7 @@ def test_entries_of_a_shell_work_without_a_cache(tmp_path):
         """
         import numpy as np
         from fastattn._engine.launcher import Launcher
-        from fastattn._numba import compile, native, launch
+        from fastattn._numba.compiler import compile, native, launch
         @compile.entry
         def entry(call, worker):
             native.store_int64(call, 3, 42)

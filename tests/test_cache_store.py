@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastattn._numba import store
+from fastattn._numba.compiler import store
 
 
 @pytest.fixture

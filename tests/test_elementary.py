@@ -10,11 +10,11 @@ import numba
 import numpy as np
 import pytest
 
-from fastattn._numba.elementary import exp2_lowest, exp2_product, exp_nonpositive
-from fastattn._numba.emit import LANES
-from fastattn._numba.logarithm import log_of_sum
-from fastattn._numba.memory import load, store
-from fastattn._numba.simd import cast, splat
+from fastattn._numba.machine.elementary import exp2_lowest, exp2_product, exp_nonpositive
+from fastattn._numba.machine.emit import LANES
+from fastattn._numba.machine.logarithm import log_of_sum
+from fastattn._numba.machine.memory import load, store
+from fastattn._numba.machine.simd import cast, splat
 
 LARGEST_ERROR = 1.0
 # Every float32 from -0.0 to -104.0 by its bits.

@@ -16,7 +16,7 @@ import os, sys, threading, time, warnings
 import numba
 warnings.simplefilter("ignore", DeprecationWarning)  # Python's word on forking with threads
 import toy_kernels as toy
-from fastattn._numba import compile, launch
+from fastattn._numba.compiler import compile, launch
 
 def in_child(work):
     "Run work in a forked child and return its exit code; negative: killed by that signal."

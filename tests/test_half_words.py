@@ -4,10 +4,10 @@ import numba
 import numpy as np
 import pytest
 
-from fastattn._numba import emit
-from fastattn._numba.emit import LANES
-from fastattn._numba.memory import load, load_as, store, store_scalar
-from fastattn._numba.storage import HALF, load_widened, store_first_rounded, store_rounded
+from fastattn._numba.machine import emit
+from fastattn._numba.machine.emit import LANES
+from fastattn._numba.machine.memory import load, load_as, store, store_scalar
+from fastattn._numba.machine.storage import HALF, load_widened, store_first_rounded, store_rounded
 
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16)
 

@@ -12,7 +12,7 @@ import pytest
 import toy_kernels as toy
 
 from fastattn._engine import launcher
-from fastattn._numba import compile, launch
+from fastattn._numba.compiler import compile, launch
 
 needs_two_threads = pytest.mark.skipif(
     numba.config.NUMBA_NUM_THREADS < 2, reason="Numba has one thread here"
@@ -70,7 +70,7 @@ def test_openmp_nesting_is_left_alone():
 def test_small_work_does_not_compile_the_parallel_driver(tmp_path):
     code = """
         import toy_kernels as toy
-        from fastattn._numba import launch
+        from fastattn._numba.compiler import launch
         toy.Call(8).run(1e-9, 4).assert_done()
         toy.long_call(0.3).run(0.3 / 40, 1).assert_done()
         assert launch._parallel.seconds is None
@@ -203,7 +203,7 @@ def test_few_threads_become_masters_of_parallel_regions():
 _TWO_THREADS = """
     import threading
     import toy_kernels as toy
-    from fastattn._numba import launch
+    from fastattn._numba.compiler import launch
     failures = []
     def work():
         try:
@@ -263,7 +263,7 @@ def test_without_a_threading_layer_calls_are_serial():
         pytest.skip("TBB is installed")
     code = """
         import toy_kernels as toy
-        from fastattn._numba import launch
+        from fastattn._numba.compiler import launch
         print(toy.long_call(0.1).run(0.1 / 40, 2).workers(), launch.serial_reason())
     """
     output = children.run(code, NUMBA_THREADING_LAYER="tbb")
@@ -314,7 +314,7 @@ def test_threads_that_inherit_a_float_environment_keep_our_bits():
 def test_a_disabled_compiler_is_named():
     code = """
         import toy_kernels as toy
-        from fastattn._numba import compile
+        from fastattn._numba.compiler import compile
         print(compile.refusal())
         try:
             toy.Call(3).run(1e-6, 1)

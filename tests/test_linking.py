@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy_kernels as toy
 
-from fastattn._numba import linking
+from fastattn._numba.compiler import linking
 
 # What linking needs of Numba and nothing else does: a class at import, a method when it is used.
 LACKING = {

@@ -15,7 +15,7 @@ pytestmark = [
 CALLS = """
     import re
     import digests
-    from fastattn._numba import attention
+    from fastattn._numba.stages import attention
 
     digest = digests.everything()
     entries = attention.attend_float32, attention.attend_float64

@@ -15,8 +15,8 @@ from fastattn._core import plan
 from fastattn._core.plan import RECORD_BYTES, SCORE_STRIDE
 from fastattn._engine import addresses
 from fastattn._engine.layouts import ATTENTION
-from fastattn._numba import ahead
 from fastattn._numba.backend import backend
+from fastattn._numba.operands import prefetch as ahead
 
 WORD = ATTENTION.word
 

@@ -19,7 +19,7 @@ ANSWER_SECONDS = 2.0
 _LONG_CALL = """
     import numba
     import toy_kernels as toy
-    from fastattn._numba import launch
+    from fastattn._numba.compiler import launch
     workers, wrong = {workers}, {wrong}
     toy.Call(40).run(1e-3, 2)  # compiled before the signal
     call = toy.long_call(60.0, tasks=10_000)
@@ -97,7 +97,7 @@ def test_interrupts_at_any_moment_leave_everything_usable():
     code = """
         import signal
         import toy_kernels as toy
-        from fastattn._numba import launch
+        from fastattn._numba.compiler import launch
         toy.Call(40).run(1e-3, 2)
         parallel = launch.serial_reason() is None
         interrupted = 0

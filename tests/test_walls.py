@@ -134,8 +134,8 @@ def test_the_reader_of_imports_sees_them(tmp_path):
 
     assert sorted(imports_of(Fake())) == [
         "fastattn",
-        "fastattn._numba.simd",
-        "fastattn._numba.tile",
+        "fastattn._numba.machine.simd",
+        "fastattn._numba.machine.tile",
         "fastattn.reference",
         "fastattn.reference.backend",
         "fastattn.reference.tiled",

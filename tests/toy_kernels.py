@@ -7,7 +7,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastattn._engine.launcher import Launcher
-from fastattn._numba import compile, launch, native
+from fastattn._numba.compiler import compile, launch, native
 
 DONE, WORKER, STEPS, VALUE = 3, 4, 5, 6  # words of the call record
 

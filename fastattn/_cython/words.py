@@ -50,7 +50,7 @@ def kernel_sources(package: Path) -> int:
     so what another version made of the same sources is as good, and is not refused.
     """
     return _crc(
-        [*(package / table for table in _TABLES), *sorted((package / "_numba").glob("*.py"))]
+        [*(package / table for table in _TABLES), *sorted((package / "_numba").rglob("*.py"))]
     )
 
 

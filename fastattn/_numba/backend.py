@@ -19,7 +19,7 @@ from fastattn._engine.engine import Engine
 from fastattn._engine.launcher import Launcher
 from fastattn._engine.operations import PAIRS, name_kernels
 
-from . import cache, compile, launch, repeat
+from .compiler import compile, disk, launch, repeat
 from .entry_points import ENTRIES
 
 __all__ = ["backend"]
@@ -28,7 +28,7 @@ __all__ = ["backend"]
 class _Backend(Engine):
     def about(self) -> dict[str, str | None]:
         """Say where compiled kernels are kept, and what runs threads, which it does not start."""
-        kept = cache.describe()
+        kept = disk.describe()
         try:
             layer = numba.threading_layer()
         except ValueError:

@@ -1,8 +1,9 @@
 """Every kernel of the package, by name: what backends run and what is compiled ahead of time."""
 
-from . import allocation, attention, fuse, shared, similarity, softmax
-from .compile import Entry
-from .emit import DOTS_PAIRS
+from .budgets import allocation, shared
+from .compiler.compile import Entry
+from .machine.emit import DOTS_PAIRS
+from .stages import attention, fuse, similarity, softmax
 
 __all__ = ["ENTRIES"]
 

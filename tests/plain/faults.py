@@ -57,7 +57,7 @@ FAULTS = [
     ),
     SeededFault(
         "keys_behind_the_last_not_hidden",
-        "scores.py",
+        "score.py",
         "    if end < high:\n        first = low",
         "    if end < high - 100:\n        first = low",
         "attention, 1 rows, 70 keys, 9 and 70 features",

@@ -1,0 +1,183 @@
+"""The call record as kernels see it: named words at an address.
+
+What stands where, `fastattn._engine.layouts` says.
+"""
+
+import functools
+
+import numpy as np
+from numba import types
+from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.extending import intrinsic, models, overload, register_model
+
+from fastattn._engine import layouts
+from fastattn._engine.layouts import (
+    BOOL_MASK,
+    COSINE,
+    DOT,
+    EUCLIDEAN,
+    FLOAT_MASK,
+    NO_MASK,
+    UNBOUNDED,
+)
+
+from ..compiler.compile import DEVICE_OPTIONS, device
+from ..compiler.native import load_int64
+from ..machine.emit import I64, load_ir
+
+__all__ = [
+    "BOOL_MASK",
+    "COSINE",
+    "DOT",
+    "EUCLIDEAN",
+    "FLOAT_MASK",
+    "NO_MASK",
+    "RECORD_WORDS",
+    "UNBOUNDED",
+    "WORD",
+    "by_record",
+    "factors_in",
+    "factors_of",
+    "operand_offset",
+    "read_factors",
+    "read_record",
+    "read_record_of",
+    "reader",
+    "record_address",
+]
+
+# Rows of the stride table `entry_strides`. Not Python integers: Numba compiles a function anew for
+# each of those that it is called with.
+(
+    QUERY, KEY, VALUE, MASK, LENGTHS, OFFSETS, OUTPUT, LSE,
+    QUERY_IDS, KEY_IDS, ALIBI, SINKS, PAGES, FACTORS,
+) = map(np.int64, range(len(layouts.OPERANDS)))  # fmt: skip
+
+
+class RecordType(types.Type):
+    """The named words of one operation's record; kernels read them as attributes of an address.
+
+    A Numba record type would do the same, but spells all its fields out in the name of every
+    function that takes one.
+    """
+
+    def __init__(self, table: layouts.Layout, name: str = "") -> None:
+        self.word = table.word
+        self.floats = frozenset(table.floats)
+        super().__init__(name=name or table.name)
+
+    def field_type(self, field: str) -> types.Type:
+        return types.float64 if field in self.floats else types.int64
+
+
+@register_model(RecordType)
+class _LayoutModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, I64)
+
+
+@infer_getattr
+class _LayoutAttributes(AttributeTemplate):
+    key = RecordType
+
+    def generic_resolve(self, layout, field):
+        return layout.field_type(field) if field in layout.word else None
+
+
+@lower_getattr_generic(RecordType)
+def _read_field(context, builder, layout, call, field):
+    address = builder.add(call, I64(8 * layout.word[field]))
+    return load_ir(builder, address, context.get_value_type(layout.field_type(field)))
+
+
+def reader(table: layouts.Layout):
+    """Make the function with which a kernel sees the record at an address."""
+    layout = RecordType(table)
+
+    @intrinsic
+    def read_record(typing_context, address):
+        """The record at an address."""
+        return layout(types.int64), lambda context, builder, signature, arguments: arguments[0]
+
+    return read_record
+
+
+@intrinsic
+def record_address(typing_context, record):
+    """The address of a record."""
+    return types.int64(record), lambda context, builder, signature, arguments: arguments[0]
+
+
+# The record of attention.
+WORD = layouts.ATTENTION.word
+RECORD_WORDS = len(WORD)
+_OWN_FACTORS = WORD[layouts.FACTORS.floats[0]]
+read_record = reader(layouts.ATTENTION)
+# Of one head: a part of any record with factors, or an entry of a table.
+read_factors = reader(layouts.FACTORS)
+_PLAIN = RecordType(layouts.ATTENTION)
+# The same words, for kernels of bfloat16 that is multiplied as it is (`paired`).
+_PAIRED = RecordType(layouts.ATTENTION, "PairedAttentionCall")
+
+
+@intrinsic
+def read_record_of(typing_context, kind, address):
+    """The record of attention at an address: of a call in pairs where `kind` is an int32."""
+    layout = _PAIRED if kind is types.int32 else _PLAIN
+    return layout(kind, types.int64), lambda context, builder, signature, arguments: arguments[1]
+
+
+def by_record(plain, paired):
+    """Make a device function that is `paired` where an argument is a record of pairs, else `plain`.
+
+    Numba decides while it compiles: kernels of neither kind hold code of the other.
+    """
+    # With NUMBA_DISABLE_JIT there are plain functions only, and `compile.refusal` says so later.
+    python = getattr(plain, "py_func", plain)
+
+    @functools.wraps(python)
+    def either(*arguments):
+        raise NotImplementedError("only kernels call this")
+
+    @functools.wraps(python)
+    def choose(*arguments):
+        return (paired if _PAIRED in arguments else plain).py_func
+
+    overload(either, jit_options=DEVICE_OPTIONS)(choose)
+    return either
+
+
+@device
+def operand_offset(call, operand, entry_index):
+    """Byte offset of one entry in an operand with any batch strides."""
+    offset = 0
+    rest = entry_index
+    strides = call.entry_strides + 8 * operand * call.entry_rank
+    for axis in range(call.entry_rank - 1, 0, -1):
+        size = load_int64(call.entry_shape, axis)
+        quotient = rest // size
+        offset += (rest - quotient * size) * load_int64(strides, axis)
+        rest = quotient
+    # The first dim needs no division, and most calls have no other.
+    if call.entry_rank > 0:
+        offset += rest * load_int64(strides, 0)
+    return offset
+
+
+@device
+def factors_of(call, row):
+    """The factors of a row of the entry at hand: those of its query head."""
+    if call.factors_head == 0:
+        return read_factors(call.entry_factors)
+    return read_factors(call.entry_factors + row // call.queries * call.factors_head)
+
+
+@device
+def factors_in(call, entry_index, head):
+    """The factors of a query head of any entry, whatever entry is at hand."""
+    place = record_address(call) + 8 * _OWN_FACTORS
+    if call.factors:
+        place = call.factors + operand_offset(call, FACTORS, entry_index)
+        place += head * call.factors_head
+    return read_factors(place)

@@ -1,0 +1,209 @@
+"""Few rows against keys and values of a small storage type, read where they lie.
+
+As `score_block` and `fuse_block`, with the bits of both, for what the tiles of `direct` can read.
+"""
+
+import numpy as np
+
+from fastattn._core.plan import FEATURE_RUN, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+
+from ..compiler.compile import device
+from ..compiler.native import load_int64, store_int64
+from ..machine.emit import LANES
+from ..machine.memory import load_scalar, native_code, store_scalar
+from ..machine.storage import BFLOAT, HALF, INT8
+from ..machine.sums import end_run, room_for_sums, run_target
+from ..machine.tile_small import (
+    FEW_ROWS,
+    RUN_AHEAD,
+    STEP_BYTES,
+    STRIP,
+    direct_fused,
+    direct_pair_scores,
+    direct_scores,
+)
+from ..operands.places import row_place, scale_place
+from ..operands.record import DOT
+
+# Keys and values are asked for this many rows before their turn.
+AHEAD_KEYS = 64
+AHEAD_VALUES = 128
+
+# Keys of a score tile.
+GROUP_KEYS = 2 * LANES
+
+
+@device
+def _is_small(call, code, pages, scales, feature_stride):
+    """Whether rows lie in storage as plain runs of halves, or of int8 with scales."""
+    if call.indices != 0 or call.task_rows > FEW_ROWS:
+        return False
+    if code == HALF or code == BFLOAT:
+        return feature_stride == 2
+    return code == INT8 and scales != 0
+
+
+@device
+def scores_directly(tag, call):
+    """Whether `score_few` can score this task."""
+    if native_code(tag) != 0 or call.metric != DOT:
+        return False
+    size = call.features * call.key_feature
+    if size % STEP_BYTES != 0 or size == 0:
+        return False
+    return _is_small(
+        call, call.key_code, call.entry_key_pages, call.entry_key_scales, call.key_feature
+    )
+
+
+@device
+def fuses_directly(tag, call):
+    """Whether `fuse_few` can fuse this task."""
+    if native_code(tag) != 0 or call.value_features % (STRIP * LANES) != 0:
+        return False
+    return _is_small(
+        call, call.value_code, call.entry_value_pages, call.entry_value_scales, call.value_feature
+    )
+
+
+@device
+def _copy_last_keys(call, first, size, target):
+    """Copy the last keys of an entry, fewer than `GROUP_KEYS`, and the very last again to fill.
+
+    Scales come behind the keys.
+    """
+    scales, copied = call.entry_key_scales, target + GROUP_KEYS * size
+    for r in range(GROUP_KEYS):
+        j = min(first + r, call.keys - 1)
+        source = row_place(call, call.entry_key, call.entry_key_pages, call.key_row, j)
+        for word in range(size // 8):
+            store_int64(target + r * size, word, load_int64(source, word))
+        if scales != 0:
+            scale = load_scalar(np.float32(0), scale_place(scales, j))
+            store_scalar(copied + 4 * r, scale)
+
+
+@device
+def group_of_keys(call, j, size, scratch):
+    """Where keys j to j + 32 lie, how far apart, and what to ask for meanwhile."""
+    pages, stride = call.entry_key_pages, call.key_row
+    source = row_place(call, call.entry_key, pages, stride, j)
+    fetch = source + AHEAD_KEYS * stride
+    if pages != 0:
+        # Behind a page lies something else.
+        later = min(j + AHEAD_KEYS, call.keys - 1) // GROUP_KEYS * GROUP_KEYS
+        fetch = row_place(call, call.entry_key, pages, stride, later)
+    if j + GROUP_KEYS > call.keys:
+        source, stride = scratch + call.at_stage, size
+        _copy_last_keys(call, j, size, source)
+    return source, stride, fetch
+
+
+@device
+def _score_group(
+    code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run, fetch
+):  # fmt: skip
+    if code is None:
+        direct_pair_scores(
+            rows, source, stride, queries, query_stride, c, c_stride, size, is_run, fetch
+        )
+    else:
+        direct_scores(
+            code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run,
+            fetch,
+        )  # fmt: skip
+
+
+@device
+def score_few_runs(
+    code, rows, source, stride, scales, queries, query_stride, c, depth, size, fetch
+):  # fmt: skip
+    """Scores of two sixteens of keys of `depth` features, or pairs of them, in `size` bytes.
+
+    Run by run, see `sums`; `code` is None for pairs of bfloat16.
+    """
+    is_run = stride == size
+    if depth <= FEATURE_RUN:
+        _score_group(
+            code, rows, source, stride, scales, queries, query_stride, c, SCORE_STRIDE * 4, size,
+            is_run, fetch,
+        )  # fmt: skip
+        return
+    room, width = room_for_sums(), GROUP_KEYS * 4
+    for first in range(0, depth, FEATURE_RUN):
+        stop = min(first + FEATURE_RUN, depth)
+        skip, count = first * size // depth, (stop - first) * size // depth
+        # Where the steps before have come to.
+        ahead = fetch + (skip * RUN_AHEAD if is_run else skip)
+        _score_group(
+            code, rows, source + skip, stride, scales, queries + 4 * first, query_stride,
+            run_target(room, first), width, count, is_run, ahead,
+        )  # fmt: skip
+        end_run(np.float32(0), room, rows, width, depth, stop, c, SCORE_STRIDE * 4)
+
+
+@device
+def score_few(call, segment, queries, rows, low, high, scratch):
+    """Steps pack and score for a block of few rows, columns low to high and some around them."""
+    size = call.features * call.key_feature
+    query_stride = (call.features + LANES - 1) // LANES * LANES * 4
+    for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
+        j = segment * SEGMENT_KEYS + column
+        source, stride, fetch = group_of_keys(call, j, size, scratch)
+        scales = scale_place(call.entry_key_scales, j)
+        if j + GROUP_KEYS > call.keys:
+            scales = source + GROUP_KEYS * size
+        c = scratch + call.at_scores + column * 4
+        score_few_runs(
+            call.key_code, FEW_ROWS if rows > 1 else 1, source, stride, scales, queries,
+            query_stride, c, call.features, size, fetch,
+        )  # fmt: skip
+
+
+@device
+def chunk_of_values(call, j):
+    """Where the values of key j and the following ones lie, and those to ask for meanwhile."""
+    pages, stride = call.entry_value_pages, call.value_row
+    place = row_place(call, call.entry_value, pages, stride, j)
+    later = place + AHEAD_VALUES * stride
+    if pages != 0:
+        # Behind a page lies something else.
+        following = min(j + FUSE_KEYS, call.keys - 1) // FUSE_KEYS * FUSE_KEYS
+        later = row_place(call, call.entry_value, pages, stride, following)
+    return place, later
+
+
+@device
+def strip_ahead(call, later, offset, keys):
+    """What a strip of `keys` values, `offset` bytes into their rows, asks for, and the stride.
+
+    Rows without gaps are asked for in the order of memory, each strip's share of them: the machine
+    then guesses what is next.
+    """
+    if call.value_row == call.value_features * call.value_feature:
+        return later + offset * keys, STRIP * LANES * call.value_feature
+    return later + offset, call.value_row
+
+
+@device
+def fuse_few(call, segment, rows, low, high, block, scratch):
+    """Step fuse for a block of few rows, into the output rows at `block`."""
+    vectors = call.value_features // LANES
+    c_stride = call.value_features * 4
+    stride = call.value_row
+    first = low
+    while first < high:
+        keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
+        j = segment * SEGMENT_KEYS + first
+        b, later = chunk_of_values(call, j)
+        scales = scale_place(call.entry_value_scales, j)
+        a = scratch + call.at_scores + first * 4
+        for vector in range(0, vectors, STRIP):
+            offset = vector * LANES * call.value_feature
+            fetch, fetch_stride = strip_ahead(call, later, offset, keys)
+            c = block + vector * LANES * 4
+            direct_fused(
+                call.value_code, FEW_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset,
+                stride, scales, c, c_stride, keys, first > low, fetch, fetch_stride,
+            )  # fmt: skip
+        first += keys
