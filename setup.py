@@ -39,7 +39,7 @@ FLAGS = ["-std=gnu11", "-O3", "-g0", *EXACT, "-fvisibility=hidden"]
 # off in whoever imports it.
 LINK = ["-pthread", "-O3", *EXACT, "-lm"]
 # What the built module depends on, beside the kernels' own room.
-TABLES = ["fastattn/_engine/layouts.py", "fastattn/_core/plan.py", f"{PLACE}/words.py"]
+TABLES = ["fastattn/_engine/layouts.py", "fastattn/_core/constants.py", f"{PLACE}/words.py"]
 # Compiling the kernels takes a minute: what was made of the same sources in the same way is kept,
 # the newest folders of it.
 KEPT = Path("build/kernels")

@@ -20,7 +20,7 @@ from fastattn._core.arrays import (
 )
 from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
-from fastattn._core.units import MOST_UNITS, Unit
+from fastattn.units import MOST_UNITS, Unit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -10,10 +10,10 @@ import numpy as np
 from fastattn._core import backends, names, steps, stored
 from fastattn._core import problem as problems
 from fastattn._core.arrays import as_array, check_dims, check_size
+from fastattn._core.constants import PAGE_KEYS
 from fastattn._core.environment import default_environment
 from fastattn._core.masks import as_mask
 from fastattn._core.pages import PageTable
-from fastattn._core.plan import PAGE_KEYS
 from fastattn._core.problem import Extras
 from fastattn._core.recipe import recipe, signature, spelt
 from fastattn._core.threads import resolve

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
+from fastattn import parameters as stored
 from fastattn import projections
 from fastattn._core import names
-from fastattn._core import parameters as stored
 from fastattn._core.arrays import check_out, deliver, dtypes, flag
 from fastattn._core.environment import default_environment
-from fastattn._core.parameters import ADDED, JOINT, Sizes
 from fastattn.attention import attention
+from fastattn.parameters import ADDED, JOINT, Sizes
 
 if TYPE_CHECKING:
     import os

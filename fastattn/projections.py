@@ -23,8 +23,8 @@ from fastattn._core.arrays import (
     new_array,
     same_memory,
 )
-from fastattn._core.parameters import ADDED, BIASES, JOINT, OUTPUT, SEPARATE
 from fastattn.normalize import softmax
+from fastattn.parameters import ADDED, BIASES, JOINT, OUTPUT, SEPARATE
 from fastattn.similarity import similarity
 
 __all__ = [

@@ -10,9 +10,9 @@ import numpy as np
 from fastattn._core import backends, names
 from fastattn._core import problem as problems
 from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half, per_head, view
+from fastattn._core.constants import SEGMENT_KEYS
 from fastattn._core.environment import default_environment
 from fastattn._core.layouts import layout
-from fastattn._core.plan import SEGMENT_KEYS
 from fastattn._core.problem import Extras
 from fastattn._core.recipe import Recipe, recipe, signature, spelt
 from fastattn._core.threads import resolve

@@ -108,13 +108,13 @@ ALLOCATION_FAULTS = {
         f"{_EXTREMES} -k numba",
     ),
     "integers_are_counted_in_floats": (
-        "_core/units.py",
+        "units.py",
         '        return self.is_int and x.dtype.kind in "biu"\n',
         "        return False\n",
         f"{_UNITS} -k reference",
     ),
     "cents_are_multiples_of_a_float": (
-        "_core/units.py",
+        "units.py",
         "parts if parts > 1 and 1 / parts == self.size else None",
         "None",
         f"{_UNITS} -k reference",

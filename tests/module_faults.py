@@ -35,7 +35,7 @@ MODULE_FAULTS = {
         f"{_MODULE} -k stored_where_asked",
     ),
     "biases_stand_in_the_wrong_rows": (
-        "_core/parameters.py",
+        "parameters.py",
         "if bias is None else fitting(name, bias, (size,))",
         "if bias is None else as_array(name, bias)",
         "tests/test_multihead_weights.py -k named",

@@ -179,7 +179,7 @@ RAGGED_FAULTS = {
         MANY_SEQUENCES,
     ),
     "last_task_in_no_bundle": (
-        "_core/plan_ragged.py",
+        "_engine/plan_ragged.py",
         "borders = np.unique(np.concatenate([[0], cuts, [tasks]]))",
         "borders = np.unique(np.concatenate([[0], cuts, [tasks - 1]]))",
         ONE_ROW_EACH,

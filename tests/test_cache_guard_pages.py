@@ -17,7 +17,7 @@ import strategies
 from kv import BORDERS, new_cache, tokens
 from test_guard_pages import PARTS, Pen, calls, pairs
 
-from fastattn._core.plan import PAGE_KEYS
+from fastattn._core.constants import PAGE_KEYS
 
 FEATURES = (1, 8, 16, 33)
 # What a call does besides: turns of this list, of another length than the other turns.

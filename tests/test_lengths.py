@@ -28,7 +28,7 @@ LONG_FUNCTIONS = {
     "fastattn/_core/recipe.py:_make_recipe": "one value, each field made of those before it",
     "fastattn/_engine/stages.py:similarity": "one record, filled in one place",
     "fastattn/_numba/steps/score.py:product_columns": "calls of one tile whose sizes are constants",
-    "fastattn/_numba/stages/softmax.py:normalise_block": "phases of one block, on the same addresses",
+    "fastattn/_numba/stages/softmax.py:normalise_block": "phases of one block, on one record",
 }
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import fastattn
-from fastattn._core import plan
-from fastattn._core.plan import RECORD_BYTES, SCORE_STRIDE
-from fastattn._engine import addresses
+from fastattn._core.constants import SCORE_STRIDE
+from fastattn._engine import addresses, plan
 from fastattn._engine.layouts import ATTENTION
+from fastattn._engine.plan import RECORD_BYTES
 from fastattn._numba.backend import backend
 from fastattn._numba.operands import prefetch as ahead
 

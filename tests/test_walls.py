@@ -24,8 +24,10 @@ FACE = {
     "normalize",
     "fusion",
     "multihead",
+    "parameters",
     "projections",
     "shared_allocation",
+    "units",
 }
 # What each room may import of fastattn. The face hands over to a backend by name, at run time.
 MAY_IMPORT = {

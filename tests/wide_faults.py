@@ -9,13 +9,13 @@ _SYMMETRY = _SUMS.format("similarity_of_a_set_with_itself_is_symmetric")
 
 WIDE_FAULTS = {
     "features_in_one_chain": (
-        "_core/plan.py",
+        "_core/constants.py",
         "FEATURE_CHAIN = 128",
         "FEATURE_CHAIN = 1 << 40",
         _ONE_SIGN,
     ),
     "squares_in_long_chains": (
-        "_core/plan.py",
+        "_core/constants.py",
         "SQUARE_CHAIN = 16",
         "SQUARE_CHAIN = 128",
         _ONE_SIGN,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.plan import PAGE_KEYS
+from fastattn._core.constants import PAGE_KEYS
 
 __all__ = ["PageTable", "Pages", "quantise"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from fastattn._core import kept, plan
+from fastattn._core import constants, kept
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 from fastattn._engine import layouts
@@ -99,7 +99,8 @@ def _check_sources() -> None:
     """
     built = _native.built_from() if hasattr(_native, "built_from") else None
     sources = words.sources(_HERE.parent)
-    if built is None or built != (words.digest(vars(layouts), vars(plan)), sources or built[1]):
+    tables = words.digest(vars(layouts), vars(constants))
+    if built is None or built != (tables, sources or built[1]):
         raise ImportError(
             f"the compiled kernels ({_native.__file__}) were built from other sources than these: "
             "build them again, `FASTATTN_REQUIRE_CYTHON=1 pip install -e .` in a clone"

@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["digest", "header", "kernel_sources", "sources"]
 
 # What kernels are compiled from, beside the room of their sources.
-_TABLES = ("_core/plan.py", "_engine/layouts.py")
+_TABLES = ("_core/constants.py", "_engine/layouts.py")
 
 
 def _lines(tables: Mapping[str, Any]) -> list[str]:
@@ -26,7 +26,7 @@ def _lines(tables: Mapping[str, Any]) -> list[str]:
 
 
 def digest(*tables: Mapping[str, Any]) -> int:
-    """Digest what `_engine.layouts` and `_core.plan` say: the records, and what decides bits."""
+    """Digest what `_engine.layouts` and `_core.constants` say: records, and what decides bits."""
     told = []
     for name, value in (item for table in tables for item in table.items()):
         if type(value) is int and not name.startswith("_"):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fastattn._core.plan import LANES, padded
+from fastattn._core.constants import LANES, padded
 
 from .addresses import storage_code
 from .kernels import Kernels

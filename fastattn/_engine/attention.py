@@ -8,20 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastattn._core.constants import BLOCK_ROWS, padded
 from fastattn._core.pages import Pages
-from fastattn._core.plan import (
-    BLOCK_ROWS,
-    AttentionPlan,
-    Scratch,
-    padded,
-    plan_attention,
-    scratch_layout,
-)
 from fastattn._core.problem import Problem
 
 from .apart import arranged, in_entries
 from .describe import describe, key_staged, value_in_place
 from .kernels import Kernels
+from .plan import AttentionPlan, Scratch, plan_attention, scratch_layout
 from .record import Record
 from .template import Template, stepping
 

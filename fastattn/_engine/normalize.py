@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastattn._core.arrays import computed
-from fastattn._core.plan import LANES, SEGMENT_KEYS, padded
+from fastattn._core.constants import LANES, SEGMENT_KEYS, padded
 
 from .addresses import address, storage_code
 from .kernels import Kernels

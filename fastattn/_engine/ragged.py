@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastattn._core.plan import scratch_layout
-from fastattn._core.plan_ragged import RaggedPlan, plan_ragged
 from fastattn._core.problem import Gathered, Problem
 from fastattn._core.ragged import RaggedProblem
 
@@ -16,6 +14,8 @@ from .apart import arranged, in_entries
 from .attention import Execution, plan_problem
 from .describe import describe, key_staged, value_in_place
 from .kernels import Kernels
+from .plan import scratch_layout
+from .plan_ragged import RaggedPlan, plan_ragged
 from .record import Record
 
 __all__ = ["WAVE", "RaggedExecution", "prepare"]

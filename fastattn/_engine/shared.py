@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastattn._core.plan import LANES, padded
+from fastattn._core.constants import LANES, padded
 
 from .addresses import address
 from .kernels import Kernels

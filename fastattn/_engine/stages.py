@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastattn._core.arrays import computed
-from fastattn._core.plan import FUSE_KEYS, LANES, PANEL_KEYS, TILE_ROWS, padded
+from fastattn._core.constants import FUSE_KEYS, LANES, PANEL_KEYS, TILE_ROWS, padded
 
 from .addresses import address, storage_code
 from .describe import METRICS, split_scales

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fastattn._core.constants import padded
 from fastattn._core.pages import Pages
-from fastattn._core.plan import padded
 
 from .addresses import ADDRESS_IN_OBJECT, address, give_scratch, take_scratch
 from .kernels import Kernels

@@ -4,7 +4,7 @@ A tile sums a run of features, and adds its chains one after another. Runs are a
 each sum loses kept beside it.
 """
 
-from fastattn._core.plan import FEATURE_RUN, PANEL_KEYS
+from fastattn._core.constants import FEATURE_RUN, PANEL_KEYS
 
 from ..compiler.compile import device
 from .emit import LANES

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastattn._core.plan import FEATURE_CHAIN
+from fastattn._core.constants import FEATURE_CHAIN
 
 from .emit import (
     I32,

@@ -7,7 +7,7 @@ record whatever kind of call it is.
 
 import numpy as np
 
-from fastattn._core.plan import SEGMENT_KEYS
+from fastattn._core.constants import SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64, store_int64

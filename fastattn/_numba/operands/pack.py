@@ -5,7 +5,7 @@ rows; values are used where they lie unless their layout forbids it. Conversion 
 cosine norms and the exact part of scale happen here, so that the tiles never see them.
 """
 
-from fastattn._core.plan import FEATURE_RUN, PANEL_KEYS
+from fastattn._core.constants import FEATURE_RUN, PANEL_KEYS
 
 from ..compiler.compile import device
 from ..machine.elementary import inverse_exponent

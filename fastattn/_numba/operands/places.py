@@ -7,7 +7,7 @@ few rows: `few`.)
 
 import numpy as np
 
-from fastattn._core.plan import BLOCK_ROWS, FUSE_KEYS, PAGE_KEYS, PANEL_KEYS, SEGMENT_KEYS
+from fastattn._core.constants import BLOCK_ROWS, FUSE_KEYS, PAGE_KEYS, PANEL_KEYS, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int32, load_int64, store_int64

@@ -8,7 +8,7 @@ there as long as the loads would have.
 Nothing here changes a result: a wrong guess of the next task only moves memory in vain.
 """
 
-from fastattn._core.plan import BLOCK_ROWS, FUSE_KEYS, SEGMENT_KEYS
+from fastattn._core.constants import BLOCK_ROWS, FUSE_KEYS, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64, store_int64

@@ -10,7 +10,7 @@ bits.
 
 import numpy as np
 
-from fastattn._core.plan import BLOCK_ROWS, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS
+from fastattn._core.constants import BLOCK_ROWS, PANEL_KEYS, SEGMENT_KEYS, TILE_ROWS
 
 from ..compiler.compile import device, entry
 from ..compiler.native import atomic_next, load_int64, store_int64

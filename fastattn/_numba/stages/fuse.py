@@ -7,7 +7,7 @@ block of rows and a block of value features.
 
 import numpy as np
 
-from fastattn._core.plan import FUSE_KEYS, SEGMENT_KEYS, TILE_ROWS
+from fastattn._core.constants import FUSE_KEYS, SEGMENT_KEYS, TILE_ROWS
 from fastattn._engine import layouts
 from fastattn._engine.layouts import STRIP
 

@@ -7,7 +7,7 @@ queries are packed once, then each panel is packed once and met by all of them.
 
 import numpy as np
 
-from fastattn._core.plan import FEATURE_RUN, PANEL_KEYS, TILE_ROWS
+from fastattn._core.constants import FEATURE_RUN, PANEL_KEYS, TILE_ROWS
 from fastattn._engine import layouts
 
 from ..compiler.compile import device, entry

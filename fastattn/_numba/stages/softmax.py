@@ -13,7 +13,7 @@ each step then is a phase of its own over all chunks, with the same bits.
 
 import numpy as np
 
-from fastattn._core.plan import SEGMENT_KEYS
+from fastattn._core.constants import SEGMENT_KEYS
 from fastattn._engine import layouts
 from fastattn._engine.layouts import (
     FIND_MAX,

@@ -6,7 +6,7 @@ tree of lanes, segments from left to right.
 
 import numpy as np
 
-from fastattn._core.plan import SEGMENT_KEYS
+from fastattn._core.constants import SEGMENT_KEYS
 from fastattn._engine.layouts import SOFTMAX_RESULT
 
 from ..compiler.compile import device

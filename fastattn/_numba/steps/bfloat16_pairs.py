@@ -9,13 +9,7 @@ Everything in between is the float32 pipeline. `by_record` takes the twin where 
 
 import numpy as np
 
-from fastattn._core.plan import (
-    BLOCK_ROWS,
-    FUSE_KEYS,
-    PANEL_KEYS,
-    SCORE_STRIDE,
-    SEGMENT_KEYS,
-)
+from fastattn._core.constants import BLOCK_ROWS, FUSE_KEYS, PANEL_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64, store_int64

@@ -6,7 +6,7 @@ weights in place. `low` (a multiple of sixteen) to `high` are the columns that s
 
 import numpy as np
 
-from fastattn._core.plan import SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.constants import SCORE_STRIDE, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64

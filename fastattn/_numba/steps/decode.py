@@ -5,7 +5,7 @@ the panel as on its scores. Here four columns of sixteen keys become four vector
 once and are forgotten. Each score is the same chains of fused multiply-adds as those of the tile.
 """
 
-from fastattn._core.plan import FEATURE_RUN, PAGE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.constants import FEATURE_RUN, PAGE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..machine.emit import LANES

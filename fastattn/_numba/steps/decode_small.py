@@ -5,7 +5,7 @@ As `score_block` and `fuse_block`, with the bits of both, for what the tiles of 
 
 import numpy as np
 
-from fastattn._core.plan import FEATURE_RUN, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.constants import FEATURE_RUN, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64, store_int64

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastattn._core.plan import BLOCK_ROWS, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.constants import BLOCK_ROWS, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64

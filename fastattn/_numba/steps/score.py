@@ -6,7 +6,7 @@ sixteen), in scratch rows `SCORE_STRIDE` apart.
 
 import numpy as np
 
-from fastattn._core.plan import (
+from fastattn._core.constants import (
     BLOCK_ROWS,
     FEATURE_RUN,
     PANEL_KEYS,

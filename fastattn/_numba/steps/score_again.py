@@ -8,7 +8,7 @@ the key, feature by feature, or where that loses bits too, onto both: the same c
 products, so that a score is the same whichever of its two rows is the query.
 """
 
-from fastattn._core.plan import (
+from fastattn._core.constants import (
     BLOCK_ROWS,
     FEATURE_CHAIN,
     FEATURE_RUN,

@@ -4,7 +4,7 @@ Documents packed into one row see nothing of each other. The smallest and the la
 panel of 64 keys tell where a block's own documents can begin and end; what lies outside is skipped.
 """
 
-from fastattn._core.plan import PANEL_KEYS, SEGMENT_KEYS
+from fastattn._core.constants import PANEL_KEYS, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64, store_int64

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastattn._core.plan import (
+from fastattn._core.constants import SEGMENT_KEYS
+
+from .plan import (
     BYTES_PER_SECOND,
     FLOPS_PER_SECOND,
     LONGEST_TASK,
-    SEGMENT_KEYS,
     TASK_ROWS,
     TASKS_PER_WORKER,
     scratch_layout,

@@ -1,39 +1,25 @@
 """How one attention call is cut into tasks: pure functions of sizes and thread count.
 
-No bit of a result depends on a plan. What bits depend on are constants of the algorithm:
-`SEGMENT_KEYS` keys are reduced from nothing and folded left, on sixteen virtual lanes.
+No bit of a result depends on a plan; `fastattn._core.constants` has what bits depend on.
 """
 
 import functools
 from typing import NamedTuple
 
-SEGMENT_KEYS = 512
-BLOCK_ROWS = 24
-TILE_ROWS = 6
-PANEL_KEYS = 64
-# Scores of a row stand 16 elements further apart than a segment is long: rows a power of two apart
-# would fall into the same few cache sets.
-SCORE_STRIDE = SEGMENT_KEYS + 16
-LANES = 16
-# A segment's output is a sum of chains over this many keys each, counted from its first key. A
-# chain over the whole segment loses accuracy (the error of attention in float32 is then 1.01 times
-# that of NumPy, and 0.92 times with 128). And values of 128 keys stay in the first-level cache
-# while all rows of a block read them.
-FUSE_KEYS = 128
-# The keys of a page (`pages.py`): neither a chain over values nor a panel of keys crosses one.
-PAGE_KEYS = FUSE_KEYS
-# A score is a sum over features, and one chain over all of them would err the more the longer it
-# is. A chain is of this many features (of pairs of them where bfloat16 is multiplied as it is), a
-# run is the sum of eight chains, and runs are added with what each sum loses kept beside it: so the
-# error does not grow with E. Chains of 256 would err five times as much as NumPy where that reads
-# few rows. Beside one chain of 1024 these cost 0.2 to 0.8 % of the time from 129 on.
-FEATURE_CHAIN = 128
-FEATURE_RUN = 8 * FEATURE_CHAIN
-# Squares do not cancel, and distances have registers to spare: a chain of theirs is itself a sum of
-# chains as short as those of NumPy's pairwise sum.
-SQUARE_CHAIN = 16
+from fastattn._core.constants import (
+    BLOCK_ROWS,
+    PAGE_KEYS,
+    PANEL_KEYS,
+    SCORE_STRIDE,
+    SEGMENT_KEYS,
+    TILE_ROWS,
+    padded,
+)
+
+from .layouts import ATTENTION
+
 # A worker's own copy of the call record.
-RECORD_BYTES = 1280
+RECORD_BYTES = padded(8 * len(ATTENTION.word), 64)
 # The cursor of what the next task needs.
 _AHEAD_BYTES = 19 * 8
 
@@ -128,11 +114,6 @@ class Scratch(NamedTuple):
     at_record: int
     at_ahead: int
     size: int
-
-
-def padded(length: int, multiple: int = LANES) -> int:
-    """Round up to a multiple."""
-    return -(-length // multiple) * multiple
 
 
 @functools.lru_cache(maxsize=128)  # plan and record of a call both ask
