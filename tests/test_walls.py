@@ -46,18 +46,28 @@ MAY_IMPORT = {
     "public": {"face", "_core", "start"},
     "start": set(),
 }
+# Inside the kernels' room: what each of theirs may import beside itself.
+BELOW = {
+    "compiler": set(),
+    "machine": {"compiler"},
+    "operands": {"compiler", "machine"},
+    "steps": {"compiler", "machine", "operands"},
+    "stages": {"compiler", "machine", "operands", "steps"},
+    "budgets": {"compiler", "machine", "operands"},
+}
+# Files that write machine instructions.
 VECTORS = {
+    "bfloat16",
+    "elementary",
     "emit",
     "memory",
-    "simd",
-    "elementary",
-    "tile",
-    "direct",
     "native",
-    "storage",
-    "bfloat16",
     "objects",
-}  # write machine instructions
+    "simd",
+    "storage",
+    "tile",
+    "tile_small",
+}
 
 
 def room_of(module):
@@ -93,26 +103,33 @@ def test_imports_run_one_way(path):
             assert standard or top in ("numpy", "fastattn"), f"{module_of(path)} imports {name}"
 
 
-def test_drivers_stand_on_tiles_and_vectors():
-    """elementary and tile import no driver, emit nothing of the engine but machine words."""
-    below = {
-        "emit": set(),
-        "memory": {"emit"},
-        "simd": {"emit"},
-        "elementary": {"emit", "simd"},
-        "tile": {"emit", "memory", "simd"},
-    }
-    for stem, allowed in below.items():
-        path = PACKAGE / "_numba" / f"{stem}.py"
-        rooms = {
-            name.split(".")[2] for name in imports_of(path) if name.startswith("fastattn._numba.")
-        }
-        assert rooms <= allowed | {"native", "compile"}, f"{stem} imports {rooms}"
+def kernel_room_of(module):
+    """Name the room of a module of the kernels; None: it stands above them all."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["fastattn", "_numba"] and len(parts) > 3 else None
+
+
+KERNELS = [path for path in FILES if kernel_room_of(module_of(path))]
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=module_of)
+def test_kernel_rooms_stand_on_those_below(path):
+    room = kernel_room_of(module_of(path))
+    for name in imports_of(path):
+        if name.startswith("fastattn._numba."):
+            below = kernel_room_of(name)
+            assert below in {room, *BELOW[room]}, f"{module_of(path)} imports {name}"
+
+
+def test_every_kernel_stands_in_a_room():
+    assert {kernel_room_of(module_of(path)) for path in KERNELS} == set(BELOW)
+    above = {path.stem for path in (PACKAGE / "_numba").glob("*.py")}
+    assert above == {"__init__", "backend", "entry_points", "objects"}
 
 
 def test_the_reader_of_imports_sees_them(tmp_path):
     """The walls hold nothing if imports go unseen: every spelling, in functions too."""
-    path = PACKAGE / "_numba" / "backend.py"
+    path = PACKAGE / "_numba" / "machine" / "fake.py"
     source = "\n".join(
         (
             "import numba.core, os",
@@ -120,13 +137,13 @@ def test_the_reader_of_imports_sees_them(tmp_path):
             "from fastattn.reference.backend import name",
             "from . import simd",
             "from .tile import x",
-            "from ..reference import tiled",
+            "from ...reference import tiled",
             "def late():\n    import llvmlite",
         )
     )
 
     class Fake:
-        name = "backend.py"
+        name = "fake.py"
 
         def read_text(self, encoding):
             return source
