@@ -1,10 +1,9 @@
-"""What all backends share: the description of a call, its plan, the choice of backend, threads.
+"""What all backends share: the description of a call, the choice of backend, threads.
 
 A call becomes a frozen `Problem`: canonical array views, sizes, dtype, options, and visibility as
-*key ranges* per row, plus a mask array if the caller made one. A plan cuts it into tasks. A
-backend takes both and fills the result. Validation is over before a kernel starts; kernels never
-validate, raise, or allocate per tile. Nothing in here imports another room; backends are imported
-by name.
+*key ranges* per row, plus a mask array if the caller made one. A backend takes it and fills the
+result. Validation is over before a kernel starts; kernels never validate, raise, or allocate per
+tile. Nothing in here imports another room; backends are imported by name.
 
 Arrays and options:
 
@@ -14,21 +13,20 @@ names.py        arguments by the names that other libraries give them
 scales.py       one scale, or one per head, as part of a signature
 layouts.py      arrays over the batch, as (batch, key heads, groups, ...)
 visibility.py   causal, window, lengths, offsets: checked, as ranges; ids of documents
-parameters.py   weights of MultiHeadAttention: names, shapes, where from
 stored.py       what a cache is asked, checked in its own words
-units.py        whole units of a budget               reduced.py  axes summed over, joined last
+reduced.py      axes summed over, joined last
 
 Calls:
 
 recipe.py       all that follows from shapes, dtypes and options alone; kept per signature
 problem.py      one call, validated and canonical (and the story of small calls)
 ragged.py       the same of a ragged call             pages.py    the pages of a cache
-plan.py plan_ragged.py   tiles, segments, task grid; work balanced by keys: pure functions
 kept.py         calls kept under their options and layouts
 steps.py        steps of a decoder, planned once a page
 
 The machine:
 
+constants.py    what alone decides bits, and sizes of blocks
 backends.py     choice of backend, refusals           execution.py  what a backend offers
 threads.py      how many threads                      config.py     versions, show_config
 environment.py  the float environment of NumPy's work on the face, as kernels have it

@@ -14,6 +14,7 @@ from typing import Any
 __all__ = ["digest", "header", "kernel_sources", "sources"]
 
 # What kernels are compiled from, beside the room of their sources.
+_NOT_COMPILED = ("__init__.py", "backend.py")
 _TABLES = ("_core/constants.py", "_engine/layouts.py")
 
 
@@ -49,9 +50,9 @@ def kernel_sources(package: Path) -> int:
     The versions of Numba and LLVM are not in it: no kernel leaves them a choice that changes bits,
     so what another version made of the same sources is as good, and is not refused.
     """
-    return _crc(
-        [*(package / table for table in _TABLES), *sorted((package / "_numba").rglob("*.py"))]
-    )
+    kernels = (package / "_numba").rglob("*.py")
+    sources = sorted(path for path in kernels if path.name not in _NOT_COMPILED)
+    return _crc([*(package / table for table in _TABLES), *sources])
 
 
 def sources(package: Path) -> int | None:

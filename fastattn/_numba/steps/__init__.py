@@ -1,6 +1,15 @@
 """One block of rows through attention: score, shape, reveal, normalise, fuse, fold, finish.
 
 A step takes what it works on, and is used by whatever drives it (`stages.attention`,
-`stages.similarity`). The files of a variant (`decode`, `decode_small`, `bfloat16_pairs`) have those
-steps that it does otherwise. May import `operands`, `machine` and `compiler`.
+`stages.similarity`). May import `operands`, `machine` and `compiler`.
+
+score.py        scores of a block, shaped and revealed    normalise.py  weights, fused and folded
+blocks.py       what happens to a block over a segment    finish.py    divided, written, the lse
+spans.py        which stretch of a segment a block sees
+score_again.py  rows that the power of two of a scale would round
+
+Variants have those steps that they do otherwise:
+
+decode.py       few rows against keys never packed        decode_small.py  against halves and int8
+bfloat16_pairs.py  bfloat16 multiplied as it is
 """
