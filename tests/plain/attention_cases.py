@@ -41,7 +41,7 @@ def _options() -> Iterator[Case]:
 def _shapes() -> Iterator[Case]:
     """Blocks, segments, tiles of every width, and rows that keys are read for in place."""
     for rows, keys, features, columns in (
-        (50, 70, 8, 48), (26, 600, 5, 16), (4, 64, 9, 64), (8, 20, 9, 20), (1, 70, 9, 70),
+        (50, 70, 8, 48), (25, 530, 5, 16), (4, 64, 9, 64), (8, 20, 9, 20), (1, 70, 9, 70),
         (7, 48, 9, 48), (3, 40, 8, 5), (1, 21, 1028, 4), (2, 17, 1030, 3),
     ):  # fmt: skip
         arrays = operands(rows, keys, features, columns)
@@ -58,7 +58,7 @@ def _shapes() -> Iterator[Case]:
     rows_apart = np.ascontiguousarray(draw(1, (40, 3, 8)).swapaxes(0, 1)).swapaxes(0, 1)[:, 1]
     apart = operands(1, 40, 8)
     # The last rows see a segment that the first do not.
-    deep = operands(60, 560, 2)
+    deep = operands(50, 530, 2)
     yield attend("causal, several segments", deep, causal=True, query_offset=480)
     yield attend("rows in tasks", operands(60, 40, 4), threads=2, causal="bottom_right")
     yield attend("two entries", operands(26, 140, 4, 16, batch=(2,)))

@@ -5,7 +5,6 @@ launcher is a record of addresses; which arrays they are of is learned where the
 """
 
 import contextlib
-import ctypes
 from unittest import mock
 
 import calls
@@ -18,7 +17,7 @@ from fastattn._engine.engine import Engine
 from fastattn._engine.operations import name_kernels
 
 from .arrays import poison
-from .launches import Launcher
+from .launches import Launcher, words_at
 from .loader import World
 from .memory import Memory, Region, use
 
@@ -61,33 +60,31 @@ class _Again:
         self.plain = plain
 
     def run(self, entry, tasks, form, call, *objects):
-        memory = Memory()
-        head = len(layouts.FORM.word)
-        words = 8 * ctypes.c_int64.from_address(form).value
-        memory.add(Region("the form", form, bytearray(b"\1" * (8 * head + words))))
-        memory.add(Region.fresh("the new record", call, words))
+        memory, word = Memory(), layouts.FORM.word
+        head = words_at(form, len(word))
+        size = 8 * (len(word) + int(head[word["words"]]))
+        memory.add(Region("the form", form, bytearray(b"\1" * size)))
+        memory.add(Region.fresh("the new record", call, int(head[word["record_bytes"]])))
         for place in {*objects} - {0}:  # some may be one and the same
-            word = place + layouts.DATA_OFFSET
-            memory.add(Region(f"the array object at {place:#x}", word, bytearray(b"\1" * 8)))
+            data = place + layouts.DATA_OFFSET
+            memory.add(Region(f"the array object at {place:#x}", data, bytearray(b"\1" * 8)))
         with use(memory):
             self.plain.world.again.run(entry, tasks, form, call, *objects)
 
 
 def widening(engine):
     """Let an engine's kernels widen bfloat16, as on a CPU that does not multiply it."""
-    wider = Engine(engine.kernels._replace(attend_pairs=None))
-    return mock.patch.object(engine, "_functions", wider._functions)
+    widens = Engine(engine.kernels._replace(attend_pairs=None))
+    return mock.patch.multiple(engine, kernels=widens.kernels, _functions=widens._functions)
 
 
 @contextlib.contextmanager
 def on_plain_kernels(plain):
     """Let calls run on plain kernels; those of other backends go on as they are."""
     launcher = plain.launcher
-    point, tables, follow = (
-        record.Record.point,
-        record.Record.point_tables,
-        template.Template.__call__,
-    )
+    point, tables = record.Record.point, record.Record.point_tables
+    plan, follow = template.Template.__init__, template.Template.__call__
+    fields = {}  # of a template's operands
     describe_factors = normalize._describe_factors
 
     def know_point(self, **arrays):
@@ -100,8 +97,12 @@ def on_plain_kernels(plain):
             launcher.know(field, array)
         tables(self, **arrays)
 
+    def know_fields(self, kernels, entry, made, operands, *rest):
+        fields[id(self)] = operands
+        plan(self, kernels, entry, made, operands, *rest)
+
     def know_operands(self, *operands):
-        for field, array in zip(self.operands, operands, strict=False):
+        for field, array in zip(fields[id(self)], operands, strict=False):
             if array is not None:
                 launcher.know(field, array)
         follow(self, *operands)
@@ -115,6 +116,7 @@ def on_plain_kernels(plain):
         for target, name, value in (
             (record.Record, "point", know_point),
             (record.Record, "point_tables", know_tables),
+            (template.Template, "__init__", know_fields),
             (template.Template, "__call__", know_operands),
             (normalize, "_describe_factors", know_sign),
             (np, "empty", _poisoned(np.empty)),

@@ -11,91 +11,108 @@ import numpy as np
 from .floats import dtype_of, fma, number
 from .lanes import LANES, Vector, both
 
+# Coefficients by name and size of a number.
+_tables = {}
 _FORMAT = {4: (23, 127, -104.0, np.int32), 8: (52, 1023, -746.0, np.int64)}
 
 
-def twins_of(tables):
-    """Make the twins, given the module that holds the coefficients."""
-    from numba import types
+def learn(module):
+    """Take over the coefficients of the kernels' own file."""
+    for name in ("_EXP2", "_EXP", "_LN2"):
+        for kind, coefficients in getattr(module, name).items():
+            _tables[name, kind.bitwidth // 8] = coefficients
 
-    named = {4: types.float32, 8: types.float64}
 
-    def table(name, x):
-        return getattr(tables, name)[named[x.itemsize]]
+def table(name, x):
+    return _tables[name, x.itemsize]
 
-    @functools.cache
-    def lanes_of(dtype, value):
-        made = np.full(LANES, value, dtype)
-        made.flags.writeable = False
-        return made
 
-    def constant(x, value):
-        return lanes_of(x.dtype, value)
+@functools.cache
+def lanes_of(dtype, value):
+    made = np.full(LANES, value, dtype)
+    made.flags.writeable = False
+    return made
 
-    def clamp_below(x, lowest):
-        return np.where(lowest > x, lowest, x)
 
-    def round_product(x, factor, bias):
-        mantissa = _FORMAT[x.itemsize][0]
-        shifter = constant(x, 1.5 * 2.0**mantissa + bias)
-        shifted = fma(x, factor, shifter)
-        return shifted - shifter, shifted
+def constant(x, value):
+    return lanes_of(x.dtype, value)
 
-    def power_of_two(shifted):
-        mantissa, *_, word = _FORMAT[shifted.itemsize]
-        return (shifted.view(word) << mantissa).view(shifted.dtype)
 
-    def horner(x, coefficients):
-        total = constant(x, coefficients[-1])
-        for coefficient in reversed(coefficients[:-1]):
-            total = fma(total, x, constant(x, coefficient))
-        return total
+def clamp_below(x, lowest):
+    return np.where(lowest > x, lowest, x)
 
-    def exp2_product(x, factor, lowest):
-        known = both(both(x.known, factor.known), lowest.known)
-        x, factor = clamp_below(x.lanes, lowest.lanes), factor.lanes
-        whole, shifted = round_product(x, factor, _FORMAT[x.itemsize][1])
-        rest = fma(x, factor, -whole)
-        value = fma(horner(rest, table("_EXP2", x)), rest, constant(x, 1.0))
-        return Vector(value * power_of_two(shifted), known)
 
-    def exp2_lowest(factor):
-        kind = dtype_of(factor)
-        return number(kind, -float(_FORMAT[kind.itemsize][1])) / number(kind, factor)
+def round_product(x, factor, bias):
+    mantissa = _FORMAT[x.itemsize][0]
+    shifter = constant(x, 1.5 * 2.0**mantissa + bias)
+    shifted = fma(x, factor, shifter)
+    return shifted - shifter, shifted
 
-    def exp_nonpositive(x):
-        x, known = x.lanes, x.known
-        mantissa, bias, lowest, _ = _FORMAT[x.itemsize]
-        x = clamp_below(x, constant(x, lowest))
-        whole, _ = round_product(x, constant(x, 1 / math.log(2)), 0)
-        head, tail = table("_LN2", x)
-        rest = fma(whole, constant(x, -head), x)
-        rest = fma(whole, constant(x, -tail), rest)
-        value = fma(horner(rest, table("_EXP", x)), rest, constant(x, 1.0))
-        shifter = constant(x, 1.5 * 2.0**mantissa + bias)
-        low = fma(whole, constant(x, 0.5), shifter)
-        high = (whole - (low - shifter)) + shifter
-        return Vector(value * power_of_two(low) * power_of_two(high), known)
 
-    def tanh_product(x, factor):
-        known = both(x.known, factor.known)
-        x, factor = x.lanes, factor.lanes
-        bias = _FORMAT[x.itemsize][1]
-        negative = clamp_below(-np.abs(x), constant(x, -(0.25 * bias)) / factor)
-        whole, shifted = round_product(negative, factor, bias)
-        rest = fma(negative, factor, -whole)
-        power = power_of_two(shifted)
-        small = horner(rest, table("_EXP2", x)) * rest
-        minus_one = fma(power, small, power - constant(x, 1.0))
-        ratio = -minus_one / (minus_one + constant(x, 2.0))
-        return Vector(np.where(np.signbit(x), -np.abs(ratio), ratio), known)
+def power_of_two(shifted):
+    mantissa, *_, word = _FORMAT[shifted.itemsize]
+    return (shifted.view(word) << mantissa).view(shifted.dtype)
 
-    def inverse_exponent(x):
-        x, known = x.lanes, x.known
-        mantissa, bias, _, word = _FORMAT[x.itemsize]
-        exponent = x.view(word) & word((2 * bias + 1) << mantissa)
-        exponent = np.minimum(exponent, word((2 * bias - 1) << mantissa))
-        return Vector((word((2 * bias) << mantissa) - exponent).view(x.dtype), known)
 
-    made = exp2_product, exp2_lowest, exp_nonpositive, tanh_product, inverse_exponent
-    return {twin.__name__: twin for twin in made}
+def horner(x, coefficients):
+    total = constant(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total = fma(total, x, constant(x, coefficient))
+    return total
+
+
+def exp2_product(x, factor, lowest):
+    known = both(both(x.known, factor.known), lowest.known)
+    x, factor = clamp_below(x.lanes, lowest.lanes), factor.lanes
+    whole, shifted = round_product(x, factor, _FORMAT[x.itemsize][1])
+    rest = fma(x, factor, -whole)
+    value = fma(horner(rest, table("_EXP2", x)), rest, constant(x, 1.0))
+    return Vector(value * power_of_two(shifted), known)
+
+
+def exp2_lowest(factor):
+    kind = dtype_of(factor)
+    return number(kind, -float(_FORMAT[kind.itemsize][1])) / number(kind, factor)
+
+
+def exp_nonpositive(x):
+    x, known = x.lanes, x.known
+    mantissa, bias, lowest, _ = _FORMAT[x.itemsize]
+    x = clamp_below(x, constant(x, lowest))
+    whole, _ = round_product(x, constant(x, 1 / math.log(2)), 0)
+    head, tail = table("_LN2", x)
+    rest = fma(whole, constant(x, -head), x)
+    rest = fma(whole, constant(x, -tail), rest)
+    value = fma(horner(rest, table("_EXP", x)), rest, constant(x, 1.0))
+    shifter = constant(x, 1.5 * 2.0**mantissa + bias)
+    low = fma(whole, constant(x, 0.5), shifter)
+    high = (whole - (low - shifter)) + shifter
+    return Vector(value * power_of_two(low) * power_of_two(high), known)
+
+
+def tanh_product(x, factor):
+    known = both(x.known, factor.known)
+    x, factor = x.lanes, factor.lanes
+    bias = _FORMAT[x.itemsize][1]
+    negative = clamp_below(-np.abs(x), constant(x, -(0.25 * bias)) / factor)
+    whole, shifted = round_product(negative, factor, bias)
+    rest = fma(negative, factor, -whole)
+    power = power_of_two(shifted)
+    small = horner(rest, table("_EXP2", x)) * rest
+    minus_one = fma(power, small, power - constant(x, 1.0))
+    ratio = -minus_one / (minus_one + constant(x, 2.0))
+    return Vector(np.where(np.signbit(x), -np.abs(ratio), ratio), known)
+
+
+def inverse_exponent(x):
+    x, known = x.lanes, x.known
+    mantissa, bias, _, word = _FORMAT[x.itemsize]
+    exponent = x.view(word) & word((2 * bias + 1) << mantissa)
+    exponent = np.minimum(exponent, word((2 * bias - 1) << mantissa))
+    return Vector((word((2 * bias) << mantissa) - exponent).view(x.dtype), known)
+
+
+TWINS = {
+    twin.__name__: twin
+    for twin in (exp2_product, exp2_lowest, exp_nonpositive, tanh_product, inverse_exponent)
+}

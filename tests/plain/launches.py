@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 
-from fastattn._core.plan import PAGE_KEYS
+from fastattn._core.constants import PAGE_KEYS
 from fastattn._engine import layouts
 
 from .arrays import Mapped, poison, regions_of
@@ -67,7 +67,7 @@ class Launcher:
 
     def _run(self, entry, call, first, stop, workers):
         layout = _LAYOUTS[entry.name.split("_")[0]]
-        words = _words_at(call, len(layout.word))
+        words = words_at(call, len(layout.word))
         before = words.copy()
         words[:3] = first, stop, workers
         self.launches += 1
@@ -129,7 +129,7 @@ class Launcher:
             yield Mapped(f"{field} {page:#x}", rows, fresh_rows=True)
 
 
-def _words_at(address, count):
+def words_at(address, count):
     """The words of a record where they lie, writable."""
     return np.ctypeslib.as_array((ctypes.c_int64 * count).from_address(address))
 

@@ -26,7 +26,7 @@ __all__ = ["Entry", "World"]
 
 FOLDER = Path(fastattn.__file__).parent / "_numba"
 _PACKAGE = "fastattn._numba"
-_TWINS = lanes.TWINS | words.TWINS | storage.TWINS | tiles.TWINS
+_TWINS = lanes.TWINS | elementary.TWINS | words.TWINS | storage.TWINS | tiles.TWINS
 # What compiles and what has threads is not a kernel.
 _REPLACED = ("compile", "launch")
 
@@ -87,7 +87,6 @@ class World:
         self._files = {path.stem: path for path in FOLDER.rglob("*.py")}
         self._run_serially = run_serially
         self._replace()
-        self._twins = dict(_TWINS)
         self.entries = self.module("entry_points").ENTRIES
         # Which of them this machine runs is not for plain Python to ask.
         self.entries = {
@@ -125,7 +124,7 @@ class World:
     def not_twinned(self):
         """Machine functions for which nothing stands."""
         names = {name for file in self.coverage.machine.values() for name in file}
-        return sorted(names - set(self._twins) - set(words.MADE))
+        return sorted(names - set(_TWINS) - set(words.MADE))
 
     def module(self, name):
         """A file of the kernels, by the last part of its name."""
@@ -155,19 +154,14 @@ class World:
         if name == "record":
             module.by_record = words.by_record
         if name == "elementary":
-            self._twins_of_elementary(module)
-
-    def _twins_of_elementary(self, module):
-        twins = elementary.twins_of(module)
-        self._twins |= twins
-        vars(module).update(twins)
+            elementary.learn(module)
 
     def _intrinsic(self, function=None, *, prefer_literal=False):
         if function is None:
             return self._intrinsic
         if function.__name__ in words.MADE:
             return words.MADE[function.__name__](function)
-        return self._twins.get(function.__name__) or _Untwinned(function.__name__)
+        return _TWINS.get(function.__name__) or _Untwinned(function.__name__)
 
     def _import(self, name, globals=None, locals=None, fromlist=(), level=0):
         if level or name.startswith(_PACKAGE):

@@ -35,66 +35,78 @@ def _similarity() -> Iterator[Case]:
     yield compare("wide", *wide[:2], metric="dot")
 
 
+_RELATIVES = fastattn.softmax, fastattn.log_softmax, fastattn.logsumexp
+
+
+def _each(name, x, *arguments, within=(), threads=1, which=_RELATIVES, **options):
+    for function in which:
+        yield Case(
+            f"{function.__name__}, {name}",
+            lambda f=function: f(x, *arguments, **options),
+            within=within,
+            threads=threads,
+        )
+
+
 def _softmax() -> Iterator[Case]:
-    functions = fastattn.softmax, fastattn.log_softmax, fastattn.logsumexp
     rng = np.random.default_rng(8)
     seen = rng.random((20, 40)) < 0.7
     seen[1] = False
     bias = np.where(seen, rng.standard_normal((20, 40)), -np.inf)
 
-    def each(name, x, *arguments, within=(), threads=1, which=functions, **options):
-        for function in which:
-            yield Case(
-                f"{function.__name__}, {name}",
-                lambda f=function: f(x, *arguments, **options),
-                within=within,
-                threads=threads,
-            )
-
     for dtype in (F32, F64, F16, BF16):
         x = draw(8, (20, 40), dtype)
         for axis in (-1, 0, None):
-            yield from each(f"{dtype}, axis {axis}", x, axis)
-        yield from each(f"{dtype}, bool mask", x, mask=seen, scale=-0.3)
-        yield from each(f"{dtype}, mask across", x, 0, mask=bias.astype(strategies.dtype_of(dtype)))
-        yield from each(f"{dtype}, own mask", x, mask=bias.astype(strategies.dtype_of(dtype)))
+            yield from _each(f"{dtype}, axis {axis}", x, axis)
+        yield from _each(f"{dtype}, bool mask", x, mask=seen, scale=-0.3)
+        yield from _each(
+            f"{dtype}, mask across", x, 0, mask=bias.astype(strategies.dtype_of(dtype))
+        )
+        yield from _each(f"{dtype}, own mask", x, mask=bias.astype(strategies.dtype_of(dtype)))
         broken = x.copy()
         broken[0, 3], broken[2, 5], broken[3], broken[4, 1] = np.nan, np.inf, -np.inf, -np.inf
         for axis in (-1, 0):
-            yield from each(f"{dtype}, axis {axis}, not finite", broken, axis)
-            yield from each(f"{dtype}, axis {axis}, not finite, masked", broken, axis, mask=seen)
+            yield from _each(f"{dtype}, axis {axis}, not finite", broken, axis)
+            yield from _each(f"{dtype}, axis {axis}, not finite, masked", broken, axis, mask=seen)
+    broken = draw(8, (20, 40))
+    broken[0, 3], broken[2, 5], broken[3] = np.nan, np.inf, -np.inf
+    yield from _each("biased, not finite", broken, mask=bias.astype(F32))
     x = draw(9, (3, 1100))
     x[0, 7] = 40
     x[1, :600] = x[1].max()
     x[2, 530:] = -np.inf
     for threads in (1, 2):
-        yield from each(f"in chunks, {threads}", x, within=IN_CHUNKS, threads=threads)
+        yield from _each(f"in chunks, {threads}", x, within=IN_CHUNKS, threads=threads)
     short = x[:, :600].T.copy()
-    yield from each("in chunks, across", short, 0, within=IN_CHUNKS)
+    yield from _each("in chunks, across", short, 0, within=IN_CHUNKS)
     broken = x.copy()
     broken[0, 600], broken[1, 3] = np.nan, np.inf
-    yield from each("in chunks, not finite", broken, within=IN_CHUNKS)
+    yield from _each("in chunks, not finite", broken, within=IN_CHUNKS)
     broken = broken[:, :601].T.copy()
-    yield from each("in chunks, across, not finite", broken, 0, within=IN_CHUNKS)
-    yield from each("segments", x)
-    yield from each("segments, across", short, 0)
+    yield from _each("in chunks, across, not finite", broken, 0, within=IN_CHUNKS)
+    yield from _each("segments", x)
+    yield from _each("segments, across", short, 0)
+
+
+def _layouts_of_softmax() -> Iterator[Case]:
+    """Past the caches, across lanes, rounded and turned."""
     few = draw(10, (35, 20))
     for name, result in (
         ("late", few), ("late, long", np.tile(few, (1, 3))), ("late, swapped", few.astype(">f4")),
         ("late, across", few.T), ("late, mask", few * 30),
     ):  # fmt: skip
-        yield from each(name, result, within=STREAMED, which=functions[:2])
+        yield from _each(name, result, within=STREAMED, which=_RELATIVES[:2])
     bad = few.copy()
     bad[3, 4], bad[9], bad[20, 1] = np.nan, -np.inf, np.inf
-    yield from each("late, not finite", bad, within=STREAMED)
-    yield from each("late, long, not finite", np.tile(bad, (1, 3)), within=STREAMED)
+    yield from _each("late, not finite", bad, within=STREAMED)
+    yield from _each("late, long, not finite", np.tile(bad, (1, 3)), within=STREAMED)
     unaligned = np.empty(701, F32)[1:]
     yield Case(
         "softmax, late, unaligned",
         lambda: fastattn.softmax(few.T, 0, out=unaligned.reshape(20, 35)),
         within=STREAMED,
     )
-    yield from each("of whole lanes", draw(14, (40, 32)), 0)
+    yield from _each("of whole lanes", draw(14, (40, 32)), 0)
     long = draw(15, (3, 40))
     apart = np.empty((3, 80), F32)[:, ::2]
     yield Case("softmax, long, strided out", lambda: fastattn.softmax(long, out=apart))
@@ -114,10 +126,9 @@ def _softmax() -> Iterator[Case]:
     turned = np.empty((20, 35), F32).T
     yield Case("softmax, turned out", lambda: fastattn.softmax(few, out=turned))
     half = draw(11, (33, 20), F16)
-    yield from each("halves, turned", half.T, 0)
-    yield from each("halves, short", half[:, :5])
-    yield from each("halves, columns", np.asfortranarray(half))
-    yield from _logsumexp()
+    yield from _each("halves, turned", half.T, 0)
+    yield from _each("halves, short", half[:, :5])
+    yield from _each("halves, columns", np.asfortranarray(half))
 
 
 def _logsumexp() -> Iterator[Case]:
@@ -174,4 +185,4 @@ def _fuse() -> Iterator[Case]:
     yield each("strided products", weights[:, :30], value[:30, :20], reduce=False, out=products)
 
 
-GROUPS = (_similarity, _softmax, _fuse)
+GROUPS = (_similarity, _softmax, _layouts_of_softmax, _logsumexp, _fuse)

@@ -5,9 +5,10 @@ A link of a chain is taken by all elements of a tile at once, which changes none
 
 import numpy as np
 
-from fastattn._core.plan import FEATURE_CHAIN, SQUARE_CHAIN
+from fastattn._core.constants import FEATURE_CHAIN, SQUARE_CHAIN
 
 from .floats import F32, dtype_of, fma, number
+from .floats import number as number_of
 from .lanes import LANES, both, raw
 from .storage import BFLOAT, HALF, INT8, ITEMS, U32, dot, small_rows
 from .words import read_rows, write_rows
@@ -59,12 +60,12 @@ def _dot(a, b, total):
 
 
 def product_tile(
-    tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
-    fetch_stride,
+    tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
+    fetch, fetch_stride,
 ):  # fmt: skip
     pairs = type(tag) is np.int32
     kind, link = (U32, _dot) if pairs else (dtype_of(tag), fma)
-    columns = vectors * LANES
+    rows, columns = rows * groups, vectors * LANES
     if depth <= 0:
         if not accumulate:
             write_rows(c, c_stride, np.zeros((rows, columns), F32 if pairs else kind))
@@ -72,6 +73,28 @@ def product_tile(
     left = read_rows(kind, a, a_stride, rows, depth)
     right = read_rows(kind, b, b_stride, depth, columns)
     _multiplied(link, left, right, c, c_stride, accumulate)
+
+
+def final_tile(
+    tag, rows, vectors, a, a_stride, b, b_stride, c, c_stride, depth, groups, most, streamed
+):
+    kind, rows, columns = dtype_of(tag), rows * groups, vectors * LANES
+    if streamed and (c % 64 or c_stride % 64):
+        raise AssertionError(f"streams to rows from {c}, {c_stride} apart: no multiples of 64")
+    left = read_rows(kind, a, a_stride, rows, max(depth, 0))
+    right = read_rows(kind, b, b_stride, max(depth, 0), columns)
+    total, known = np.zeros((rows, columns), kind), None
+    if depth > 0:
+        (x, _), (y, _), known = left, right, _known_cells(left, right)
+        for number, chain in enumerate(_chains(depth)):
+            sums = np.zeros((rows, columns), kind)
+            for step in chain:
+                sums = fma(x[:, step, None], y[step], sums)
+            total = total + sums if number else sums
+        most = raw(number_of(kind, most))
+        total = np.where(total < -most, -most, total)
+        total = np.where(total > most, most, total)
+    write_rows(c, c_stride, total, known)
 
 
 def distance_tile(tag, rows, factor, a, a_stride, b, b_stride, c, c_stride, depth):
@@ -156,7 +179,7 @@ def direct_pair_fused(
 TWINS = {
     function.__name__: function
     for function in (
-        product_tile, distance_tile, score_sixteen, direct_scores, direct_fused,
+        product_tile, final_tile, distance_tile, score_sixteen, direct_scores, direct_fused,
         direct_pair_scores, direct_pair_fused,
     )
 }  # fmt: skip
