@@ -3,7 +3,7 @@
 Nothing is compiled on import. A kernel entry has one native signature, ``void(int64 call_address,
 int64 worker)``, so that one parallel driver (`launch`) serves every operation: ``parallel=True``
 costs several times the compile time of plain code, and is paid once for the whole library. An
-entry compiles when its address is first asked for, and comes from the disk cache (`cache`) if it
+entry compiles when its address is first asked for, and comes from the disk cache (`disk`) if it
 was compiled before on this machine.
 """
 

@@ -2,7 +2,7 @@
 
 What the tiles cannot read in place is staged: copied row by row into scratch, widened and
 dequantised on the way. Everything after that sees plain rows. (Halves and int8 are not staged for
-few rows: `few`.)
+few rows: `decode_small`.)
 """
 
 import numpy as np

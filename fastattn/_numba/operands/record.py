@@ -117,7 +117,7 @@ read_record = reader(layouts.ATTENTION)
 # Of one head: a part of any record with factors, or an entry of a table.
 read_factors = reader(layouts.FACTORS)
 _PLAIN = RecordType(layouts.ATTENTION)
-# The same words, for kernels of bfloat16 that is multiplied as it is (`paired`).
+# The same words, for kernels of bfloat16 that is multiplied as it is (`bfloat16_pairs`).
 _PAIRED = RecordType(layouts.ATTENTION, "PairedAttentionCall")
 
 

@@ -146,7 +146,7 @@ def is_plain(call, code, feature_stride):
 
 @device
 def score_few_pairs(call, segment, queries, rows, low, high, scratch):
-    """As `few.score_few`."""
+    """As `decode_small.score_few`."""
     size = call.features * BYTES
     query_stride = (call.features + LANES - 1) // LANES * LANES * 4
     for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
@@ -289,7 +289,7 @@ def place_pairs(tag, call, segment, low, high, scratch):
 
 @device
 def fuse_few_pairs(call, segment, rows, low, high, block, scratch):
-    """As `few.fuse_few`."""
+    """As `decode_small.fuse_few`."""
     stride, c_stride = call.value_row, call.value_features * 4
     first = low
     while first < high:
