@@ -160,7 +160,7 @@ def score_few_pairs(call, segment, queries, rows, low, high, scratch):
 
 @device
 def score_pairs(tag, call, segment, queries, rows, low, high, scratch):
-    """As `scores.score_block`."""
+    """As `score.score_block`."""
     plain = is_plain(call, call.key_code, call.key_feature)
     if plain and call.features > 0 and call.features * BYTES % STEP_BYTES == 0:
         score_few_pairs(call, segment, queries, rows, low, high, scratch)
@@ -192,7 +192,7 @@ def score_pairs(tag, call, segment, queries, rows, low, high, scratch):
 
 @device
 def normalise_pairs(tag, call, scores, low, high, row_max, factor, least):
-    """As `rows.normalise_row`; weight j goes, rounded, to the j-th half of the row.
+    """As `normalise.normalise_row`; weight j goes, rounded, to the j-th half of the row.
 
     What the rounding took off the sum goes behind the row.
     """
@@ -209,7 +209,7 @@ def normalise_pairs(tag, call, scores, low, high, row_max, factor, least):
 
 @device
 def normalise_pairs_apart(tag, call, scores, low, high, row_max, factor, least):
-    """As `rows.normalise_apart`, from the weights before they are rounded."""
+    """As `normalise.normalise_apart`, from the weights before they are rounded."""
     maximum, wide, lowest = splat(row_max), splat(factor), splat(least)
     zero = splat(cast(tag, 0.0))
     total = zero
@@ -308,7 +308,7 @@ def fuse_few_pairs(call, segment, rows, low, high, block, scratch):
 
 @device
 def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
-    """As `rows.fuse_block`."""
+    """As `normalise.fuse_block`."""
     plain = is_plain(call, call.value_code, call.value_feature)
     if plain and call.value_features % (STRIP * LANES) == 0:
         fuse_few_pairs(call, segment, rows, low, high, block, scratch)
@@ -348,7 +348,7 @@ def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block,
 def fuse_visible_pairs(
     tag, call, scores, low, high, row_max, factor, values, value_stride, width, target
 ):
-    """As `rows.fuse_visible_row`, by the dot too."""
+    """As `normalise.fuse_visible_row`, by the dot too."""
     wide, lowest = splat(factor), splat(exp2_lowest(factor))
     zero = splat(cast(tag, 0.0))
     for offset in range(0, width, LANES * 4):

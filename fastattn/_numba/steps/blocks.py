@@ -53,7 +53,7 @@ def segment_state(call, scratch, row):
 
 @device
 def keeps_rest(call):
-    """Whether somebody wants the logarithm of the sums: see `rows.rest_of_weights`."""
+    """Whether somebody wants the logarithm of the sums: see `normalise.rest_of_weights`."""
     return call.lse != 0 or call.keeps_rest != 0
 
 
