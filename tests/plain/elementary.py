@@ -1,4 +1,4 @@
-"""Twins of `elementary`: exp2, exp, tanh and the power of two that brings a number near 1.
+"""Twins of `elementary`: exp2, exp, tanh, powers of two, and what a logarithm begins with.
 
 The coefficients are the kernels' own, read from the file that they are loaded from.
 """
@@ -8,10 +8,10 @@ import math
 
 import numpy as np
 
-from .floats import dtype_of, fma, number
-from .lanes import LANES, Vector, both
+from .floats import F64, Unknown, dtype_of, fma, number
+from .lanes import LANES, Vector, both, splat
 
-# Coefficients by name and size of a number.
+# Coefficients by name and size of a number, and bits by name.
 _tables = {}
 _FORMAT = {4: (23, 127, -104.0, np.int32), 8: (52, 1023, -746.0, np.int64)}
 
@@ -21,6 +21,7 @@ def learn(module):
     for name in ("_EXP2", "_EXP", "_LN2"):
         for kind, coefficients in getattr(module, name).items():
             _tables[name, kind.bitwidth // 8] = coefficients
+    _tables["_LEAST_MANTISSA"] = np.int64(module._LEAST_MANTISSA)
 
 
 def table(name, x):
@@ -112,7 +113,30 @@ def inverse_exponent(x):
     return Vector((word((2 * bias) << mantissa) - exponent).view(x.dtype), known)
 
 
+def alike(like, value):
+    return splat(number(F64, value)) if type(like) is Vector else number(F64, value)
+
+
+def order_split(value):
+    if type(value) is Unknown:
+        return value, value, value
+    if type(value) is not Vector:
+        return tuple(part[()] for part in _split(np.asarray(value)))
+    return tuple(Vector(part, value.known) for part in _split(value.lanes))
+
+
+def _split(numbers):
+    """Exponents, mantissas and powers; of float64 alone."""
+    bits = numbers.view(np.int64)
+    order = (bits - _tables["_LEAST_MANTISSA"]) >> 52
+    mantissa, power = bits - (order << 52), (1023 - order) << 52
+    return order.astype(F64), mantissa.view(F64), power.view(F64)
+
+
 TWINS = {
     twin.__name__: twin
-    for twin in (exp2_product, exp2_lowest, exp_nonpositive, tanh_product, inverse_exponent)
-}
+    for twin in (
+        exp2_product, exp2_lowest, exp_nonpositive, tanh_product, inverse_exponent, alike,
+        order_split,
+    )
+}  # fmt: skip

@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 
 __all__ = [
+    "F64",
     "Fault",
     "Float32",
     "Unknown",

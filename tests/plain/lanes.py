@@ -30,6 +30,9 @@ class Vector:
     def __repr__(self):
         return f"Vector({self.lanes}, {self.known})"
 
+    def __neg__(self):
+        return Vector(-self.lanes, self.known)
+
 
 def both(one, other):
     """What is known of two masks together."""
@@ -206,11 +209,26 @@ def rounded_down(vector):
     return Vector(np.floor(vector.lanes), vector.known)
 
 
+def widened(vector):
+    return Vector(vector.lanes.astype(F64), vector.known)
+
+
+def narrowed(tag, vector):
+    if vector.lanes.dtype != F64:
+        raise TypeError(f"a kernel cannot round this: {vector!r}")
+    return Vector(vector.lanes.astype(dtype_of(tag)), vector.known)
+
+
+def whole_products(vector, factor):
+    whole = vector.lanes.astype(np.int64) * np.int64(factor)
+    return Vector(whole.view(F64), vector.known)
+
+
 TWINS = {
     function.__name__: function
     for function in (
         item_size, largest_finite, cast, tile_width, splat, lane_sum, lane_max, first_lane, any_nan,
         same_lanes, keep_lanes, select_equal, select_above, lane_floats, fma, larger, unless_nan,
-        absolute, square_root, rounded_down,
+        absolute, square_root, rounded_down, widened, narrowed, whole_products,
     )
 }  # fmt: skip
