@@ -83,8 +83,7 @@ def on_plain_kernels(plain):
     """Let calls run on plain kernels; those of other backends go on as they are."""
     launcher = plain.launcher
     point, tables = record.Record.point, record.Record.point_tables
-    plan, follow = template.Template.__init__, template.Template.__call__
-    fields = {}  # of a template's operands
+    follow = template.Template.__call__
     describe_factors = normalize._describe_factors
 
     def know_point(self, **arrays):
@@ -97,12 +96,8 @@ def on_plain_kernels(plain):
             launcher.know(field, array)
         tables(self, **arrays)
 
-    def know_fields(self, kernels, entry, made, operands, *rest):
-        fields[id(self)] = operands
-        plan(self, kernels, entry, made, operands, *rest)
-
     def know_operands(self, *operands):
-        for field, array in zip(fields[id(self)], operands, strict=False):
+        for field, array in zip(self.operands, operands, strict=False):
             if array is not None:
                 launcher.know(field, array)
         follow(self, *operands)
@@ -116,7 +111,6 @@ def on_plain_kernels(plain):
         for target, name, value in (
             (record.Record, "point", know_point),
             (record.Record, "point_tables", know_tables),
-            (template.Template, "__init__", know_fields),
             (template.Template, "__call__", know_operands),
             (normalize, "_describe_factors", know_sign),
             (np, "empty", _poisoned(np.empty)),

@@ -47,6 +47,9 @@ class Case:
     def settings(self) -> Iterator[None]:
         with contextlib.ExitStack() as changed:
             changed.enter_context(mock.patch.object(threads, "_chosen", self.threads))
+            # Workers take turns: so many, however many processors there are.
+            changed.enter_context(mock.patch.object(threads, "_affinity", lambda: self.threads))
+            changed.enter_context(mock.patch.object(threads, "_machine", None))
             for where, name, value in self.within:
                 if isinstance(where, dict):
                     changed.enter_context(mock.patch.dict(where, {name: value}))
