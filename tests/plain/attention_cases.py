@@ -17,7 +17,6 @@ from .case import (
     F32,
     F64,
     NARROW,
-    NOT_SMALL,
     WIDE,
     Case,
     attend,
@@ -65,7 +64,6 @@ def _shapes() -> Iterator[Case]:
     grouped = [draw(1, (4, 30, 4)), draw(2, (1, 9, 4)), draw(3, (1, 9, 4))]
     yield attend("grouped heads in tasks", grouped, threads=2, enable_gqa=True)
     yield attend("window of one row", operands(1, 64, 9), query_offset=63, window=(20, None))
-    yield attend("not small", operands(60, 20, 4), threads=2, within=NOT_SMALL)
     yield attend("of one array", operands(5, 5, 4)[:1] * 3)
     split = operands(2, 1100, 4)
     yield attend("split keys, causal", split, threads=2, causal=True, query_offset=511)
@@ -79,6 +77,9 @@ def _shapes() -> Iterator[Case]:
         yield attend(f"strided out, {dtype}", [x.astype(dtype) for x in few], out=out)
     yield attend("very wide", operands(2, 17, 2070, 3))
     yield attend("very wide, in place", operands(2, 17, 2072, 3))
+    wide = operands(2, 17, 1028, 4)
+    wide[1] = draw(1, (17, 1032))[:, :1028]
+    yield attend("wide keys in rows apart", wide)
     yield attend("keys in rows apart", [apart[0], draw(1, (40, 3, 8))[:, 1], rows_apart])
     late = operands(4, 600, 8, 16)
     yield attend("causal rows of a late segment", late, causal=True, query_offset=590)

@@ -34,6 +34,7 @@ def _budgets() -> Iterator[Case]:
     for threads in (1, 2):
         yield each(f"plain, {threads}", weights, 100.0, threads)
     yield each("of one column", weights.T[:, :2], 7.0, axis=0)
+    yield each("of sixteens", weights[:, :32], 100.0)
     yield each("capped", weights, 100.0, upper=upper)
     yield each("raised", weights, 100.0, lower=lower)
     yield each("bounded", weights, np.array([1.0, 90.0, 1e9]), lower=lower, upper=upper + 1)
@@ -71,6 +72,8 @@ def _units() -> Iterator[Case]:
         yield each(f"{method}, tiny", weights * 1e-300, 90, unit=1, method=method)
         shares = np.array([[1.0, 1.5, 2.5, 3.5, 0.5], [2.0, 6.0, 12.0, 20.0, 3.0]])
         yield each(f"{method}, on the border", shares, 9, unit=1, method=method)
+    yield each("dhondt, nothing", weights * 0, 5, unit=1, method="dhondt")
+    yield each("dhondt, weight nan", np.r_[np.nan, 1.0, 2.0], 5, unit=1, method="dhondt")
     many = np.random.default_rng(11).random((1, 300))
     yield each("largest_remainder, many receivers", many, 151, unit=1)
     yield each("largest_remainder, alike receivers", np.round(many, 1) + 1, 151, unit=1)

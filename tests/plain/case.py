@@ -20,7 +20,7 @@ from fastattn._engine import launcher, normalize, stages
 from . import lanes
 
 __all__ = [
-    "BF16", "BOTH", "F16", "F32", "F64", "IN_CHUNKS", "NARROW", "NOT_SMALL", "STREAMED", "WIDE",
+    "BF16", "BOTH", "F16", "F32", "F64", "IN_CHUNKS", "NARROW", "STREAMED", "WIDE",
     "Case", "attend", "draw", "operands",
 ]  # fmt: skip
 
@@ -50,6 +50,8 @@ class Case:
             # Workers take turns: so many, however many processors there are.
             changed.enter_context(mock.patch.object(threads, "_affinity", lambda: self.threads))
             changed.enter_context(mock.patch.object(threads, "_machine", None))
+            if self.threads > 1:  # and for little work too
+                changed.enter_context(mock.patch.object(launcher, "_PARALLEL_SECONDS", 0.0))
             for where, name, value in self.within:
                 if isinstance(where, dict):
                     changed.enter_context(mock.patch.dict(where, {name: value}))
@@ -65,7 +67,6 @@ STREAMED = (
 IN_CHUNKS = ((normalize, "_BLOCK_BYTES", 64), (normalize, "_CHUNK_BYTES", 64))
 NARROW = ((lanes.WIDTHS, "float32", 2), (lanes.WIDTHS, "int32", 2), (lanes.WIDTHS, "float64", 1))
 WIDE = ((lanes.WIDTHS, "float64", 4),)
-NOT_SMALL = ((launcher, "_PARALLEL_SECONDS", 0.0),)
 BOTH = {"return_lse": True, "return_weights": True}
 
 

@@ -28,7 +28,7 @@ FAULTS = [
         "storage.py",
         "    while i < count:\n        store_scalar(target + i * item, load_as",
         "    while i <= count:\n        store_scalar(target + i * item, load_as",
-        "attention, values transposed",
+        "attention, values swapped",
         r"reads 4 bytes .*(out of bounds|of no element)|writes .* out of bounds",
     ),
     SeededFault(
@@ -106,8 +106,8 @@ FAULTS = [
     SeededFault(
         "rows_of_another_task",
         "allocation.py",
-        "        for row in range(first, min(first + call.task_rows, call.rows)):",
-        "        for row in range(first, min(first + call.task_rows + 1, call.rows)):",
+        "        stop = min(first + call.task_rows, call.rows)",
+        "        stop = min(first + call.task_rows + 1, call.rows)",
         "allocate, plain, 2",
         r"worker \d writes \d+ bytes at \d+ of output, which worker \d wrote",
     ),

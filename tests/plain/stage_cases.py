@@ -7,7 +7,7 @@ import strategies
 
 import fastattn
 
-from .case import BF16, F16, F32, F64, IN_CHUNKS, STREAMED, Case, draw, operands
+from .case import BF16, F16, F32, F64, IN_CHUNKS, NARROW, STREAMED, Case, draw, operands
 
 
 def _similarity() -> Iterator[Case]:
@@ -25,6 +25,7 @@ def _similarity() -> Iterator[Case]:
     out = np.empty((96, 13), F32).T
     scales = np.array([0.3, -2.0])
     yield compare("scales", *operands(3, 9, 4, batch=(2,))[:2], metric="dot", scale=scales)
+    yield compare("narrow tiles", query.astype(F64), key.astype(F64), within=NARROW, metric="dot")
     yield compare("turned", query, key, out=out, metric="dot")
     yield compare("streamed", query, key, within=STREAMED, metric="cosine", scale=3.0)
     yield compare("streamed, odd", query[:, :7], key[:80], within=STREAMED, metric="dot")
@@ -92,14 +93,15 @@ def _layouts_of_softmax() -> Iterator[Case]:
     """Past the caches, across lanes, rounded and turned."""
     few = draw(10, (35, 20))
     for name, result in (
-        ("late", few), ("late, long", np.tile(few, (1, 3))), ("late, swapped", few.astype(">f4")),
+        ("late", few), ("late, long", np.tile(few, (1, 7))), ("late, swapped", few.astype(">f4")),
         ("late, across", few.T), ("late, mask", few * 30),
     ):  # fmt: skip
         yield from _each(name, result, within=STREAMED, which=_RELATIVES[:2])
     bad = few.copy()
     bad[3, 4], bad[9], bad[20, 1] = np.nan, -np.inf, np.inf
     yield from _each("late, not finite", bad, within=STREAMED)
-    yield from _each("late, long, not finite", np.tile(bad, (1, 3)), within=STREAMED)
+    yield from _each("late, long, not finite", np.tile(bad, (1, 7)), within=STREAMED)
+    yield from _each("late, segments", draw(18, (4, 1101)), within=STREAMED)
     unaligned = np.empty(701, F32)[1:]
     yield Case(
         "softmax, late, unaligned",
@@ -107,8 +109,8 @@ def _layouts_of_softmax() -> Iterator[Case]:
         within=STREAMED,
     )
     yield from _each("of whole lanes", draw(14, (40, 32)), 0)
-    long = draw(15, (3, 40))
-    apart = np.empty((3, 80), F32)[:, ::2]
+    long = draw(15, (3, 140))
+    apart = np.empty((3, 280), F32)[:, ::2]
     yield Case("softmax, long, strided out", lambda: fastattn.softmax(long, out=apart))
     halves = np.empty((20, 80), F16)[:, :40]
     yield Case(

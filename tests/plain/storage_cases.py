@@ -24,6 +24,9 @@ def _small_storage() -> Iterator[Case]:
     yield attend("swapped float16", swapped)
     wider = [draw(n, (33, 2 * n), F16)[:, :n] for n in (8, 64)]
     yield attend("halves in rows apart", [draw(1, (1, 8), F16), *wider])
+    wide = operands(1, 33, 1032, 4, dtype=F16)
+    wide[1] = draw(1, (33, 1040), F16)[:, :1032]
+    yield attend("wide halves in rows apart", wide)
     yield attend("halves of several lines", operands(30, 33, 40, 20, dtype=F16))
     whole = [np.random.default_rng(n).integers(-9, 9, (n, 20)).astype(np.int8) for n in (3, 9, 9)]
     yield attend("int8 operands", whole)
@@ -87,6 +90,7 @@ def _pairs() -> Iterator[Case]:
         mask = np.ones((2, 41), bool)
         mask[:, [3, 4, 40]], mask[1] = False, False
         yield attend(f"pairs, hidden inf, {columns}", hidden, mask=mask)
+    yield attend("pairs, two entries", operands(26, 40, 8, 20, batch=(2,), dtype=BF16))
     many = operands(26, 21, 8, 20, dtype=BF16)
     many[2][1] = np.nan
     mask = np.arange(21) != 1
