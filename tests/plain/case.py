@@ -48,7 +48,9 @@ class Case:
         with contextlib.ExitStack() as changed:
             changed.enter_context(mock.patch.object(threads, "_chosen", self.threads))
             # Workers take turns: so many, however many processors there are.
-            changed.enter_context(mock.patch.object(threads, "_affinity", lambda: self.threads))
+            changed.enter_context(
+                mock.patch.object(threads, "_affinity", return_value=self.threads)
+            )
             changed.enter_context(mock.patch.object(threads, "_machine", None))
             if self.threads > 1:  # and for little work too
                 changed.enter_context(mock.patch.object(launcher, "_PARALLEL_SECONDS", 0.0))
