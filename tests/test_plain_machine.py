@@ -4,8 +4,21 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from plain.elementary import alike, order_split
 from plain.floats import Float32, Unknown, fma, larger_of, number
-from plain.lanes import Undecided, Vector, any_nan, chosen, keep_lanes, lane_sum, splat
+from plain.lanes import (
+    Undecided,
+    Vector,
+    any_nan,
+    chosen,
+    keep_lanes,
+    lane_sum,
+    narrowed,
+    splat,
+    whole_products,
+    widened,
+)
+from plain.loader import World
 from plain.memory import Fault, Memory, Region, use
 from plain.words import load, load_first, load_float64, store, store_first, wrapped
 
@@ -65,6 +78,37 @@ def test_mixed_arithmetic_is_that_of_numba():
     assert wrapped(1 << 63) == -(1 << 63)
     with pytest.raises(TypeError, match="a kernel cannot compute this"):
         splat(1.0) + splat(one)
+
+
+def test_numbers_are_split_into_order_and_mantissa(seed):
+    World()  # whose coefficients the twins use
+    rng = np.random.default_rng(seed)
+    numbers = np.ldexp(rng.uniform(0.5, 1, 16), rng.integers(-1021, 1024, 16))
+    border = np.sqrt(0.5)
+    numbers[:4] = border, np.nextafter(border, 0), 1.0, 2.0**-1022
+    orders, mantissas, powers = order_split(Vector(numbers))
+    assert (np.ldexp(mantissas.lanes, orders.lanes.astype(int)) == numbers).all()
+    assert ((mantissas.lanes >= border) & (mantissas.lanes < 2 * border)).all()
+    for lane, number_of_lane in enumerate(numbers):
+        parts = order_split(number_of_lane)
+        expected = [part.lanes[lane] for part in (orders, mantissas, powers)]
+        assert [*parts] == expected
+        assert parts[2] == np.ldexp(1.0, -int(parts[0])) or parts[0] > 1022
+    assert alike(np.float64(3), 2.0) == 2.0
+    assert (alike(orders, 2.0).lanes == 2.0).all()
+
+
+def test_vectors_change_their_type():
+    x = Vector(np.arange(16) + 2.0**-30, np.arange(16) > 3)
+    narrow = narrowed(np.float32(0), x)
+    assert narrow.lanes.dtype == F32
+    assert (narrow.lanes[1:] == np.arange(1, 16)).all()
+    assert widened(narrow).lanes.dtype == F64
+    assert widened(narrow).known is x.known
+    wholes = whole_products(Vector(np.arange(16.0)), 10**15).lanes.view(np.int64)
+    assert wholes.tolist() == [lane * 10**15 for lane in range(16)]
+    with pytest.raises(TypeError, match="a kernel cannot round this"):
+        narrowed(np.float32(0), narrow)
 
 
 @pytest.fixture
