@@ -1,4 +1,4 @@
-"""Twins of `tile` and `direct`: products and distances, each element the chains of the tile.
+"""Twins of `tile` and `tile_small`: products and distances, each element the chains of the tile.
 
 A link of a chain is taken by all elements of a tile at once, which changes none of them.
 """
@@ -13,7 +13,7 @@ from .lanes import LANES, both, raw
 from .storage import BFLOAT, HALF, INT8, ITEMS, U32, dot, small_rows
 from .words import read_rows, write_rows
 
-_ROWS, _STRIP = 4, 4  # of `direct`
+_ROWS, _STRIP = 4, 4  # of `tile_small`
 
 
 def _chains(depth, length=FEATURE_CHAIN):
