@@ -28,6 +28,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.dist_info import dist_info
+from setuptools.command.editable_wheel import editable_wheel
 from setuptools.errors import BaseError, CCompilerError, CompileError
 
 PLACE = "fastattn/_cython"
@@ -77,8 +78,7 @@ class BuildKernels(build_ext):
             *(BaseError, CCompilerError, CompileError, CythonError, KernelError),
             importlib.metadata.PackageNotFoundError,  # numba or llvmlite, of unknown version
         ) as error:
-            if is_promised(self.distribution):
-                raise SystemExit(f"{PROMISED}: {error}. {AGAIN}") from error
+            hold_promise(self.distribution, str(error))
             leave_out(f"building them failed: {error}")
             # The wheel is of any machine then, and has none of an earlier build.
             self.distribution.ext_modules = []
@@ -117,6 +117,20 @@ class PackBuilt(bdist_wheel):
         """Build them first."""
         self.run_command("build_ext")
         self.root_is_pure = not self.distribution.has_ext_modules()
+        if self.root_is_pure:
+            hold_promise(self.distribution, "they are left out")
+        super().run()
+
+
+class LinkBuilt(editable_wheel):
+    """Installs in place when it is known whether there are kernels."""
+
+    def run(self):
+        """Remove those of an earlier build where there are to be none."""
+        if not self.distribution.has_ext_modules():
+            hold_promise(self.distribution, "they are left out")
+            for module in Path(PLACE).glob("_native.*.so"):
+                module.unlink()
         super().run()
 
 
@@ -127,6 +141,12 @@ class KernelError(Exception):
 def depend_on(distribution, requirements: list[str]) -> None:
     """Set what the package depends on, in both places that setuptools reads."""
     distribution.install_requires = distribution.metadata.install_requires = requirements
+
+
+def hold_promise(distribution, reason: str) -> None:
+    """Stop where kernels are promised and cannot be had."""
+    if is_promised(distribution):
+        raise SystemExit(f"{PROMISED}: {reason}. {AGAIN}")
 
 
 def is_promised(distribution) -> bool:
@@ -258,5 +278,6 @@ if __name__ == "__main__":
             "build_ext": BuildKernels,
             "dist_info": DescribeBuilt,
             "bdist_wheel": PackBuilt,
+            "editable_wheel": LinkBuilt,
         },
     )

@@ -246,20 +246,27 @@ def attention(
         similarity, scale, causal, window, softcap, enable_gqa, return_lse, return_weights
     )
     wanted, workers = backends.choose(backend), resolve(threads)
+    call = "attention", wanted, options
     if extras is NO_EXTRAS:
-        found = kept.find(("attention", wanted, options), workers, out, query, key, value, mask)
+        found = kept.find(call, workers, out, query, key, value, mask)
         if found is not None:
             return found
     operands = query, key, value, mask
     with default_environment():
         made = recipe(signature(*operands, options, *extras.given()))
+        results = made.allocate(out, operands)
+        # Where `out` cannot be written straight, the call is one of another array.
+        straight = out if results[0] is out else None
+        if extras is NO_EXTRAS and straight is not out:
+            found = kept.find(call, workers, None, *operands)
+            if found is not None:
+                output, lse = found if made.return_lse else (found, None)
+                return made.deliver(output, lse, None, out)
         problem = problems.bind(made, *operands, extras)
         execution = backends.prepare(problem, wanted, workers)
-        results = made.allocate(out, operands)
         execution.run(*made.canonical(results))
         if extras is NO_EXTRAS and is_small(made.scale):
-            call = ("attention", wanted, options), workers, out
-            _keep(call, execution, operands, results)
+            _keep((call, workers, straight), execution, operands, results)
         return made.deliver(*results, out)
 
 

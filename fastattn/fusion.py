@@ -76,6 +76,11 @@ def fuse(
     if unknown:
         names.refuse(fuse, unknown)
     reduce, workers = bool(reduce), resolve(threads)
+    # What is no array yet is one from here on: a repeated call of lists is found too.
+    if type(weights) is not np.ndarray:
+        weights = as_array("weights", weights)
+    if type(value) is not np.ndarray:
+        value = as_array("value", value)
     options = "fuse", backends.choose(backend), reduce
     found = kept.find(options, workers, out, weights, value)
     if found is not None:

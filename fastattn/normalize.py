@@ -9,6 +9,7 @@ import numpy as np
 from fastattn._core import backends, kept, names
 from fastattn._core.arrays import (
     FLOAT64,
+    as_array,
     check_out,
     deliver,
     finite_number,
@@ -223,6 +224,7 @@ def logsumexp(
     if b is not None:
         found = _with_factors(x, axis, b, scale, mask, keepdims, return_sign, out, backend, workers)
         return found if return_sign else found[0]
+    x, mask = _arrays(x, mask)
     lse = None if options is None else kept.find(options, workers, out, x, mask)
     if lse is None:
         rows = Rows.of(x, axis, mask)
@@ -286,10 +288,20 @@ def _begin(
     return (kind, backends.choose(backend), axis, spelled), scale, workers
 
 
+def _arrays(x: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Make arrays of what is none yet, so that a repeated call of lists is found too."""
+    if type(x) is not np.ndarray:
+        x = as_array("x", x)
+    if mask is not None and type(mask) is not np.ndarray:
+        mask = as_array("mask", mask)
+    return x, mask
+
+
 def _weights(
     kind: str, x: Any, axis: Any, scale: Any, mask: Any, out: Any, backend: Any, threads: Any
 ) -> np.ndarray:
     options, scale, workers = _begin(kind, axis, scale, backend, threads)
+    x, mask = _arrays(x, mask)
     if options is not None:
         found = kept.find(options, workers, out, x, mask)
         if found is not None:

@@ -90,6 +90,11 @@ def similarity(
     check_similarity("metric", metric)
     given = None if scale is None else scale_of(scale)
     workers = resolve(threads)
+    # What is no array yet is one from here on: a repeated call of lists is found too.
+    if type(query) is not np.ndarray:
+        query = as_array("query", query)
+    if type(key) is not np.ndarray:
+        key = as_array("key", key)
     options = "similarity", backends.choose(backend), metric, given
     found = kept.find(options, workers, out, query, key)
     if found is not None:

@@ -26,9 +26,9 @@ COMPILED_FAULTS = {
         f"{_CITIZEN} -k interrupts",
     ),
     "repeated_call_overwrites_its_scratch": (
-        "_engine/layouts.py",
-        "RECORD_STRIDE = -(-8 * len(ATTENTION.word) // 64) * 64",
-        "RECORD_STRIDE = 64",
+        "_engine/template.py",
+        "record_bytes = padded(8 * len(record.words), 64)",
+        "record_bytes = 64",
         f"{_CITIZEN} -k share",
     ),
     "missing_kernels_are_an_error_of_every_call": (

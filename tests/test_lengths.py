@@ -25,6 +25,8 @@ LONG_FILES = {
     "tests/test_logarithms.py": "one judge in decimal arithmetic for logarithms of all operations",
 }
 LONG_FUNCTIONS = {
+    "fastattn/_numba/machine/tile.py:_emit_tile": "one loop nest, from loads to stores",
+    "fastattn/_numba/stages/fuse.py:fuse_strip": "calls of one tile whose sizes are constants",
     "fastattn/_core/recipe.py:_make_recipe": "one value, each field made of those before it",
     "fastattn/_engine/stages.py:similarity": "one record, filled in one place",
     "fastattn/_numba/steps/score.py:product_columns": "calls of one tile whose sizes are constants",

@@ -152,3 +152,46 @@ def test_as_many_are_kept_as_said_and_threads_may_share_them(seed, kept):
     with ThreadPoolExecutor(4) as pool:
         for one, other in zip(pool.map(fastattn.softmax, arrays * 20), expected * 20, strict=True):
             oracle.assert_same_bits(one, other)
+
+
+def test_calls_are_found_whatever_object_describes_a_dtype(seed, kept):
+    """Of other byte orders every array has an object of its own."""
+    x = _draw(np.random.default_rng(seed), 6, 9)
+    swapped = [np.frombuffer(x.astype(">f4").tobytes(), ">f4").reshape(x.shape) for _ in range(5)]
+    assert swapped[0].dtype is not swapped[1].dtype
+    for one in swapped:
+        oracle.assert_same_bits(fastattn.softmax(one), fastattn.softmax(x))
+    assert len(kept) == 2
+
+
+def test_many_strides_and_scales_are_told_apart(seed, kept):
+    memory = _draw(np.random.default_rng(seed), 5000)
+    for step in range(8, 200):
+        view = np.lib.stride_tricks.as_strided(memory, (4, 8), (4 * step, 4))
+        for scale in (0.5, 0.25):
+            expected = fastattn.softmax(view.copy(), scale=scale)
+            oracle.assert_same_bits(fastattn.softmax(view, scale=scale), expected)
+    query = _draw(np.random.default_rng(seed), 3, 2, 8)
+    for turn in range(2):
+        for n in range(30):
+            scale = np.array([n / 7, 1.0, 2.0])
+            one = fastattn.similarity(query, query, scale=scale)
+            other = fastattn.similarity(query[0], query[0], scale=n / 7)
+            oracle.assert_same_bits(one[0], other, about=(turn, n))
+
+
+def test_lists_are_repeated_too(kept):
+    for _ in range(2):
+        fastattn.softmax([1.0, 2.0])
+        fastattn.similarity([[1.0, 2.0]], [[1.0, 2.0]])
+        fastattn.fuse([0.5, 0.5], [[1.0], [2.0]])
+    assert len(kept) == 3
+
+
+def test_no_more_are_kept_than_there_is_room_for(kept):
+    kept = type(kept)(5000)
+    memory.use(kept)
+    x = np.ones(1500, np.float32)
+    for size in range(1, 1500):
+        fastattn.logsumexp(x[:size])
+    assert 0 < len(kept) <= 5000

@@ -132,14 +132,15 @@ class DictCalls:
         kept = self._kept.get(_signature(options, threads, out, operands))
         if kept is None:
             return None
-        results = [_empty(shape, dtype) for shape, dtype in kept.results]
         if out is not None:
             for array in operands:
                 if array is not None and array is not first and np.may_share_memory(out, array):
                     return None
             if out is not first and np.may_share_memory(out, first):
                 return None
-            results[0] = out
+        results = [_empty(shape, dtype) for shape, dtype in kept.results[out is not None :]]
+        if out is not None:
+            results.insert(0, out)
         kept.repeat(*operands[: kept.operands], *results)
         return results[0] if len(results) == 1 else tuple(results)
 

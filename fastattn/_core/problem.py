@@ -13,10 +13,10 @@ Validation comes in two parts, so that a loop of small calls pays for it once:
 3. ``bind(recipe, ...)`` adds the arrays of this call, and checks the only values that can be
    wrong, `key_lengths` and `query_offset`. Its result is the `Problem` that a backend plans.
 
-A backend whose `Execution.repeat()` returns a function offers more: that function is kept beside
-the recipe (see `fastattn._core.execution`), and later calls of the same signature, if they carry no
-per-batch arrays, go straight from the dict lookup to it, without a `Problem`. Only the arrays'
-addresses differ between such calls.
+A backend whose `Execution.repeat()` returns a function offers more: that function is kept
+(`fastattn._core.kept`), and later calls of the same options and layouts, if they carry no per-batch
+arrays, go straight from the lookup to it, without a `Problem`. Only the arrays' addresses differ
+between such calls.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from libc.string cimport memcpy
 
 import numpy
 
+from fastattn._core.kept import DictCalls
+
 cdef extern from "arrays.h" nogil:
     enum:
         WRITEABLE
@@ -22,7 +24,7 @@ cdef extern from "arrays.h" nogil:
         int nd
     array_fields *fields(PyObject *array)
     int has_layout(const array_layout *layout, PyObject *array)
-    int note_layout(array_layout *layout, PyObject *array, Py_ssize_t itemsize)
+    void note_layout(array_layout *layout, PyObject *array, Py_ssize_t itemsize)
     uint64_t mix(uint64_t hash, uint64_t word)
     uint64_t hash_layout(uint64_t hash, PyObject *array)
     int may_overlap(
@@ -162,15 +164,15 @@ cdef bint _same(object one, object other):
     return one == other
 
 
-cdef uint64_t _hash_options(uint64_t hash, tuple options):
-    """Mix in the numbers: all that calls of the same shapes differ in many times."""
+cdef uint64_t _hash_options(uint64_t hash, tuple options) except? 0:
+    """Mix in options; numbers by their bits, which no float environment makes equal."""
     for option in options:
         if type(option) is float:
             hash = mix(hash, bits_of(option))
-        elif type(option) is int:
-            hash = mix(hash, <uint64_t> PyObject_Hash(option))
         elif type(option) is tuple:
             hash = _hash_options(hash, <tuple> option)
+        else:
+            hash = mix(hash, <uint64_t> PyObject_Hash(option))
     return hash
 
 
@@ -198,20 +200,22 @@ cdef class Calls:
     """`fastattn._core.kept.Calls` without the interpreter's steps from lookup to launch."""
 
     cdef list table
-    cdef int count
-    cdef readonly object most
+    cdef int count, most
+    cdef object others  # calls that a dict keeps: see `keep`
 
-    def __cinit__(self, most=_LARGEST):
-        self.most = most
+    def __cinit__(self, int most=_LARGEST):
+        self.most = min(most, _LARGEST)
+        self.others = DictCalls(most)
         self.clear()
 
     def __len__(self):
-        return self.count
+        return self.count + len(self.others)
 
     def clear(self):
         """Forget all."""
         self.table = [None] * 2 * _LARGEST
         self.count = 0
+        self.others.clear()
 
     def find(
         self, tuple options, int64_t threads, out, first, second=None, third=None, fourth=None
@@ -225,7 +229,9 @@ cdef class Calls:
             return None
         cdef _Kept kept = self.seek(hash, options, threads, out, operands)
         if kept is None:
-            return None
+            if len(self.others) == 0:
+                return None
+            return self.others.find(options, threads, out, first, second, third, fourth)
         cdef int i
         if out is not None:
             for i in range(4):
@@ -260,7 +266,12 @@ cdef class Calls:
             at = (at + 1) % (2 * _LARGEST)
 
     def keep(self, tuple options, int64_t threads, out, tuple given, made):
-        """Keep a call; `made` is a `fastattn._core.kept.Kept`."""
+        """Keep a call; `made` is a `fastattn._core.kept.Kept`.
+
+        Dtypes are told apart by their objects, of which NumPy has one each for those it makes
+        itself. Of other byte orders every array has its own: a dict finds those that are equal. So
+        it does where there are more dims than a layout has.
+        """
         cdef PyObject *operands[4]
         cdef int i
         for i in range(4):
@@ -268,6 +279,12 @@ cdef class Calls:
         cdef uint64_t hash = _hash(options, threads, out, operands)
         if hash == 0 or self.seek(hash, options, threads, out, operands) is not None:
             return
+        if len(given) > 4 or len(given) + len(made.results) > FORM_PLACES or len(made.results) > 2:
+            raise ValueError(f"a call of {len(given)} operands, {len(made.results)} results")
+        for array in (*given, out):
+            if array is not None and not _is_common(array):
+                self.others.keep(options, threads, out, given, made)
+                return
         cdef _Kept kept = _Kept.__new__(_Kept)
         alive = [dtype for _, dtype in made.results]
         for i in range(4):
@@ -275,13 +292,11 @@ cdef class Calls:
             if operands[i] != <PyObject *> None:
                 dtype = (<object> operands[i]).dtype
                 alive.append(dtype)
-                if not note_layout(&kept.operands[i], operands[i], dtype.itemsize):
-                    return
+                note_layout(&kept.operands[i], operands[i], dtype.itemsize)
         kept.out.nd = -1
         if out is not None:
             alive.append(out.dtype)
-            if not note_layout(&kept.out, <PyObject *> out, out.dtype.itemsize):
-                return
+            note_layout(&kept.out, <PyObject *> out, out.dtype.itemsize)
             if not out.flags.writeable:
                 return
         kept.in_place = out is not None and <PyObject *> out == operands[0]
@@ -301,6 +316,12 @@ cdef class Calls:
             at = (at + 1) % (2 * _LARGEST)
         self.table[at] = kept
         self.count += 1
+
+
+cdef bint _is_common(object array):
+    """Whether a layout holds an array, and NumPy has one object for its dtype."""
+    dtype = array.dtype
+    return array.ndim <= MOST_DIMS and dtype is numpy.dtype(dtype.str)
 
 
 cdef uint64_t _hash(tuple options, int64_t threads, out, PyObject **operands) except? 0:

@@ -39,16 +39,14 @@ static inline int has_layout(const array_layout *layout, PyObject *array) {
     return 1;
 }
 
-static inline int note_layout(array_layout *layout, PyObject *array, Py_ssize_t itemsize) {
+/* Of an array of at most MOST_DIMS. */
+static inline void note_layout(array_layout *layout, PyObject *array, Py_ssize_t itemsize) {
     const array_fields *it = fields(array);
-    if (it->nd > MOST_DIMS)
-        return 0;
     layout->nd = it->nd;
     layout->descr = it->descr;
     layout->itemsize = itemsize;
     memcpy(layout->dims, it->dims, it->nd * sizeof *it->dims);
     memcpy(layout->strides, it->strides, it->nd * sizeof *it->strides);
-    return 1;
 }
 
 static inline uint64_t mix(uint64_t hash, uint64_t word) {
@@ -62,12 +60,11 @@ static inline uint64_t bits_of(double number) {
     return bits;
 }
 
-/* Strides are left out: they rarely tell apart what shapes and dtypes do not. */
 static inline uint64_t hash_layout(uint64_t hash, PyObject *array) {
     const array_fields *it = fields(array);
     hash = mix(hash, (uint64_t) (uintptr_t) it->descr);
     for (int axis = 0; axis < it->nd; axis++)
-        hash = mix(hash, (uint64_t) it->dims[axis]);
+        hash = mix(hash, (uint64_t) it->dims[axis] ^ (uint64_t) it->strides[axis] << 32);
     return hash;
 }
 

@@ -3,9 +3,8 @@
 A task is a block of rows of one (batch, key head) entry, and its segments of 512 keys. The rows of
 an entry are all queries of all query heads that read its key head, so grouped heads read each key
 once. For each segment the rows go by in blocks of 24: their scores, then weights, stay in the
-caches nearest to the core. Where rows are too few to keep every core busy, a task is a block of
-rows and one segment, and `fold` folds the segments afterwards, in the same order and with the same
-bits.
+nearest caches. Where rows are too few to keep every core busy, a task is a block of rows and one
+segment, and `fold` folds the segments afterwards, in the same order and with the same bits.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Few rows against keys and values of a small storage type, read where they lie.
 
-As `score_block` and `fuse_block`, with the bits of both, for what the tiles of `tile_small` can read.
+As `score_block` and `fuse_block`, with the bits of both, for what the tiles of `tile_small` read.
 """
 
 import numpy as np
