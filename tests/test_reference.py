@@ -331,3 +331,17 @@ def test_streamed_states_are_the_one_call(seed):
             assert np.array_equal(actual, expected)
     with pytest.raises(ValueError, match=r"\[1536, 1700\).*multiple of 512"):
         parts[0].merge(parts[2])
+
+
+def test_a_power_of_two_of_scale_meets_the_factor_that_keeps_its_bits():
+    """Scores that are representable, of rows that a tiny or a huge scale would empty or fill."""
+    tiny, huge = 5e-324, 2.0**1000
+    for query, key, scale, expected in (
+        ([0.2], [1e308], tiny, 0.2 * (1e308 * tiny)),
+        ([0.2], [np.inf], tiny, np.inf),
+        ([1e308], [0.2], tiny, 0.2 * (1e308 * tiny)),
+        ([1e300], [1e-300], huge, huge),
+        ([1e-300, 1e300], [1e300, 1e-300], huge, 2 * huge),
+    ):
+        found = reference.similarity([query], [key], metric="dot", scale=scale)
+        np.testing.assert_allclose(found, [[expected]], rtol=1e-15)

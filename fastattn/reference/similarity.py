@@ -69,7 +69,18 @@ def unit_rows(rows: Float64Array) -> Float64Array:
 
 def _dot(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64Array:
     rest, exponent = split_scale(scale)
-    return (np.ldexp(query, exponent) @ np.swapaxes(key, -1, -2)) * rest
+    scaled = np.ldexp(query, exponent)
+    if np.array_equal(np.ldexp(scaled, -exponent), np.broadcast_to(query, scaled.shape), True):
+        return (scaled @ np.swapaxes(key, -1, -2)) * rest
+    # The query would lose bits: in each product the larger factor shrinks, or the smaller grows.
+    products = scaled[..., :0] @ np.swapaxes(key[..., :0], -1, -2)
+    for feature in range(query.shape[-1]):
+        pair = query[..., :, None, feature], key[..., None, :, feature]
+        first_is_larger = np.abs(pair[0]) > np.abs(pair[1])
+        larger, smaller = np.where(first_is_larger, *pair), np.where(first_is_larger, *pair[::-1])
+        shrunk, grown = np.ldexp(larger, exponent) * smaller, larger * np.ldexp(smaller, exponent)
+        products += np.where(exponent < 0, shrunk, grown)
+    return products * rest
 
 
 def _cosine(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64Array:
