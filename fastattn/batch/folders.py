@@ -43,10 +43,6 @@ class Folder:
                 return None
             raise
 
-    def is_same(self, other: "Folder") -> bool:
-        """Whether both are one folder, by whichever paths."""
-        return os.path.sameopenfile(self.descriptor, other.descriptor)
-
     def check_place(self) -> None:
         """Refuse to go on where the path no longer leads to this folder."""
         with contextlib.suppress(OSError):
