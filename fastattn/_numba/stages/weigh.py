@@ -120,13 +120,16 @@ def weigh_apart(tag, place, keys, row_max, factors, weights, sums, rests, sums_s
     item = item_size(tag)
     maximum = splat(row_max)
     total, rest = 0.0, 0.0
+    # Few segments of a long row hold its maximum: their exponentials are taken once more.
+    keep = factors != 0 or keys <= SEGMENT_KEYS
     for segment in range(0, keys, SEGMENT_KEYS):
         stop = min(segment + SEGMENT_KEYS, keys)
         at_max = cast(tag, 0.0)
-        others = weigh_segment(
-            tag, place + segment * item, stop - segment, maximum, True, weights, ahead
-        )
+        scores, own = place + segment * item, stop - segment
+        others = weigh_segment(tag, scores, own, maximum, keep, weights, ahead)
         if factors or (others >= cast(tag, 1.0) and others < cast(tag, WHOLE_SUM)):
+            if not keep:
+                weigh_segment(tag, scores, own, maximum, True, weights, ahead)
             at_max, others = set_apart(tag, weights, factors, segment, stop)
         total += np.float64(at_max)
         rest += np.float64(others)
