@@ -31,6 +31,24 @@ COMPILED_FAULTS = {
         "record_bytes = 64",
         f"{_CITIZEN} -k share",
     ),
+    "memo_writes_over_what_it_reads": (
+        "_cython/arrays.h",
+        "    return low < to && from < high;",
+        "    return 0;",
+        "tests/test_repeats.py -k overlaps",
+    ),
+    "memo_writes_to_what_is_read_only": (
+        "_cython/_native.pyx",
+        "kept.in_place != in_place or not fields(<PyObject *> out).flags & WRITEABLE",
+        "kept.in_place != in_place",
+        "tests/test_repeats.py -k fails_again",
+    ),
+    "memo_keeps_a_call_for_every_object_of_a_dtype": (
+        "_cython/_native.pyx",
+        "return array.ndim <= MOST_DIMS and dtype is numpy.dtype(dtype.str)",
+        "return array.ndim <= MOST_DIMS",
+        "tests/test_repeats.py -k whatever_object",
+    ),
     "missing_kernels_are_an_error_of_every_call": (
         "_core/backends.py",
         "            _missing[name] = str(error)\n",

@@ -16,6 +16,13 @@ FACTOR_DTYPES = _LOGARITHMS + "factors_take_part_in_the_dtype_as_in_scipy -k ref
 LOGARITHM = "tests/test_elementary.py::test_logarithm_of_a_sum_and_a_base"
 
 LOGARITHM_FAULTS = {
+    "exponentials_of_long_rows_not_taken_once_more": (
+        "_numba/stages/weigh.py",
+        "            if not keep:\n"
+        "                weigh_segment(tag, scores, own, maximum, True, weights, ahead)\n",
+        "",
+        EVERY_WAY,
+    ),
     # Weights with sinks.
     "weights_without_the_share_of_the_sink": (
         "_numba/steps/finish.py",

@@ -87,3 +87,21 @@ def test_an_editable_wheel_depends_on_what_was_built(tree, fails):
         line for line in (tree.parent / "commands").read_text().splitlines() if "-shared" in line
     ]
     assert [line.count("/v4.o ") for line in linked] == [1] * len(linked)
+
+
+@pytest.mark.parametrize("command", ["bdist_wheel", "editable_wheel"])
+def test_what_pip_was_told_is_held_also_where_nothing_is_tried(tree, command):
+    described, build = describe(tree, command)
+    assert described == WITH_KERNELS
+    made = run_setup(tree, *build, FASTATTN_CYTHON="0")
+    assert made.returncode != 0, "NumPy alone is installed by now"
+    assert "cannot be built now: they are left out" in made.stderr
+
+
+def test_an_editable_install_without_kernels_removes_those_of_an_earlier_one(tree):
+    assert run_setup(tree, "editable_wheel").returncode == 0
+    assert len(modules(tree)) == 1
+    made = run_setup(tree, "editable_wheel", FASTATTN_CYTHON="0")
+    assert made.returncode == 0, made.stderr
+    assert not modules(tree)
+    assert wheel(tree)[2] == WITHOUT_KERNELS

@@ -31,6 +31,7 @@ Repeat = Callable[..., None]
 Operand = np.ndarray | None
 Made = tuple[tuple[int, ...], np.dtype]  # shape and dtype of a result
 
+_MOST_OPERANDS = 4
 _ndarray = np.ndarray
 _empty = np.empty
 T = TypeVar("T")
@@ -153,7 +154,9 @@ class DictCalls:
         kept: Kept,
     ) -> None:
         """Keep a call."""
-        call = _signature(options, threads, out, operands)
+        # As `find` describes it: what is not there counts.
+        absent = (None,) * (_MOST_OPERANDS - len(operands))
+        call = _signature(options, threads, out, (*operands, *absent))
         if call is not None:
             self._kept.keep(call, kept)
 
@@ -210,7 +213,7 @@ def keep(
     seen
         The same as the backend knows them; where it was another array, a copy stands between.
     """
-    if repeat is None or any(array is None for array in (operands[0], *results)):
+    if repeat is None:
         return
     if not (results[0].flags.c_contiguous if out is None else results[0] is out):
         return

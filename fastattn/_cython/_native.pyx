@@ -180,7 +180,7 @@ cdef class _Kept:
     """A kept call: how its arrays lie, and all that it takes to do it to others."""
 
     cdef uint64_t hash
-    cdef tuple options, dtypes, shapes, made
+    cdef tuple options, dtypes, shapes
     cdef int64_t threads
     cdef array_layout operands[4]
     cdef array_layout out
