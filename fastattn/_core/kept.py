@@ -9,13 +9,12 @@ values inside the arrays take part (lengths, offsets, slopes) are not kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 __all__ = [
     "Bounded",
-    "Calls",
     "DictCalls",
     "Kept",
     "Repeat",
@@ -63,50 +62,17 @@ class Kept(NamedTuple):
     results: tuple[Made, ...]
 
 
-class Calls(Protocol):
-    """Kept calls, found by their options, their threads and the layouts of their arrays.
-
-    Options come checked and in one spelling each: 1, 1.0 and True are equal and hash alike.
-    """
-
-    def __len__(self) -> int: ...
-
-    def clear(self) -> None:
-        """Forget all."""
-
-    def find(
-        self,
-        options: tuple[Hashable, ...],
-        threads: int,
-        out: Any,
-        first: Any,
-        second: Any = None,
-        third: Any = None,
-        fourth: Any = None,
-    ) -> Any:
-        """Do a call that was kept on these arrays.
-
-        Returns the result, or a tuple of two; None if there is no such call.
-        """
-
-    def keep(
-        self,
-        options: tuple[Hashable, ...],
-        threads: int,
-        out: Any,
-        operands: tuple[Operand, ...],
-        kept: Kept,
-    ) -> None:
-        """Keep a call. It reads and writes the very arrays that are given, `out` being one."""
-
-
 def _described(array: np.ndarray) -> tuple[Hashable, ...]:
     # No strides where the shape says them: making, hashing, comparing costs 0.1 µs an array.
     return array.shape, None if array.flags.c_contiguous else array.strides, array.dtype
 
 
 class DictCalls:
-    """Kept calls in a dict, for any backend; `Calls` says what the methods do."""
+    """Kept calls, found by their options, their threads and the layouts of their arrays.
+
+    Options come checked and in one spelling each: 1, 1.0 and True are equal and hash alike. A dict
+    does it for any backend; compiled kernels bring a class of their own with these methods.
+    """
 
     def __init__(self, most: int = 1024) -> None:
         self._kept: Bounded[Kept] = Bounded(most)
@@ -128,7 +94,10 @@ class DictCalls:
         third: Any = None,
         fourth: Any = None,
     ) -> Any:
-        """Do a call that was kept on these arrays."""
+        """Do a call that was kept on these arrays.
+
+        Returns the result, or a tuple of two; None if there is no such call.
+        """
         operands = first, second, third, fourth
         kept = self._kept.get(_signature(options, threads, out, operands))
         if kept is None:
@@ -153,7 +122,7 @@ class DictCalls:
         operands: tuple[Operand, ...],
         kept: Kept,
     ) -> None:
-        """Keep a call."""
+        """Keep a call. It reads and writes the very arrays that are given, `out` being one."""
         # As `find` describes it: what is not there counts.
         absent = (None,) * (_MOST_OPERANDS - len(operands))
         call = _signature(options, threads, out, (*operands, *absent))
@@ -180,11 +149,11 @@ def _signature(
     return (*call, *_described(out), out is operands[0], out.flags.writeable)
 
 
-calls: Calls = DictCalls()
+calls = DictCalls()
 find = calls.find
 
 
-def use(other: Calls) -> None:
+def use(other: DictCalls) -> None:
     """Let a backend's own, which does the same faster, take the place of the dict."""
     global calls, find
     calls, find = other, other.find

@@ -1,7 +1,4 @@
-from collections.abc import Hashable
-from typing import Any
-
-from fastattn._core.kept import Kept, Operand
+from fastattn._core.kept import DictCalls
 
 def built_from() -> tuple[int, int]: ...
 def built_levels() -> tuple[str, ...]: ...
@@ -23,25 +20,5 @@ def again(
 ) -> None: ...
 def knows_arrays() -> bool: ...
 
-class Calls:
-    def __init__(self, most: int = ...) -> None: ...
-    def __len__(self) -> int: ...
-    def clear(self) -> None: ...
-    def find(
-        self,
-        options: tuple[Hashable, ...],
-        threads: int,
-        out: Any,
-        first: Any,
-        second: Any = None,
-        third: Any = None,
-        fourth: Any = None,
-    ) -> Any: ...
-    def keep(
-        self,
-        options: tuple[Hashable, ...],
-        threads: int,
-        out: Any,
-        operands: tuple[Operand, ...],
-        kept: Kept,
-    ) -> None: ...
+# It has the methods, and is used in its place; it does not derive from it.
+class Calls(DictCalls): ...

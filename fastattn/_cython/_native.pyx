@@ -197,7 +197,7 @@ cdef int _LARGEST = 1024  # entries; the table has room for twice as many
 
 
 cdef class Calls:
-    """`fastattn._core.kept.Calls` without the interpreter's steps from lookup to launch."""
+    """`fastattn._core.kept.DictCalls` without the interpreter's steps from lookup to launch."""
 
     cdef list table
     cdef int count, most
