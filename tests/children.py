@@ -12,6 +12,9 @@ from pathlib import Path
 
 from fastattn._numba.compiler import store
 
+# Seconds after which a child hangs: a guard and no measure, so that no busy machine reaches it.
+PATIENCE = 300
+
 TESTS = Path(__file__).resolve().parent
 PACKAGES = Path(store.__file__).resolve().parents[3]
 
@@ -52,7 +55,7 @@ def start(code, **variables):
     )
 
 
-def rest(child, timeout=60):
+def rest(child, timeout=PATIENCE):
     """Wait for a child; return what it printed and what it said of errors, from here on.
 
     `communicate` reads past these streams: a line that came together with one already read would
@@ -70,13 +73,13 @@ def rest(child, timeout=60):
         return tuple(stream.result() for stream in streams)
 
 
-def finish(child, timeout=60):
+def finish(child, timeout=PATIENCE):
     """Wait for a child, insist that it ended well, and return what it printed."""
     output, errors = rest(child, timeout)
     assert child.returncode == 0, f"exit code {child.returncode}\n{output}\n{errors}"
     return output
 
 
-def run(code, timeout=60, **variables):
+def run(code, timeout=PATIENCE, **variables):
     """Run ``code`` in a child and return what it printed."""
     return finish(start(code, **variables), timeout)

@@ -19,6 +19,18 @@ COMPILED_FAULTS = {
         "    _mm_setcsr(saved);",
         f"{_CITIZEN} -k float_environment",
     ),
+    "threads_sleep_at_once": (
+        "_cython/pool.h",
+        "enum { LOOK_FOR_RUN = 1000000,",
+        "enum { LOOK_FOR_RUN = 0,",
+        f"{_CITIZEN} -k look_for",
+    ),
+    "threads_never_sleep": (
+        "_cython/pool.h",
+        "enum { LOOK_FOR_RUN = 1000000,",
+        "enum { LOOK_FOR_RUN = INT64_MAX / 2,",
+        f"{_CITIZEN} -k look_for",
+    ),
     "threads_never_let_go": (
         "_engine/launcher.py",
         "            token.clear()\n",

@@ -29,7 +29,7 @@ def deaths(mode, folder):
         env=children.environment(OPENBLAS_NUM_THREADS=1),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=children.PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -117,7 +117,7 @@ def test_a_limit_on_file_sizes(tmp_path):
         env=children.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=children.PATIENCE,
         check=False,
     )
     assert done.returncode == 1, done.stderr

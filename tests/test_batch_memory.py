@@ -82,7 +82,7 @@ def test_memory_stays_below_the_limit(case, tmp_path):
         env=children.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=children.PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -72,7 +72,7 @@ def test_two_jobs_at_the_same_moment(mode):
             env=children.environment(OPENBLAS_NUM_THREADS=1),
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=children.PATIENCE,
             check=False,
         )
     assert done.returncode == 0, done.stderr

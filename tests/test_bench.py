@@ -388,7 +388,7 @@ def test_pytest_bench_takes_the_flags_of_pytest_benchmark(tmp_path) -> None:
             cwd=Path(cases.__file__).parents[1],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert child.returncode == 0, child.stdout + child.stderr

@@ -39,7 +39,7 @@ def process(arguments, **options):
     return subprocess.run(
         [sys.executable, "-m", "fastattn", *arguments],
         text=True,
-        timeout=60,
+        timeout=children.PATIENCE,
         check=False,
         **{
             "env": children.environment(),
@@ -209,7 +209,7 @@ def test_no_compiler_is_loaded_to_say_no(arguments, code, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=children.PATIENCE,
         check=False,
     )
     assert done.returncode == code, done.stderr
@@ -280,7 +280,7 @@ def test_closed_streams_give_their_descriptors_to_no_output(command, tmp_path, c
         ["sh", "-c", shell, "sh", sys.executable, "-c", textwrap.dedent(code)],
         env=children.environment(),
         stdout=subprocess.DEVNULL,
-        timeout=60,
+        timeout=children.PATIENCE,
         check=False,
     )
     assert (tmp_path / "code").read_text() == "0"
@@ -334,12 +334,12 @@ def test_ctrl_c_says_how_to_go_on(command, tmp_path):
         text=True,
     )
     manifest = tmp_path / "out.npy.part.manifest"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + children.PATIENCE
     while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= 3):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=children.PATIENCE)
     assert child.returncode == 130, err
     assert out == ""
     assert "finished chunks are kept: run the same command with --resume" in err

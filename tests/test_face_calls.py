@@ -195,7 +195,7 @@ def child(code, **environment):
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, **environment},
         cwd=os.path.dirname(os.path.dirname(fastattn.__file__)),
     )

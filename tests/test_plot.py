@@ -380,7 +380,7 @@ def test_no_pyplot_and_a_word_on_the_extra_without_matplotlib():
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env=children.environment(),
-        timeout=60,
+        timeout=children.PATIENCE,
         check=True,
     )
 

@@ -169,7 +169,7 @@ def test_a_killed_program_leaves_no_half_picture(folder):
     killed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(folder / "there.png")],
         env=children.environment(),
-        timeout=60,
+        timeout=children.PATIENCE,
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL

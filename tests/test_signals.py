@@ -162,7 +162,7 @@ def _starting(at, way, **options):
         env=children.environment(FASTATTN_BACKEND="reference"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=children.PATIENCE,
         check=False,
         **options,
     )
@@ -232,13 +232,13 @@ def test_ctrl_c_at_any_time_of_the_whole_command(tmp_path):
         os.close(told)
         if part < 0:  # how long it takes, on this machine, now
             begun = time.monotonic()
-            alone, errors = child.communicate(timeout=60)
+            alone, errors = child.communicate(timeout=children.PATIENCE)
             lasted = time.monotonic() - begun
             assert (child.returncode, errors) == (0, "")
             continue
         time.sleep(lasted * part / parts)
         child.send_signal(signal.SIGINT)
-        output, errors = child.communicate(timeout=60)
+        output, errors = child.communicate(timeout=children.PATIENCE)
         if child.returncode == 0:
             assert output == alone
             assert not errors or _LOST.fullmatch(errors), errors  # all was done already, or:
@@ -251,7 +251,7 @@ def test_ctrl_c_when_all_is_done_changes_nothing(tmp_path):
     """The interpreter's end takes a good part of a short command."""
     then = "import atexit, signal; atexit.register(signal.raise_signal, signal.SIGINT)"
     child = _command(tmp_path, "fastattn._core", then)
-    output, errors = child.communicate(timeout=60)
+    output, errors = child.communicate(timeout=children.PATIENCE)
     assert output.startswith("versions:")
     assert (child.returncode, errors) == (0, "")
 
@@ -259,7 +259,7 @@ def test_ctrl_c_when_all_is_done_changes_nothing(tmp_path):
 def test_an_interrupt_that_left_an_exec_ends_with_the_code_too(tmp_path):
     """CPython remembers it under -m, and would end by SIGINT though the interrupt was answered."""
     child = _command(tmp_path, "fastattn.reference.tiled", "raise KeyboardInterrupt")
-    output, errors = child.communicate(timeout=60)
+    output, errors = child.communicate(timeout=children.PATIENCE)
     assert (child.returncode, errors) == (130, "fastattn: interrupted\n"), output
 
 

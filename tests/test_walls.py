@@ -176,7 +176,7 @@ def fresh(code):
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=PACKAGE.parent,
     )
     assert child.returncode == 0, child.stderr
