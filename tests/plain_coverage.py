@@ -5,7 +5,12 @@ many machine functions it has, for which twins ran instead; then every place tha
 its reason. Nothing is compiled for it.
 """
 
+import sys
 from collections import Counter
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.append(str(Path(__file__).resolve().parent / "support"))
 
 from plain.reasons import NOT_LOADED, NOT_TWINNED, REASONS, key_of
 from plain.runs import Runs

@@ -51,8 +51,9 @@ page were full, and takes the lengths and addresses of its own call: (1, 8, 1, 6
    run-time branch per tile in the step that does it; a reason in `refusal` of any backend that
    cannot.
 5. ``batch`` and ``cli.py``: the option of the offline job.
-6. ``tests/strategies.py``: a draw of it; then conformance, bits and properties cover it, alone and
-   in pairs. ``tests/test_face_errors.py``: each wrong value. A seeded fault the suite must catch.
+6. ``tests/support/strategies.py``: a draw of it; then conformance, bits and properties cover it,
+   alone and in pairs. ``tests/face/test_face_errors.py``: each wrong value. A seeded fault that the
+   suite must catch.
 7. ``bench/cases.py``: a case, if it can cost time. ``config.py``: raise `NUMERICS_VERSION` if any
    bit of an older call may change.
 

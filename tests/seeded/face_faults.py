@@ -1,0 +1,123 @@
+"""Faults to seed into what the face takes, refuses and says; see `faults`."""
+
+_FOREIGN = "tests/face/test_face_foreign.py"
+_LIMITS = "tests/face/test_face_limits.py"
+_ADVICE = "tests/face/test_advice.py"
+
+FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
+    "bfloat16_tensors_read_as_integers": (
+        "_core/foreign.py",
+        "return array.view(bfloat16()) if half else array",
+        "return array",
+        f"{_FOREIGN} -k bfloat16_tensors_are",
+    ),
+    "a_sign_kept_apart_is_lost": (
+        "_core/foreign.py",
+        ' and not (hasattr(x, "is_neg") and x.is_neg())',
+        "",
+        f"{_FOREIGN} -k never_lost",
+    ),
+    "memory_of_other_devices_is_read": (
+        "_core/foreign.py",
+        "_READABLE = (1, 3, 11, 13)",
+        "_READABLE = (1, 2, 3, 10, 11, 13)",
+        f"{_FOREIGN} -k other_devices",
+    ),
+    "unknown_names_pass": (
+        "fusion.py",
+        "        names.refuse(fuse, unknown)",
+        "        pass",
+        f"{_FOREIGN} -k 'unknown_names and fuse'",
+    ),
+    "python_complains_of_what_is_missing_first": (
+        "_core/names.py",
+        "    written.__defaults__ = (*[MISSING] * len(needed), *(written.__defaults__ or ()))\n",
+        "",
+        f"{_FOREIGN} -k 'flash_attention'",
+    ),
+    "the_catch_of_names_is_shown": (
+        "_core/names.py",
+        "if p.kind is not p.VAR_KEYWORD",
+        "if p.name",
+        f"{_FOREIGN} -k signatures",
+    ),
+    "splits_may_leave_rows_out": (
+        "_core/ragged.py",
+        "if not partial and (splits[0] > 0 or splits[-1] < total):",
+        "if not partial and splits[0] > 0:",
+        "tests/contract/test_varlen.py -k 'refused and reference and early'",
+    ),
+    "dims_as_numpy_broadcasts_them": (
+        "_core/recipe.py",
+        "outer = broadcast_shapes(query[:-3], key[:-3], value[:-3])",
+        "outer = np.broadcast_shapes(query[:-3], key[:-3], value[:-3])",
+        f"{_LIMITS} -k 'more_dims and reference'",
+    ),
+    "one_dim_too_many": (
+        "_core/arrays.py",
+        "MOST_DIMS = 62",
+        "MOST_DIMS = 64",
+        f"{_LIMITS} -k too_many_dims",
+    ),
+    "sizes_beyond_the_addresses": (
+        "_core/arrays.py",
+        "if size > sys.maxsize:",
+        "if size < 0:",
+        f"{_LIMITS} -k address_space",
+    ),
+    "zeros_and_ones_judged_by_a_sample": (
+        "_core/masks.py",
+        "        if not _only_zeros_and_ones(block):",
+        "        if False:",
+        f"{_LIMITS} -k anywhere",
+    ),
+    "masks_of_zeros_are_warned_of": (
+        "_core/masks.py",
+        "    if not has_ones:",
+        "    if False:",
+        f"{_LIMITS} -k zeros_and_ones_is",
+    ),
+    "heads_of_a_cache_unchecked": (
+        "_core/stored.py",
+        "if shape[-3] % heads if heads else shape[-3]:",
+        "if heads < 0:",
+        f"{_LIMITS} -k about_the_cache",
+    ),
+    # Advice that does not work.
+    "advice_that_numpy_refuses": (
+        "_core/arrays.py",
+        "`{name}.view(ml_dtypes.bfloat16)`",
+        "`{name}.astype(np.float64)`",
+        f"{_ADVICE} -k raw",
+    ),
+    "advice_with_an_axis_too_few": (
+        "_core/layouts.py",
+        "`np.asarray(mask)[:, None, None, :]`",
+        "`np.asarray(mask)[:, None, :]`",
+        f"{_ADVICE} -k 'batch and row and keys'",
+    ),
+    "advice_beside_the_backticks": (
+        "_core/layouts.py",
+        "`np.asarray(mask)[:, None, None, :]`",
+        "np.asarray(mask)[:, None, None, :]",
+        f"{_ADVICE} -k backticks",
+    ),
+    "advice_that_nobody_tried": (
+        "similarity.py",
+        '{shown}; their "\n            "last axes must match"',
+        '{shown}; their "\n            "last axes must match: `query.T`"',
+        f"{_ADVICE} -k among_them",
+    ),
+    "a_hint_that_the_index_does_not_have": (
+        "plot/figures.py",
+        "`pip install matplotlib`",
+        "`pip install fastattn[plot]`",
+        f"{_ADVICE} -k Matplotlib",
+    ),
+    "an_option_that_does_not_help": (
+        "batch/unfinished.py",
+        "or --overwrite instead of --resume to start",
+        "or --overwrite to start",
+        f"{_ADVICE} -k less_memory",
+    ),
+}
