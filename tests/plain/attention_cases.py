@@ -147,6 +147,37 @@ def _scales() -> Iterator[Case]:
     yield attend("a scale per grouped head", grouped, scale=scales, enable_gqa=True)
 
 
+def _numbers_of_heads() -> Iterator[Case]:
+    """Slopes and sinks of each head, over segments; what a mask hides; cosines at their ends."""
+    heads, shared = operands(3, 600, 4, batch=(4,)), operands(3, 600, 4, batch=(1,), seed=9)
+    grouped = [heads[0], *shared[1:]]
+    own = {"alibi_slopes": [0.02, 0.3, -0.1, 0.0], "sinks": [0.5, -2.0, 3.0, 0.0]}
+    yield attend("numbers of grouped heads", grouped, enable_gqa=True, **own, **BOTH)
+    query, key, value = operands(4, 40, 5)
+    key[3] = np.nan
+    bias = np.where(np.arange(40) == 3, -np.inf, 0.25)
+    yield attend("a bias that hides NaN", (query, key, value), mask=bias)
+    alike = draw(3, (70, 3))
+    for scale in (1.0, -30.0):
+        yield attend(
+            f"cosines of a set with itself, {scale}", [alike] * 3, similarity="cosine", scale=scale,
+            return_lse=True,
+        )  # fmt: skip
+    parts = operands(4, 530, 4, batch=(3,))
+
+    def state_of_each_scale():
+        first, second = (
+            fastattn.attention_state(
+                parts[0], parts[1][:, part], parts[2][:, part], scale=[0.3, -2.0, 1.0],
+                key_start=part.start,
+            )
+            for part in (slice(0, 512), slice(512, 530))
+        )  # fmt: skip
+        return first.merge(second).finish(return_lse=True)
+
+    yield Case("states, a scale per head", state_of_each_scale)
+
+
 def _documents() -> Iterator[Case]:
     ids = np.repeat(np.arange(6), 50)
     query, key, value = operands(30, 300, 4, 4)
@@ -194,4 +225,4 @@ def _states() -> Iterator[Case]:
     yield Case("states, of results", lambda: fastattn.merge_states(outputs, lses))
 
 
-GROUPS = (_options, _shapes, _values, _scales, _documents, _states)
+GROUPS = (_options, _shapes, _values, _scales, _numbers_of_heads, _documents, _states)

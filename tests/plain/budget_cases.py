@@ -116,6 +116,21 @@ def _extremes() -> Iterator[Case]:
     yield each("between two thetas", np.array([1.95, 1e-3]), bounds[1][0], **between)
 
 
+def _minus_zero() -> Iterator[Case]:
+    """Wherever it may stand; and rows side by side, whose receivers lie apart."""
+    rng = np.random.default_rng(13)
+    weights = rng.integers(0, 3, (20, 5)).astype(F64)
+    weights[weights == 0] = -0.0
+    budget = np.where(rng.random(20) < 0.5, -0.0, 3.0)
+    for method in (None, "largest_remainder"):
+        unit = {} if method is None else {"unit": 1, "method": method}
+        for name, bounds in (("", {}), (", bounds", {"lower": -0.0, "upper": [-0.0, 1, 1, 2, 9]})):
+            yield each(f"minus 0, {method}{name}", weights, budget, **unit, **bounds)
+    yield each("rows side by side", rng.random((3, 40)), 5.0, axis=0, upper=2.0)
+    yield each("rows side by side, floors", rng.random((3, 40)), 5.0, axis=0, lower=1.0, upper=2.5)
+    yield Case("shared, minus 0", lambda: fastattn.allocate_shared(weights, budget, np.full(5, 9)))
+
+
 def _shared() -> Iterator[Case]:
     rng = np.random.default_rng(10)
     weights = rng.random((21, 20)) * (rng.random((21, 20)) < 0.7)
@@ -146,4 +161,4 @@ def _public() -> Iterator[Case]:
 
 
 _AGAIN = "attention", "softmax", "log", "similarity", "fuse", "allocate "
-GROUPS = (_budgets, _units, _extremes, _shared, _public)
+GROUPS = (_budgets, _units, _extremes, _minus_zero, _shared, _public)

@@ -34,6 +34,8 @@ def _similarity() -> Iterator[Case]:
     yield compare("scored again", query, key, metric="dot", scale=0.25)
     wide = operands(2, 17, 1030)
     yield compare("wide", *wide[:2], metric="dot")
+    alike = draw(3, (70, 3))
+    yield compare("cosines of a set with itself", alike, alike, metric="cosine")
 
 
 _RELATIVES = fastattn.softmax, fastattn.log_softmax, fastattn.logsumexp
@@ -154,9 +156,17 @@ def _logsumexp() -> Iterator[Case]:
     huge = np.full((1, 600), 3e38, F32)
     yield each("b, of a large sum", huge * 0, huge, return_sign=True)
     yield each("b, infinite", np.array([[0.0, -1000.0]]), np.array([[1.0, np.inf]]))
+    signs = np.array([[1.0, 2.0, 3.0], [-1.0, 2.0, 3.0], [-1.0, -2.0, 3.0]])
+    yield each("b, infinite terms", np.array([0.0, np.inf, np.inf]), signs, return_sign=True)
+    mask, unseen = draw(14, (4, 40)) > 0, b.copy()
+    unseen[~mask] = np.nan
+    yield each("b, masked", x, unseen, mask=mask, scale=-2.0, return_sign=True)
     near = np.zeros((3, 600))
     near[0, 0], near[1, :3], near[2] = -1e-17, np.log(1 / 3), -np.log(600)
     yield Case("logsumexp, near 0", lambda: fastattn.logsumexp(near))
+    few = np.log(np.full((4, 7), 1 / 7))
+    few[:, 5:] = -50, -np.inf
+    yield Case("logsumexp, few equal ones near 0", lambda: fastattn.logsumexp(few))
     yield each(
         "b, of a subnormal sum", np.array([[0.0, 0.0, -744.0]]), np.array([[1.0, -1.0, 1.0]])
     )

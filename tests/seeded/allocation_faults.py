@@ -21,7 +21,7 @@ ALLOCATION_FAULTS = {
         "_numba/budgets/allocation.py",
         "            theta, rest = load_float64(totals, r), load_float64(totals, LANES + r)\n",
         "            theta, rest = load_float64(totals, 0), load_float64(totals, LANES)\n",
-        f"{_REAL} -k numba",
+        "plain: allocate, minus 0, None",
     ),
     "sums_in_one_part": (
         "_numba/budgets/receivers.py",
@@ -135,6 +135,6 @@ ALLOCATION_FAULTS = {
         "_numba/budgets/allocation.py",
         "operand_offset(call, BUDGET, row), 0) + 0.0\n",
         "operand_offset(call, BUDGET, row), 0)\n",
-        f"{_EXTREMES} -k 'minus and numba'",
+        "plain: allocate, minus 0, None, bounds",
     ),
 }

@@ -96,7 +96,7 @@ LOGARITHM_FAULTS = {
         "_numba/stages/weigh.py",
         "WHOLE_SUM = 8.0",
         "WHOLE_SUM = 2.0",
-        TIES,
+        "plain: logsumexp, float32, axis -1",
     ),
     "chunks_forget_the_maxima": (
         "_numba/stages/weigh.py",
@@ -127,7 +127,7 @@ LOGARITHM_FAULTS = {
         "_numba/stages/softmax.py",
         "total += np.inf * factor if score < np.inf else score * factor",
         "total += np.inf * abs(factor) if score < np.inf else score * abs(factor)",
-        SIGNS,
+        "plain: logsumexp, b, infinite terms",
     ),
     "factor_of_zero_hides_nothing": (
         "_numba/stages/gather.py",
@@ -139,7 +139,7 @@ LOGARITHM_FAULTS = {
         "_numba/stages/gather.py",
         "store(target + offset, select_equal(score, hidden, splat(zero), factor))",
         "store(target + offset, factor)",
-        HIDDEN_FACTORS,
+        "plain: logsumexp, b, masked",
     ),
     "small_integers_promote_like_large_ones": (
         "_core/reduced.py",

@@ -53,13 +53,13 @@ RAGGED_FAULTS = {
         "_numba/steps/blocks.py",
         "bias_row(tag, row, low, high_padded, position - start, slope)",
         "bias_row(tag, row, low, high_padded, position, slope)",
-        ALIBI,
+        "plain: attention, numbers of grouped heads",
     ),
     "alibi_slope_of_the_first_head": (
         "_numba/steps/blocks.py",
         "call.entry_alibi + head * call.alibi_head",
         "call.entry_alibi",
-        NUMBERS_OF_HEADS,
+        "plain: attention, numbers of grouped heads",
     ),
     # Sinks.
     "sink_scaled": (
@@ -90,7 +90,7 @@ RAGGED_FAULTS = {
         "_numba/steps/finish.py",
         "operand_offset(call, SINKS, entry_index) + head * call.sinks_head",
         "operand_offset(call, SINKS, entry_index)",
-        NUMBERS_OF_HEADS,
+        "plain: attention, numbers of grouped heads",
     ),
     # Documents.
     "documents_not_compared_at_the_tail": (

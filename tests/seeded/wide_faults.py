@@ -57,13 +57,13 @@ WIDE_FAULTS = {
         "_numba/stages/similarity.py",
         "            if call.metric == COSINE:\n",
         "            if call.metric < 0:\n",
-        _SUMS.format("cosines_stay_within_one"),
+        "plain: similarity, cosines of a set with itself",
     ),
     "cosines_of_whole_panels_beyond_one": (
         "_numba/stages/similarity.py",
         "        most = abs(largest_cosine(tag, factors))",
         "        most = cast(tag, np.inf)",
-        _SUMS.format("cosines_stay_within_one"),
+        "plain: similarity, cosines of a set with itself",
     ),
     "chains_of_final_scores_forgotten": (
         "_numba/machine/tile.py",
@@ -81,7 +81,7 @@ WIDE_FAULTS = {
         "_numba/steps/blocks.py",
         "    cosine = call.metric == COSINE\n",
         "    cosine = False\n",
-        _SUMS.format("no_operation_scores_a_cosine_above_its_scale"),
+        "plain: attention, cosines of a set with itself, 1.0",
     ),
     "cosines_clamped_beside_their_power_of_two": (
         "_numba/steps/score.py",
