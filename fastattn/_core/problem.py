@@ -98,7 +98,7 @@ class Problem(NamedTuple):
     sinks: np.ndarray | None = None  # (*batch, Hkv, G), compute dtype
     pages: Pages | None = None  # then key and value say shapes and dtypes only
     gathered: Gathered | None = None  # then key and value are tables, and their S that of the list
-    in_pairs: bool = False  # bfloat16 operands are multiplied as they are: the engine's choice
+    products: str = ""  # how operands are multiplied: the engine's choice (its `variants`)
 
 
 def bind(

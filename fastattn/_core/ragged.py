@@ -53,7 +53,7 @@ class RaggedProblem(NamedTuple):
     output_shape: tuple[int, ...]  # what the caller gets
     output_dtype: np.dtype
     return_lse: bool
-    in_pairs: bool = False  # bfloat16 operands are multiplied as they are: the engine's choice
+    products: str = ""  # how operands are multiplied: the engine's choice (its `variants`)
 
 
 def head_major(array: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ stages.py normalize.py   the stages
 allocation.py   rows of receivers            shared.py   rounds of a whole matrix
 saturation.py newton.py  maximum flows and Newton's method, where rounds are slow
 template.py     planned calls on other arrays
+variants.py     how operands may be multiplied: the first that a backend has and a call may take
 bfloat16.py     which CPUs and calls multiply bfloat16 as it is
 apart.py        heads that cannot share packed keys
 

@@ -9,8 +9,8 @@ import numpy as np
 from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 
-from .bfloat16 import can_pair
 from .kernels import Kernels
+from .variants import choose
 
 __all__ = ["apart", "arranged", "in_entries"]
 
@@ -18,10 +18,8 @@ _AnyProblem = TypeVar("_AnyProblem", Problem, RaggedProblem)
 
 
 def arranged(kernels: Kernels, problem: _AnyProblem) -> _AnyProblem:
-    """Return a problem as these kernels take it: heads apart, bfloat16 in pairs or widened."""
-    if kernels.attend_pairs is not None and can_pair(problem):
-        problem = problem._replace(in_pairs=True)
-    return apart(problem)
+    """Return a problem as these kernels take it: its products chosen, heads apart."""
+    return apart(problem._replace(products=choose(kernels.products, problem)))
 
 
 def apart(problem: _AnyProblem) -> _AnyProblem:

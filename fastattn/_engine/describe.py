@@ -274,7 +274,7 @@ def value_in_place(problem: Problem | RaggedProblem) -> bool:
 def key_staged(problem: Problem | RaggedProblem) -> bool:
     """Whether key rows are copied before they are packed: gathered, widened or dequantised."""
     key = problem.key
-    if is_gathered(problem) or problem.in_pairs:
+    if is_gathered(problem) or problem.products == "pairs":
         return True
     if isinstance(problem, Problem) and problem.pages is not None:
         return problem.pages.dtype != problem.dtype

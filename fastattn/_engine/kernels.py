@@ -13,6 +13,7 @@ from fastattn._core.ragged import RaggedProblem
 from .addresses import give_scratch, take_scratch
 from .launcher import Entry, Launcher
 from .record import Record
+from .variants import KERNEL
 
 __all__ = ["Again", "Kernels"]
 
@@ -39,10 +40,10 @@ class Kernels(NamedTuple):
     name
         That of the backend.
     entries
-        By kernel and compute dtype, None where there is but one (`operations` says which are).
-    attend_pairs
-        Fused attention of bfloat16 multiplied as it is, for problems that are `in_pairs`; None
-        where this CPU cannot, or is faster with float32.
+        By kernel and compute dtype, None where there is but one (`operations` says which are);
+        those of fused attention by variant.
+    products
+        The variants in use on this machine: what the `products` of a problem may be (`variants`).
     launcher
         Runs tasks.
     again
@@ -50,8 +51,8 @@ class Kernels(NamedTuple):
     """
 
     name: str
-    entries: Mapping[tuple[str, np.dtype | None], Entry]
-    attend_pairs: Entry | None
+    entries: Mapping[tuple[str, np.dtype | str | None], Entry]
+    products: tuple[str, ...]
     launcher: Launcher
     again: Again
 
@@ -61,13 +62,11 @@ class Kernels(NamedTuple):
 
     def attending(self, problem: Problem | RaggedProblem) -> Entry:
         """Return the kernel of fused attention that a problem takes."""
-        if problem.in_pairs and self.attend_pairs is not None:
-            return self.attend_pairs
-        return self.entries["attend", problem.dtype]
+        return self.entries[KERNEL, problem.products]
 
     def about(self) -> dict[str, str | None]:
         """Say what `show_config` tells of every backend's kernels."""
-        return {"bfloat16": "widened" if self.attend_pairs is None else "multiplied in pairs"}
+        return {"bfloat16": "multiplied in pairs" if "pairs" in self.products else "widened"}
 
     def run(self, entry: Entry, record: Record, tasks: int, seconds: float, workers: int) -> None:
         """Launch with scratch of the record's size; `seconds` are those of a task."""

@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import allocation, attention, normalize, ragged, shared, stages, states
-from .bfloat16 import takes_pairs
 from .kernels import Again, Kernels
 from .launcher import Entry, Launcher
+from .variants import KERNEL, VARIANTS, in_use
 
-__all__ = ["OPERATIONS", "PAIRS", "Operation", "entry_names", "name_kernels"]
+__all__ = ["OPERATIONS", "Operation", "entry_names", "name_kernels"]
 
 _EITHER = np.dtype(np.float32), np.dtype(np.float64)
-# What else the kernel of fused attention is there for, on some CPUs.
-PAIRS = "attend_pairs"
 
 
 class Operation(NamedTuple):
@@ -34,7 +32,8 @@ class Operation(NamedTuple):
     function
         Does it: what the backend's function is given comes behind the kernels.
     kernels
-        The entries it runs, by name: each for either compute dtype, unless it is `fixed`.
+        The entries it runs, by name: each for either compute dtype, unless it is `fixed`; that of
+        fused attention for each of `variants`.
     fixed
         Whether its kernels compute in one dtype, whatever the operands have.
     """
@@ -64,21 +63,24 @@ OPERATIONS = (
 def name_kernels(
     name: str, entries: Mapping[str, Entry], launcher: Launcher, again: Again
 ) -> Kernels:
-    """Sort a backend's entries by kernel and compute dtype, which their names say."""
-    pairs = entries.get(PAIRS)
+    """Sort a backend's entries by kernel and compute dtype, or variant, which their names say."""
+    products = in_use(entries)
     found = {
         place: entries[entry]
         for operation in OPERATIONS
         for entry, place in entry_names(operation).items()
+        if place[0] != KERNEL or place[1] in products
     }
-    pairs = pairs if takes_pairs(able=pairs is not None) else None
-    return Kernels(name, found, pairs, launcher, again)
+    return Kernels(name, found, products, launcher, again)
 
 
-def entry_names(operation: Operation) -> dict[str, tuple[str, np.dtype | None]]:
-    """Name the entries of an operation, and say which kernel of which compute dtype each is."""
+def entry_names(operation: Operation) -> dict[str, tuple[str, np.dtype | str | None]]:
+    """Name the entries of an operation, and say which kernel each is, of which dtype or variant."""
     if operation.fixed:
         return {kernel: (kernel, None) for kernel in operation.kernels}
+    of_variants = [variant.name for variant in VARIANTS]
     return {
-        f"{kernel}_{dtype}": (kernel, dtype) for kernel in operation.kernels for dtype in _EITHER
+        f"{kernel}_{kind}": (kernel, kind)
+        for kernel in operation.kernels
+        for kind in (of_variants if kernel == KERNEL else _EITHER)
     }

@@ -144,7 +144,7 @@ def _as_problem(problem: RaggedProblem, rows: slice, keys: slice, offset: int) -
         alibi_slopes=problem.alibi_slopes,
         sinks=problem.sinks,
         gathered=gathered,
-        in_pairs=problem.in_pairs,
+        products=problem.products,
     )
 
 

@@ -17,7 +17,7 @@ from fastattn._core.problem import Problem
 from fastattn._core.ragged import RaggedProblem
 from fastattn._engine.engine import Engine
 from fastattn._engine.launcher import Launcher
-from fastattn._engine.operations import PAIRS, name_kernels
+from fastattn._engine.operations import name_kernels
 
 from .compiler import compile, disk, launch, repeat
 from .entry_points import ENTRIES
@@ -42,9 +42,8 @@ class _Backend(Engine):
 
     def warmup(self) -> None:
         """Compile every kernel, or load it from the disk cache."""
-        unused = [] if self.kernels.attend_pairs else [PAIRS]
-        entries = [entry for name, entry in ENTRIES.items() if name not in unused]
-        compile.warm([*entries, *launch.DRIVERS, *repeat.DRIVERS])
+        used = dict.fromkeys(self.kernels.entries.values())  # some do several operations
+        compile.warm([*used, *launch.DRIVERS, *repeat.DRIVERS])
 
 
 backend = _Backend(name_kernels("numba", ENTRIES, Launcher(launch.layer), repeat.again))

@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     level: str
     cpu: str
     features: str
-    pairs: bool  # the kernels that multiply bfloat16 as it is, and no others
+    beyond: str = ""  # the features that it has beside its level's; its entries need just those
 
 
 def _spell(features: list[str]) -> str:
@@ -45,12 +45,12 @@ def _spell(features: list[str]) -> str:
 
 
 KINDS = {
-    "v4": Kind("x86-64-v4", "x86-64-v4", _spell(_V4), pairs=False),
-    "v4_pairs": Kind("x86-64-v4", "x86-64-v4", _spell([*_V4, "avx512bf16"]), pairs=True),
-    "v3": Kind("x86-64-v3", "x86-64-v3", _spell(_V3), pairs=False),
+    "v4": Kind("x86-64-v4", "x86-64-v4", _spell(_V4)),
+    "v4_pairs": Kind("x86-64-v4", "x86-64-v4", _spell([*_V4, "avx512bf16"]), "avx512bf16"),
+    "v3": Kind("x86-64-v3", "x86-64-v3", _spell(_V3)),
 }
 if platform.machine().lower() not in ("x86_64", "amd64"):
-    KINDS = {"base": Kind("base", "generic", "", pairs=False)}
+    KINDS = {"base": Kind("base", "generic", "")}
 
 # The return value and the exception of Numba's calling convention: kernels have neither.
 _ENTRY = """
@@ -114,7 +114,7 @@ def _write_kind(folder: Path, name: str) -> list[dict[str, str]]:
     )
     made = []
     for entry, value in ENTRIES.items():
-        if entry.endswith("_pairs") != KINDS[name].pairs:
+        if value.features != KINDS[name].beyond:
             continue
         symbol, path = symbol_of(name, entry), folder / f"{name}_{entry}.o"
         path.write_bytes(machine.emit_object(_module(value, symbol, machine)))

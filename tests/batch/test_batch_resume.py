@@ -79,7 +79,7 @@ def test_halves_multiplied_otherwise_are_not_joined(tmp_path, monkeypatch):
 
     def elsewhere(*arguments):
         execution = check_call(*arguments)
-        execution.problem = execution.problem._replace(in_pairs=True)
+        execution.problem = execution.problem._replace(products="pairs")
         return execution
 
     with monkeypatch.context() as patch:

@@ -18,7 +18,7 @@ import test_varlen_bits
 import tolerances
 from conftest import EXACT
 from kv import Model, new_cache, tokens
-from pairs import SWITCH, backend_of, can_multiply, in_pairs, multiplies, run, run_tests, taken
+from pairs import SWITCH, backend_of, can_multiply, takes_pairs, multiplies, run, run_tests, taken
 from places import SUPPORT
 from relations import RELATIONS, call_of
 
@@ -98,18 +98,18 @@ def test_dtypes_and_options_decide_and_no_size_does(exact_backend, seed):
     rng = np.random.default_rng(seed)
     for rows, keys, features in itertools.product((1, 70), (1, 1100), (1, 64)):
         arrays = [random(rng, n, features) for n in (rows, keys, keys)]
-        assert in_pairs(*arrays)
-        assert in_pairs(*arrays, similarity="dot", scale=-3.0, softcap=2.0)
-        assert in_pairs(*arrays, scale=0.0)
+        assert takes_pairs(*arrays)
+        assert takes_pairs(*arrays, similarity="dot", scale=-3.0, softcap=2.0)
+        assert takes_pairs(*arrays, scale=0.0)
         for options in ({"similarity": "cosine"}, {"similarity": "euclidean"}):
-            assert not in_pairs(*arrays, **options)
+            assert not takes_pairs(*arrays, **options)
             wide = fastattn.attention(*(x.astype(np.float32) for x in arrays), **options)
             ours = fastattn.attention(*arrays, **options)
             oracle.assert_same_bits(ours, wide.astype(BFLOAT16), about=options)
         for operand in range(3):
             mixed = list(arrays)
             mixed[operand] = mixed[operand].astype(np.float32)
-            assert not in_pairs(*mixed)
+            assert not takes_pairs(*mixed)
 
 
 @with_the_dot
@@ -144,7 +144,7 @@ def bfloat16_cases(seed):
 def test_every_option_has_the_same_bits_of_all_backends_and_is_right(seed):
     count = 0
     for case in bfloat16_cases(seed):
-        count += in_pairs(*case.arrays, **case.options)
+        count += takes_pairs(*case.arrays, **case.options)
         results = alike(lambda case=case: attend(*case.arrays, **case.options), case)
         oracle.attention(*case.arrays, **case.options).check(*results, about=case)
     assert count > 80
@@ -174,7 +174,7 @@ def test_a_row_is_a_function_of_its_own_inputs(exact_backend, relation, seed):
     many = ("grouped", "causal_offsets", "key_mask", "sinks")
     for shape, names in (("few_rows", few), ("many_heads", many)):
         case = strategies.case((*names, "bfloat16"), seed=seed, **test_bits.SHAPES[shape])
-        assert in_pairs(*case.arrays, **case.options)
+        assert takes_pairs(*case.arrays, **case.options)
         compared += test_bits.compare(relation, call_of(case), case)
     assert compared
 

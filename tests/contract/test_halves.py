@@ -10,7 +10,7 @@ import oracle
 import pytest
 import strategies
 import tolerances
-from pairs import in_pairs, taken
+from pairs import taken, takes_pairs
 
 import fastattn
 from fastattn import reference
@@ -103,7 +103,7 @@ def test_every_number_comes_back(backend, dtype):
     """One key: its value, whatever it is. Every one of the 65536, NaN as NaN."""
     numbers = np.arange(2**16, dtype=np.uint16).view(strategies.dtype_of(dtype)).reshape(-1, 64)
     x = np.ones((1, 4), numbers.dtype)
-    expected = taken(numbers) if in_pairs(x, x, numbers[:, None, :]) else numbers
+    expected = taken(numbers) if takes_pairs(x, x, numbers[:, None, :]) else numbers
     output = fastattn.attention(x, x, numbers[:, None, :])
     oracle.assert_same_bits(output, expected[:, None, :])
     packed = numbers.reshape(1, -1)
@@ -156,7 +156,7 @@ def test_ends_of_the_range(backend, dtype):
     smallest = np.array([1], np.uint16).view(dtype)[0]
     value = np.array([[largest, smallest, -largest, 0], [largest, smallest, -largest, 0]], dtype)
     x = np.zeros((1, 4), dtype), np.zeros((2, 4), dtype)
-    expected = taken(value[:1]) if in_pairs(*x, value) else value[:1]
+    expected = taken(value[:1]) if takes_pairs(*x, value) else value[:1]
     np.testing.assert_array_equal(fastattn.attention(*x, value), expected)
     # Scores far beyond float16's range are float32's.
     query = np.full((1, 4), 200, dtype)

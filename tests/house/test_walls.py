@@ -120,6 +120,27 @@ def test_kernel_rooms_stand_on_those_below(path):
             assert below in {room, *BELOW[room]}, f"{module_of(path)} imports {name}"
 
 
+def test_no_step_knows_a_variant():
+    """Steps ask what a record knows; files that name a variant are imported by stages alone."""
+    steps = [path for path in KERNELS if kernel_room_of(module_of(path)) == "steps"]
+    own = {module_of(path) for path in steps if "import Variant\n" in path.read_text("utf-8")}
+    assert own == {"fastattn._numba.steps.floats", "fastattn._numba.steps.bfloat16_pairs"}
+    for path in KERNELS:
+        known = own & set(imports_of(path))
+        assert not known or kernel_room_of(module_of(path)) == "stages", f"{path} imports {known}"
+
+
+def test_every_variant_has_a_kernel():
+    from fastattn._engine.variants import KERNEL, VARIANTS
+    from fastattn._numba.operands.variant import Variant
+    from fastattn._numba.stages import attention
+
+    kernels = {one.name: one for one in vars(attention).values() if isinstance(one, Variant)}
+    assert kernels.keys() == {one.name for one in VARIANTS}
+    for name, variant in kernels.items():
+        assert getattr(attention, f"{KERNEL}_{name}").features == variant.features
+
+
 def test_every_kernel_stands_in_a_room():
     assert {kernel_room_of(module_of(path)) for path in KERNELS} == set(BELOW)
     above = {path.stem for path in (PACKAGE / "_numba").glob("*.py")}
@@ -311,11 +332,11 @@ def test_the_reader_of_broadcasts_sees_them():
 
 
 def test_operations_and_kernels_are_one_table():
-    from fastattn._engine.operations import OPERATIONS, PAIRS, entry_names
+    from fastattn._engine.operations import OPERATIONS, entry_names
     from fastattn._numba.entry_points import ENTRIES
     from fastattn.reference import backend as reference
 
     named = {name for operation in OPERATIONS for name in entry_names(operation)}
-    assert named == set(ENTRIES) - {PAIRS}
+    assert named == set(ENTRIES)  # where the CPU multiplies pairs of bfloat16
     for operation in OPERATIONS:
         assert callable(getattr(reference, operation.name)), operation.name

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import strategies
-from pairs import in_pairs
+from pairs import takes_pairs
 
 import fastattn
 
@@ -40,7 +40,7 @@ def among_many(arrays, mask=None, **options):
 
 def check(arrays, about, **options):
     ours, ours_lse = fastattn.attention(*arrays, return_lse=True, **options)
-    if in_pairs(*arrays):
+    if takes_pairs(*arrays):
         theirs, theirs_lse = among_many(arrays, **options)
     else:
         theirs, theirs_lse = fastattn.attention(*widened(arrays), return_lse=True, **options)

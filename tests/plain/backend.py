@@ -15,6 +15,7 @@ from fastattn._core import backends
 from fastattn._engine import layouts, normalize, record, template
 from fastattn._engine.engine import Engine
 from fastattn._engine.operations import name_kernels
+from fastattn._engine.variants import VARIANTS
 
 from .arrays import poison
 from .launches import Launcher, words_at
@@ -38,7 +39,9 @@ class Plain:
         self.launcher.entries = {one.address: one for one in entries.values()}
         kernels = name_kernels(NAME, entries, self.launcher, _Again(self))
         # Which CPU this is does not matter here.
-        self.engine = Engine(kernels._replace(attend_pairs=entries["attend_pairs"]))
+        pairs = {("attend", "pairs"): entries["attend_pairs"]}
+        every = tuple(variant.name for variant in VARIANTS)
+        self.engine = Engine(kernels._replace(products=every, entries={**kernels.entries, **pairs}))
 
     def __getattr__(self, operation):
         return getattr(self.engine, operation)
@@ -74,7 +77,7 @@ class _Again:
 
 def widening(engine):
     """Let an engine's kernels widen bfloat16, as on a CPU that does not multiply it."""
-    widens = Engine(engine.kernels._replace(attend_pairs=None))
+    widens = Engine(engine.kernels._replace(products=("float32", "float64")))
     return mock.patch.multiple(engine, kernels=widens.kernels, _functions=widens._functions)
 
 

@@ -39,7 +39,7 @@ def _nothing(*arguments, **options):
 _UNREGISTERED = {
     "numba.extending": {
         "register_model": _nothing, "overload": _nothing, "lower_builtin": _nothing,
-        "models": numba.extending.models,
+        "models": numba.extending.models, "typeof_impl": types.SimpleNamespace(register=_nothing),
     },
     "numba.core.imputils": {"lower_getattr_generic": _nothing},
     "numba.core.typing.templates": {
@@ -64,10 +64,16 @@ class _Numpy:
 class Entry:
     """A kernel's entry point as the engine wants it: with an address, which only we understand."""
 
-    def __init__(self, function):
-        self.function = function
+    def __init__(self, function, features=""):
+        self.function, self.features = function, features
         self.name = function.__name__
         self.address = id(self)
+
+
+def _entry(function=None, *, features=""):
+    if function is None:
+        return lambda decorated: Entry(decorated, features)
+    return Entry(function, features)
 
 
 class _Driver:
@@ -105,7 +111,7 @@ class World:
 
         self._modules["compile"] = types.SimpleNamespace(
             device=device,
-            entry=Entry,
+            entry=_entry,
             driver=lambda signature, parallel=False: _Driver,
             Entry=Entry,
             DEVICE_OPTIONS={},
@@ -151,8 +157,9 @@ class World:
         }
         vars(module).update(self.coverage.names())
         exec(compile(self.coverage.marked(file, source), str(path), "exec"), vars(module))
-        if name == "record":
-            module.by_record = words.by_record
+        if name == "variant":
+            steps = vars(module.Variant)["__annotations__"].keys() & vars(module).keys()
+            vars(module).update({one: words.step(one) for one in steps})
         if name == "elementary":
             elementary.learn(module)
 

@@ -227,26 +227,28 @@ def read_record(function):
 
 
 def read_record_of(function):
-    kinds = function.__globals__
-    return lambda kind, address: Record(
-        kinds["_PAIRED" if type(kind) is np.int32 else "_PLAIN"], address
-    )
+    """The twin of what `variant.reader_of` makes, whose records know the variant too."""
+    names = inspect.getclosurevars(function)
+    kind, table = names.globals["RecordType"], names.nonlocals["table"]
+    return lambda variant, address: Record(kind(table, variant), address)
 
 
 # Twins that are made of the function they stand for.
 MADE = {"read_record": read_record, "read_record_of": read_record_of}
 
 
-def by_record(plain, paired):
-    """Stands for `record.by_record`, which chooses while Numba compiles; here each call does."""
+def step(name):
+    """Stands for what `variant.step` makes, which chooses while Numba compiles; here each call."""
 
-    def either(*arguments):
-        is_paired = any(
-            type(one) is Record and one.layout.name == "PairedAttentionCall" for one in arguments
-        )
-        return (paired if is_paired else plain)(*arguments)
+    def of_variant(*arguments):
+        record = next(one for one in arguments if type(one) is Record)
+        return getattr(record.layout.variant, name)(*arguments)
 
-    return either
+    return of_variant
+
+
+def tag_of(variant):
+    return variant.tag
 
 
 TWINS = {
@@ -255,6 +257,6 @@ TWINS = {
         load_int64, load_int32, store_int64, load_float64, store_float64, bits_of, float_of,
         atomic_next, load, store, stream, load_first, store_first, load_scalar, store_scalar,
         select_bytes, select_same, prefetch, native_code, load_as, transpose_four, stack_room,
-        record_address,
+        record_address, tag_of,
     )
 }  # fmt: skip

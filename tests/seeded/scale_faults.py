@@ -13,7 +13,7 @@ SCALE_FAULTS = {
         "plain: attention, float32, scale -0.3, cap None",
     ),
     "panels_of_pairs_taken_for_those_of_floats": (
-        "_numba/steps/score_again.py",
+        "_numba/steps/bfloat16_pairs.py",
         '    """Panels of floats are not what the tiles read."""\n    return 0',
         '    """Panels of floats are not what the tiles read."""\n    return 1',
         "plain: attention, pairs, scale 0.125, many",

@@ -23,11 +23,11 @@ __all__ = [
     "SWITCH",
     "backend_of",
     "can_multiply",
-    "in_pairs",
     "multiplies",
     "run",
     "run_tests",
     "taken",
+    "takes_pairs",
 ]
 
 
@@ -46,12 +46,12 @@ def can_multiply(backend):
 
 def multiplies(backend):
     """Whether a backend multiplies bfloat16 as it is, in this process."""
-    return backend_of(backend).backend.kernels.attend_pairs is not None
+    return "pairs" in backend_of(backend).backend.kernels.products
 
 
-def in_pairs(*arrays, **options):
+def takes_pairs(*arrays, **options):
     """Whether a call multiplies its bfloat16 operands as they are."""
-    return fastattn.explain(*arrays, **options).problem.in_pairs
+    return fastattn.explain(*arrays, **options).problem.products == "pairs"
 
 
 def taken(numbers):
@@ -95,7 +95,7 @@ def sweep(backend):
     for rows, keys, features, value_features in sizes:
         shapes = (rows, features), (keys, features), (keys, value_features), (rows, value_features)
         plain = [numbers[: np.prod(shape)].reshape(shape) for shape in shapes]
-        assert in_pairs(*plain[:3])
+        assert takes_pairs(*plain[:3])
         expected = fastattn.attention(*plain[:3], backend=backend)
         for at_end in (False, True):
             print(backend, *shapes, at_end, flush=True)

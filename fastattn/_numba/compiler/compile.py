@@ -138,6 +138,10 @@ class Entry(Compiled):
     _attribute = "address"
     address: int
 
+    def __init__(self, function: Callable, features: str) -> None:
+        super().__init__(function)
+        self.features = features
+
     def _make(self) -> Any:
         # numba.cfunc() would compile at once, under the global cache folder of that moment; its
         # class separates making, enabling the cache, and compiling.
@@ -180,9 +184,14 @@ class Driver(Compiled):
         return compiled.get_overload(self.signature)
 
 
-def entry(function: Callable[[int, int], None]) -> Entry:
-    """Make a kernel's entry point of ``function(call_address, worker)``."""
-    return Entry(function)
+def entry(function: Callable[[int, int], None] | None = None, *, features: str = "") -> Any:
+    """Make a kernel's entry point of ``function(call_address, worker)``.
+
+    It needs a CPU with some `features`, as LLVM names them, beside those of its level.
+    """
+    if function is None:
+        return lambda decorated: entry(decorated, features=features)
+    return Entry(function, features)
 
 
 def driver(signature: str, *, parallel: bool = False) -> Callable[[Callable], Driver]:

@@ -25,8 +25,11 @@ def _registers():
     return (32, 64) if "+avx512f" in _features() else (16, 32)
 
 
-# Whether the CPU multiplies pairs of bfloat16.
-DOTS_PAIRS = "+avx512bf16" in _features()
+def has(features):
+    """Whether the compiler may use some features, given as LLVM names them."""
+    return {f"+{feature}" for feature in features.split()} <= {*_features()}
+
+
 # Whether it is known to convert halves itself. Where not, LLVM would call functions that are not
 # there, which ends the process.
 CONVERTS_HALVES = "+f16c" in _features() or platform.machine().lower() in ("aarch64", "arm64")

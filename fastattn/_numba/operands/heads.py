@@ -28,9 +28,9 @@ from .record import (
     WORD,
     factors_in,
     operand_offset,
-    read_record_of,
     record_address,
 )
+from .variant import read_record_of
 
 _ENTRY_KEY, _ENTRY_VALUE = WORD["entry_key"], WORD["entry_value"]
 _ENTRY_KEY_PAGES, _ENTRY_VALUE_PAGES = WORD["entry_key_pages"], WORD["entry_value_pages"]
@@ -60,12 +60,12 @@ def copy_record(source, target):
 
 
 @device
-def own_record(kind, call_address, worker):
+def own_record(variant, call_address, worker):
     """Copy the record of a call into the worker's scratch."""
-    shared = read_record_of(kind, call_address)
+    shared = read_record_of(variant, call_address)
     own = shared.scratch + worker * shared.scratch_stride + shared.at_record
     copy_record(call_address, own)
-    return read_record_of(kind, own)
+    return read_record_of(variant, own)
 
 
 @device

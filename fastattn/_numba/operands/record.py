@@ -3,13 +3,13 @@
 What stands where, `fastattn._engine.layouts` says.
 """
 
-import functools
+from typing import Any
 
 import numpy as np
 from numba import types
 from numba.core.imputils import lower_getattr_generic
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, models, register_model
 
 from fastattn._engine import layouts
 from fastattn._engine.layouts import (
@@ -22,7 +22,7 @@ from fastattn._engine.layouts import (
     UNBOUNDED,
 )
 
-from ..compiler.compile import DEVICE_OPTIONS, device
+from ..compiler.compile import device
 from ..compiler.native import load_int64
 from ..machine.emit import I64, load_ir
 
@@ -36,13 +36,10 @@ __all__ = [
     "RECORD_WORDS",
     "UNBOUNDED",
     "WORD",
-    "by_record",
     "factors_in",
     "factors_of",
     "operand_offset",
     "read_factors",
-    "read_record",
-    "read_record_of",
     "reader",
     "record_address",
 ]
@@ -62,10 +59,12 @@ class RecordType(types.Type):
     function that takes one.
     """
 
-    def __init__(self, table: layouts.Layout, name: str = "") -> None:
+    def __init__(self, table: layouts.Layout, variant: Any = None) -> None:
         self.word = table.word
         self.floats = frozenset(table.floats)
-        super().__init__(name=name or table.name)
+        # How a call multiplies, where its kernel asks: see `variant`.
+        self.variant = variant
+        super().__init__(name=f"{table.name}({variant.name})" if variant else table.name)
 
     def field_type(self, field: str) -> types.Type:
         return types.float64 if field in self.floats else types.int64
@@ -113,39 +112,8 @@ def record_address(typing_context, record):
 WORD = layouts.ATTENTION.word
 RECORD_WORDS = len(WORD)
 _OWN_FACTORS = WORD[layouts.FACTORS.floats[0]]
-read_record = reader(layouts.ATTENTION)
 # Of one head: a part of any record with factors, or an entry of a table.
 read_factors = reader(layouts.FACTORS)
-_PLAIN = RecordType(layouts.ATTENTION)
-# The same words, for kernels of bfloat16 that is multiplied as it is (`bfloat16_pairs`).
-_PAIRED = RecordType(layouts.ATTENTION, "PairedAttentionCall")
-
-
-@intrinsic
-def read_record_of(typing_context, kind, address):
-    """The record of attention at an address: of a call in pairs where `kind` is an int32."""
-    layout = _PAIRED if kind is types.int32 else _PLAIN
-    return layout(kind, types.int64), lambda context, builder, signature, arguments: arguments[1]
-
-
-def by_record(plain, paired):
-    """Make a device function that is `paired` where an argument is a record of pairs, else `plain`.
-
-    Numba decides while it compiles: kernels of neither kind hold code of the other.
-    """
-    # With NUMBA_DISABLE_JIT there are plain functions only, and `compile.refusal` says so later.
-    python = getattr(plain, "py_func", plain)
-
-    @functools.wraps(python)
-    def either(*arguments):
-        raise NotImplementedError("only kernels call this")
-
-    @functools.wraps(python)
-    def choose(*arguments):
-        return (paired if _PAIRED in arguments else plain).py_func
-
-    overload(either, jit_options=DEVICE_OPTIONS)(choose)
-    return either
 
 
 @device

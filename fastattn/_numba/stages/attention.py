@@ -26,21 +26,21 @@ from ..operands.record import (
     EUCLIDEAN,
     OUTPUT,
     QUERY,
-    factors_in,
     factors_of,
     operand_offset,
-    read_record,
-    read_record_of,
 )
-from ..steps.bfloat16_pairs import (
+from ..operands.variant import (
     fuse_block,
     narrow_query,
     place_values,
+    read_record_of,
     scale_row,
     score_block,
     settle_sums,
     stage_values,
+    tag_of,
 )
+from ..steps.bfloat16_pairs import PAIRS
 from ..steps.blocks import (
     BEGIN,
     END,
@@ -49,7 +49,6 @@ from ..steps.blocks import (
     RUNNING_REST,
     RUNNING_SUM,
     fuse_visible_block,
-    keeps_rest,
     normalise_block,
     padded,
     partial_row,
@@ -61,7 +60,8 @@ from ..steps.blocks import (
     visible_span,
 )
 from ..steps.finish import finish_row, finish_weights, write_output
-from ..steps.normalise import any_nan_in_row, fold_rest, fold_row
+from ..steps.floats import FLOAT32, FLOAT64
+from ..steps.normalise import any_nan_in_row
 from ..steps.score_again import score_again
 from ..steps.spans import find_documents, segment_span
 
@@ -289,13 +289,14 @@ def attend_task(tag, call, task, scratch):
 
 
 @device(inlined=True)
-def attend(tag, kind, call_address, worker):
-    """Take bundles of consecutive tasks until none is left; `kind` tells the kind of record.
+def attend(variant, call_address, worker):
+    """Take bundles of consecutive tasks until none is left.
 
     Neighbours on one worker read memory in order, which is what prefetching relies on.
     """
-    shared = read_record_of(kind, call_address)
-    call = own_record(kind, call_address, worker)
+    tag = tag_of(variant)
+    shared = read_record_of(variant, call_address)
+    call = own_record(variant, call_address, worker)
     scratch = shared.scratch + worker * shared.scratch_stride
     sequence = -1
     while True:
@@ -316,85 +317,19 @@ def attend(tag, kind, call_address, worker):
             attend_task(tag, call, task, scratch)
 
 
-@device
-def finish_folded(
-    tag, call, entry_index, head, i, max_place, sum_place, rest_place, state, factors, scratch
-):
-    """Step finish for query i of a head in a fold; its state stays as it is."""
-    item = item_size(tag)
-    running = scratch + call.at_running
-    for offset in range(0, padded(call.value_features) * item, LANES * item):
-        store(running + offset, load(tag, state + offset))
-    row_max, row_sum = load_scalar(tag, max_place), load_scalar(tag, sum_place)
-    rest = load_scalar(tag, rest_place)
-    finish_row(tag, call, entry_index, head, i, row_max, row_sum, rest, running, factors.late_rest)
-
-
-@device(inlined=True)
-def fold(tag, call_address, worker):
-    """Take blocks of rows until none is left; fold what `attend` left with `split`, and finish."""
-    call = read_record(call_address)
-    item = item_size(tag)
-    scratch = call.scratch + worker * call.scratch_stride
-    width = padded(call.value_features) * item
-    rows = call.groups_of_heads * call.queries
-    keeping = keeps_rest(call)
-    while True:
-        first = atomic_next(call_address) * BLOCK_ROWS
-        if first >= call.stop_task * BLOCK_ROWS:
-            break
-        for index in range(first, min(first + BLOCK_ROWS, call.entries * rows)):
-            row_max, row_sum = call.state_max + index * item, call.state_sum + index * item
-            rest = call.state_rest + index * item
-            state = call.state_output + index * width
-            entry_index, entry_row = divmod(call.first_entry * rows + index, rows)
-            head, i = divmod(entry_row, call.queries)
-            factors = factors_in(call, entry_index, head)
-            factor = row_factor(tag, factors)
-            if not call.resume:
-                store_scalar(row_max, cast(tag, -np.inf))
-                store_scalar(row_sum, cast(tag, 0.0))
-            for place in range(index * call.segment_tasks, (index + 1) * call.segment_tasks):
-                segment_max = load_scalar(tag, call.partial_max + place * item)
-                segment_sum = load_scalar(tag, call.partial_sum + place * item)
-                row = call.partial_output + place * width
-                if keeping:
-                    segment_rest = load_scalar(tag, call.partial_rest + place * item)
-                    fold_rest(
-                        tag, row_max, row_sum, rest, segment_max, segment_sum, segment_rest, factor
-                    )
-                fold_row(tag, row_max, row_sum, state, segment_max, segment_sum, row, width, factor)
-            if not call.suspend:
-                finish_folded(
-                    tag, call, entry_index, head, i, row_max, row_sum, rest, state, factors, scratch
-                )
-
-
 @entry
 def attend_float32(call_address, worker):
     """Fused attention in float32."""
-    attend(np.float32(0), np.float32(0), call_address, worker)
+    attend(FLOAT32, call_address, worker)
 
 
 @entry
 def attend_float64(call_address, worker):
     """Fused attention in float64."""
-    attend(np.float64(0), np.float64(0), call_address, worker)
+    attend(FLOAT64, call_address, worker)
 
 
-@entry
+@entry(features=PAIRS.features)
 def attend_pairs(call_address, worker):
     """Fused attention in float32 of bfloat16 that is multiplied as it is, pair by pair."""
-    attend(np.float32(0), np.int32(0), call_address, worker)
-
-
-@entry
-def fold_float32(call_address, worker):
-    """Fold and finish partial states in float32."""
-    fold(np.float32(0), call_address, worker)
-
-
-@entry
-def fold_float64(call_address, worker):
-    """Fold and finish partial states in float64."""
-    fold(np.float64(0), call_address, worker)
+    attend(PAIRS, call_address, worker)

@@ -31,14 +31,15 @@ from ..operands.record import (
     EUCLIDEAN,
     operand_offset,
     read_factors,
-    reader,
     record_address,
 )
 from ..operands.tasks import put_row, take_tasks
+from ..operands.variant import reader_of, tag_of
+from ..steps.floats import FLOAT32, FLOAT64
 from ..steps.score import clamp_row, largest_cosine, score_columns, shape_row
 from ..steps.score_again import score_sixteen_again
 
-read_call = reader(layouts.SIMILARITY)
+read_call = reader_of(layouts.SIMILARITY)
 QUERY, KEY, OUTPUT, FACTORS = range(4)
 _OWN_FACTORS = layouts.SIMILARITY.word[layouts.FACTORS.floats[0]]
 
@@ -231,18 +232,19 @@ def compare_task(tag, call, task, scratch):
 
 
 @device
-def compare(tag, call_address, worker):
+def compare(variant, call_address, worker):
     """Take tasks until none is left."""
-    take_tasks(tag, read_call(call_address), call_address, worker, compare_task)
+    call = read_call(variant, call_address)
+    take_tasks(tag_of(variant), call, call_address, worker, compare_task)
 
 
 @entry
 def compare_float32(call_address, worker):
     """Similarities in float32."""
-    compare(np.float32(0), call_address, worker)
+    compare(FLOAT32, call_address, worker)
 
 
 @entry
 def compare_float64(call_address, worker):
     """Similarities in float64."""
-    compare(np.float64(0), call_address, worker)
+    compare(FLOAT64, call_address, worker)

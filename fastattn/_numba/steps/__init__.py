@@ -8,8 +8,13 @@ blocks.py       what happens to a block over a segment    finish.py    divided, 
 spans.py        which stretch of a segment a block sees
 score_again.py  rows that the power of two of a scale would round
 
-Variants have those steps that they do otherwise:
+Few rows are scored and fused otherwise:
 
 decode.py       few rows against keys never packed        decode_small.py  against halves and int8
-bfloat16_pairs.py  bfloat16 multiplied as it is
+
+A variant is a way to multiply: a file that names the steps that depend on it (`operands.variant`).
+A new one is such a file, an entry in `stages.attention` that runs it, and a row that says which
+calls take it (`fastattn._engine.variants`).
+
+floats.py       float32 and float64       bfloat16_pairs.py  bfloat16 multiplied as it is
 """

@@ -1,10 +1,10 @@
-"""Attention in bfloat16 as it is: products of pairs, where the CPU is faster with them.
+"""The variant of bfloat16 as it is: products of pairs, where the CPU is faster with them.
 
-Twins of the steps that touch operands. Queries, keys and values stay bfloat16, two neighbours of
-the sum in one 32-bit word: pairs of features for scores, pairs of keys for the output. Weights are
-rounded to bfloat16. A segment's output is a mean under the rounded weights, times the sum of the
-exact ones: so constant values stay what they are, and the log-sum-exp is as exact as in float32.
-Everything in between is the float32 pipeline. `by_record` takes the twin where the record says so.
+Queries, keys and values stay bfloat16, two neighbours of the sum in one 32-bit word: pairs of
+features for scores, pairs of keys for the output. Weights are rounded to bfloat16. A segment's
+output is a mean under the rounded weights, times the sum of the exact ones: so constant values stay
+what they are, and the log-sum-exp is as exact as in float32. Everything that does not touch
+operands is the float32 pipeline.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..compiler.native import load_int64, store_int64
 from ..machine.bfloat16 import dot_of_pair, rounded, store_interleaved, store_narrow
 from ..machine.elementary import exp2_lowest, exp2_product
 from ..machine.emit import LANES
-from ..machine.memory import load, load_scalar, native_code, store, store_scalar
+from ..machine.memory import load, load_as, load_scalar, native_code, store, store_scalar
 from ..machine.simd import (
     absolute,
     any_nan,
@@ -30,12 +30,10 @@ from ..machine.simd import (
 )
 from ..machine.storage import BFLOAT
 from ..machine.tile_small import FEW_ROWS, STEP_BYTES, STRIP, direct_pair_fused
-from ..operands import pack, places
 from ..operands.pack import PREFETCH_KEYS, pack_ahead
 from ..operands.places import row_place, values_wait
 from ..operands.prefetch import all_asked, next_lines
-from ..operands.record import by_record
-from . import normalise, score
+from ..operands.variant import Variant
 from .decode_small import GROUP_KEYS, chunk_of_values, group_of_keys, score_few_runs, strip_ahead
 from .score import product_columns, rows_at_once, score_columns
 
@@ -77,15 +75,22 @@ def scale_pairs(tag, target, length, call, factors, always, most):
 
 
 @device
-def keep_query(tag, call, row, width):
-    """Queries stay in the type they are computed in."""
-
-
-@device
 def narrow_pairs(tag, call, row, width):
     """Turn a padded row of floats, each a bfloat16, into one of bfloat16 where it begins."""
     for i in range(0, width, LANES):
         store_narrow(row + BYTES * i, load(tag, row + 4 * i))
+
+
+@device
+def query_half(tag, call, row, i):
+    """As `floats.query_number`."""
+    return load_as(tag, BFLOAT, row + BYTES * i)
+
+
+@device
+def panels_replaced(tag, call):
+    """Panels of floats are not what the tiles read."""
+    return 0
 
 
 @device
@@ -233,11 +238,6 @@ def zero_pairs(tag, call, scores, low, high):
 
 
 @device
-def keep_sums(tag, call, rows, result, scratch):
-    """Exact weights leave nothing to correct."""
-
-
-@device
 def correct_sums(tag, call, rows, result, scratch):
     """Bring the outputs of a block from the sums of rounded weights to those of the exact ones."""
     width = (call.value_features + LANES - 1) // LANES * LANES * 4
@@ -371,14 +371,21 @@ def fuse_visible_pairs(
         store(target + offset, total + chain)
 
 
-score_block = by_record(score.score_block, score_pairs)
-scale_row = by_record(pack.scale_row, scale_pairs)
-narrow_query = by_record(keep_query, narrow_pairs)
-normalise_row = by_record(normalise.normalise_row, normalise_pairs)
-normalise_apart = by_record(normalise.normalise_apart, normalise_pairs_apart)
-zero_columns = by_record(normalise.zero_columns, zero_pairs)
-stage_values = by_record(places.stage_values, stage_pairs)
-place_values = by_record(places.place_values, place_pairs)
-settle_sums = by_record(keep_sums, correct_sums)
-fuse_block = by_record(normalise.fuse_block, fuse_pairs)
-fuse_visible_row = by_record(normalise.fuse_visible_row, fuse_visible_pairs)
+PAIRS = Variant(
+    name="pairs",
+    tag=np.float32(0),
+    features="avx512bf16",
+    scale_row=scale_pairs,
+    narrow_query=narrow_pairs,
+    score_block=score_pairs,
+    query_element=query_half,
+    panels_stay=panels_replaced,
+    normalise_row=normalise_pairs,
+    normalise_apart=normalise_pairs_apart,
+    zero_columns=zero_pairs,
+    place_values=place_pairs,
+    stage_values=stage_pairs,
+    fuse_block=fuse_pairs,
+    fuse_visible_row=fuse_visible_pairs,
+    settle_sums=correct_sums,
+)

@@ -15,7 +15,12 @@ from ..machine.emit import LANES
 from ..machine.memory import load, load_scalar, store, store_first, store_scalar
 from ..machine.simd import cast, item_size
 from ..operands.record import COSINE, NO_MASK, factors_of
-from .bfloat16_pairs import fuse_visible_row, normalise_apart, normalise_row, zero_columns
+from ..operands.variant import (
+    fuse_visible_row,
+    normalise_apart,
+    normalise_row,
+    zero_columns,
+)
 from .normalise import any_nan_in_row, fold_rest, fold_row, row_maximum
 from .score import (
     bias_row,

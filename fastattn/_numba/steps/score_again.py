@@ -20,7 +20,7 @@ from fastattn._core.constants import (
 from ..compiler.compile import device
 from ..compiler.native import load_int64, store_int64
 from ..machine.emit import LANES
-from ..machine.memory import load, load_as, load_scalar, store
+from ..machine.memory import load, store
 from ..machine.simd import (
     absolute,
     cast,
@@ -31,40 +31,12 @@ from ..machine.simd import (
     splat,
     unless_nan,
 )
-from ..machine.storage import BFLOAT
 from ..machine.sums import settled
 from ..machine.two_floats import paired
 from ..operands.places import pack_entry_panel
-from ..operands.record import by_record, factors_of
+from ..operands.record import factors_of
+from ..operands.variant import panels_stay, query_element
 from .blocks import EXACT, padded, slot
-
-
-@device
-def query_number(tag, call, row, i):
-    """Element i of a row of a task's queries, as it was packed."""
-    return load_scalar(tag, row + i * item_size(tag))
-
-
-@device
-def query_half(tag, call, row, i):
-    """The same of bfloat16."""
-    return load_as(tag, BFLOAT, row + 2 * i)
-
-
-@device
-def panels_kept(tag, call):
-    """Panels of floats are what the tiles read: those made here may stay."""
-    return 1
-
-
-@device
-def panels_replaced(tag, call):
-    """Panels of floats are not what the tiles read."""
-    return 0
-
-
-query_element = by_record(query_number, query_half)
-panels_stay = by_record(panels_kept, panels_replaced)
 
 
 @device
