@@ -326,7 +326,8 @@ def explain(
     execution : object
         ``backend`` (its name), ``plan`` (tiles and tasks), ``scratch_bytes`` (memory beside inputs
         and results), ``refusals`` (a dict: why each backend passed over cannot do the call),
-        ``problem`` (the validated call).
+        ``problem`` (the validated call). Backends with kernels also tell ``way``: how keys and
+        values are read, and why so.
 
     Raises
     ------

@@ -20,6 +20,11 @@ LANES = 16
 FUSE_KEYS = 128
 # The keys of a page (`pages.py`): neither a chain over values nor a panel of keys crosses one.
 PAGE_KEYS = FUSE_KEYS
+# A task of up to so many rows reads keys where they lie, and halves and int8 values too.
+DECODE_ROWS = 4
+# Of halves and int8 it takes so many bytes of a key at a time, and so many features of values.
+DECODE_BYTES = 16
+DECODE_FEATURES = 64
 # A score is a sum over features, and one chain over all of them would err the more the longer it
 # is. A chain is of this many features (of pairs of them where bfloat16 is multiplied as it is), a
 # run is the sum of eight chains, and runs are added with what each sum loses kept beside it: so the

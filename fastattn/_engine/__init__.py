@@ -8,6 +8,7 @@ operations.py   every operation: what does it, and the kernels it runs
 engine.py       the functions of a backend, made of its kernels (kernels.py says what those are)
 layouts.py      what stands where in a record: pure tables, of which kernels are made too
 describe.py record.py addresses.py   records: what they say, their words, where arrays begin
+way.py          how keys and values are read: decided here, obeyed by kernels, told by `explain`
 plan.py plan_ragged.py   tiles, segments, task grid; work balanced by keys: pure functions
 launcher.py     threads, and slices short enough that Ctrl-C is answered
 attention.py states.py ragged.py     planned and run

@@ -13,11 +13,12 @@ from fastattn._core.pages import Pages
 from fastattn._core.problem import Problem
 
 from .apart import arranged, in_entries
-from .describe import describe, key_staged, value_in_place
+from .describe import describe
 from .kernels import Kernels
 from .plan import AttentionPlan, Scratch, plan_attention, scratch_layout
 from .record import Record
 from .template import Template, stepping
+from .way import Way, operands_of
 
 __all__ = [
     "Execution",
@@ -52,6 +53,11 @@ class Execution:
 
     def __repr__(self) -> str:
         return f"<Execution on {self.backend}: {self.plan}, refusals {self.refusals}>"
+
+    @property
+    def way(self) -> Way:
+        """How keys and values are read, and why so."""
+        return self.plan.way
 
     def run(self, output: np.ndarray, lse: np.ndarray | None, weights: np.ndarray | None) -> None:
         """Fill (*batch, Hkv, G, L, Ev), (*batch, Hkv, G, L) and (*batch, Hkv, G, L, S)."""
@@ -138,8 +144,8 @@ def _layout(problem: Problem, plan: AttentionPlan) -> Scratch:
         problem.query.shape[-1],
         problem.value.shape[-1],
         problem.dtype.itemsize,
-        value_in_place(problem),
-        key_staged(problem),
+        plan.way.copies_keys,
+        plan.way.copies_values,
     )
 
 
@@ -157,6 +163,7 @@ def make_record(
         row_tasks=plan.row_tasks,
         stop_segment=plan.segments,
         segment_tasks=1,
+        **plan.way.words(),
         **places,
     )
     return record
@@ -254,8 +261,7 @@ def plan_problem(problem: Problem, threads: int, **options: Any) -> AttentionPla
         value_features=problem.value.shape[-1],
         item=problem.dtype.itemsize,
         workers=threads,
-        value_in_place=value_in_place(problem),
+        operands=operands_of(problem),
         weights=problem.return_weights,
-        key_staged=key_staged(problem),
         **options,
     )

@@ -10,7 +10,6 @@ import numpy as np
 
 from fastattn._core.pages import Pages
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 
 from .addresses import storage_code
 from .layouts import (
@@ -27,7 +26,7 @@ from .layouts import (
 )
 from .record import Record, merge_dims
 
-__all__ = ["METRICS", "describe", "key_staged", "split_scales", "value_in_place"]
+__all__ = ["METRICS", "describe", "split_scales"]
 
 Walks = dict[str, tuple[int, ...]]  # how operands walk: their strides
 
@@ -138,8 +137,6 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
         key_code=storage_code(key.dtype),
         value_code=storage_code(value.dtype),
         output_code=storage_code(output.dtype),
-        value_in_place=int(value_in_place(problem)),
-        key_staged=int(key_staged(problem)),
         mask_kind=NO_MASK,
         metric=METRICS[problem.similarity],
         rescaled=int(rescaled or softcap is not None),
@@ -246,36 +243,3 @@ def _point_tables(
         entry_shape=np.array([*shape, 1], np.int64),
         entry_strides=np.array([*itertools.chain(*merged), 0], np.int64),
     )
-
-
-def is_gathered(problem: Problem | RaggedProblem) -> bool:
-    """Whether keys and values are rows of tables."""
-    if isinstance(problem, RaggedProblem):
-        return problem.key_indices is not None
-    return problem.gathered is not None
-
-
-def value_in_place(problem: Problem | RaggedProblem) -> bool:
-    """Whether the tile can read value rows where they lie."""
-    value = problem.value
-    dtype, contiguous = value.dtype, value.strides[-1] == value.itemsize
-    if isinstance(problem, Problem) and problem.pages is not None:
-        dtype, contiguous = problem.pages.dtype, True
-    elif is_gathered(problem):
-        return False
-    return (
-        dtype == problem.dtype
-        and dtype.isnative
-        and value.shape[-1] % 16 == 0
-        and (contiguous or value.shape[-1] == 0)
-    )
-
-
-def key_staged(problem: Problem | RaggedProblem) -> bool:
-    """Whether key rows are copied before they are packed: gathered, widened or dequantised."""
-    key = problem.key
-    if is_gathered(problem) or problem.products == "pairs":
-        return True
-    if isinstance(problem, Problem) and problem.pages is not None:
-        return problem.pages.dtype != problem.dtype
-    return key.dtype != problem.dtype and key.strides[-1] == key.itemsize

@@ -13,11 +13,14 @@ __all__ = [
     "FORM",
     "FORM_PLACES",
     "FUSE",
+    "KEY_WAYS",
+    "PANEL_WAYS",
     "SHARED",
     "SIMILARITY",
     "SOFTMAX",
     "STORAGE_CODES",
     "SWAPPED",
+    "VALUE_WAYS",
     "Layout",
 ]
 
@@ -57,8 +60,9 @@ ATTENTION = Layout(
     tasks bundle task_rows row_tasks first_segment stop_segment split segment_tasks
     query query_head query_row query_feature query_code
     key key_row key_feature key_code
-    value value_row value_feature value_code value_in_place
-    key_staged indices index_bytes listed table_rows
+    value value_row value_feature value_code
+    key_way panel_way value_way value_columns
+    indices index_bytes listed table_rows
     key_pages value_pages key_scales value_scales
     mask mask_head mask_row mask_key mask_code mask_kind
     lengths lengths_head offsets offsets_head left right
@@ -177,6 +181,13 @@ UNBOUNDED = 1 << 60
 
 DOT, COSINE, EUCLIDEAN = range(3)
 NO_MASK, BOOL_MASK, FLOAT_MASK = range(3)
+# How keys and values are read, by name and by word (`way` chooses, and says what each means).
+KEY_WAYS = "packed", "decode", "decode_small"
+KEYS_PACKED, KEYS_DECODE, KEYS_DECODE_SMALL = range(3)
+PANEL_WAYS = "in place", "widened", "staged"
+PANELS_IN_PLACE, PANELS_WIDENED, PANELS_STAGED = range(3)
+VALUE_WAYS = "in place", "staged", "late", "decode_small"
+VALUES_IN_PLACE, VALUES_STAGED, VALUES_LATE, VALUES_DECODE_SMALL = range(4)
 # What the kernel of softmax and its relatives makes, and which part of the work it does.
 SOFTMAX_RESULT, LOG_SOFTMAX_RESULT, LOGSUMEXP_RESULT = range(3)
 WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)

@@ -17,6 +17,7 @@ from fastattn._core.constants import (
 )
 
 from .layouts import ATTENTION
+from .way import Operands, Way, choose
 
 # A worker's own copy of the call record.
 RECORD_BYTES = padded(8 * len(ATTENTION.word), 64)
@@ -81,6 +82,8 @@ class AttentionPlan(NamedTuple):
         A cautious estimate, for answering Ctrl-C in time.
     scratch_bytes
         Memory the call needs beside its operands and results.
+    way
+        How keys and values are read, and why so.
     """
 
     workers: int
@@ -94,6 +97,7 @@ class AttentionPlan(NamedTuple):
     wave_segments: int
     seconds_per_task: float
     scratch_bytes: int
+    way: Way
 
 
 class Scratch(NamedTuple):
@@ -123,10 +127,10 @@ def scratch_layout(
     features: int,
     value_features: int,
     item: int,
-    value_in_place: bool,
-    key_staged: bool = False,
+    copies_keys: bool,
+    copies_values: bool,
 ) -> Scratch:
-    """Lay out one worker's scratch."""
+    """Lay out one worker's scratch; the last two as a call's `Way` says."""
     rows = padded(task_rows, TILE_ROWS)
     block = min(rows, BLOCK_ROWS)
     segment = min(SEGMENT_KEYS, padded(keys, PANEL_KEYS))
@@ -137,11 +141,11 @@ def scratch_layout(
         block * columns * item,
         rows * columns * item,
         segment * features * item,
-        0 if value_in_place else segment * columns * item,
+        segment * columns * item if copies_values else 0,
         task_rows * 6 * 8,
         (SEGMENT_KEYS // PANEL_KEYS) * 8,
         block * 24,
-        PANEL_KEYS * features * item if key_staged else 0,
+        PANEL_KEYS * features * item if copies_keys else 0,
         padded(SEGMENT_KEYS // PAGE_KEYS) * 8,
         2 * (SEGMENT_KEYS // PANEL_KEYS) * 8,
         RECORD_BYTES,
@@ -162,9 +166,8 @@ def plan_attention(
     value_features: int,
     item: int,
     workers: int,
-    value_in_place: bool,
+    operands: Operands,
     weights: bool,
-    key_staged: bool = False,
     split_always: bool = False,
     keep_partials: bool = False,
 ) -> AttentionPlan:
@@ -198,8 +201,9 @@ def plan_attention(
     too_long = seconds(task_rows, segments) > LONGEST_TASK
     split = split_always or (segments > 1 and not weights and (starved or too_long))
     wave_entries, wave_segments = entries, segments
+    way = choose(operands, task_rows)
     scratch = scratch_layout(
-        task_rows, keys, features, value_features, item, value_in_place, key_staged
+        task_rows, keys, features, value_features, item, way.copies_keys, way.copies_values
     )
     partial_bytes = 0
     if split:
@@ -223,4 +227,5 @@ def plan_attention(
         wave_segments=wave_segments,
         seconds_per_task=seconds(task_rows, 1 if split else segments),
         scratch_bytes=scratch.size * busy + partial_bytes,
+        way=way,
     )

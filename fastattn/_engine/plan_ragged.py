@@ -20,6 +20,7 @@ from .plan import (
     TASKS_PER_WORKER,
     scratch_layout,
 )
+from .way import Operands, Way, choose
 
 __all__ = ["RaggedPlan", "plan_ragged"]
 
@@ -50,6 +51,9 @@ class RaggedPlan(NamedTuple):
         A cautious estimate, for answering Ctrl-C in time.
     scratch_bytes
         Memory the call needs beside its operands and results.
+    way
+        How keys and values of these sequences are read: all alike, by the rows of a task. The
+        sequences that are `alone` have ways of their own.
     """
 
     workers: int
@@ -60,12 +64,13 @@ class RaggedPlan(NamedTuple):
     longest: int
     seconds_per_bundle: float
     scratch_bytes: int
+    way: Way
 
     def __repr__(self) -> str:
         return (
             f"RaggedPlan(workers={self.workers}, task_rows={self.task_rows}, sequences="
             f"{len(self.first_task) - 1}, tasks={self.borders[-1]}, bundles="
-            f"{len(self.borders) - 1}, alone={self.alone.tolist()})"
+            f"{len(self.borders) - 1}, alone={self.alone.tolist()}, way={self.way})"
         )
 
 
@@ -79,8 +84,7 @@ def plan_ragged(
     value_features: int,
     item: int,
     workers: int,
-    value_in_place: bool,
-    key_staged: bool,
+    operands: Operands,
 ) -> RaggedPlan:
     """Cut sequences of `queries[b]` queries and `keys[b]` keys into tasks and bundles."""
     rows = queries * groups
@@ -100,8 +104,9 @@ def plan_ragged(
     borders, longest_bundle = _borders(first_task, per_sequence * seconds, workers)
     shared = np.delete(keys, alone) if len(alone) else keys
     longest = int(shared.max(initial=0))
+    way = choose(operands, task_rows)
     scratch = scratch_layout(
-        task_rows, longest, features, value_features, item, value_in_place, key_staged
+        task_rows, longest, features, value_features, item, way.copies_keys, way.copies_values
     )
     workers = max(1, min(workers, len(borders) - 1))
     return RaggedPlan(
@@ -113,6 +118,7 @@ def plan_ragged(
         longest=longest,
         seconds_per_bundle=longest_bundle,
         scratch_bytes=scratch.size * workers + first_task.nbytes + borders.nbytes,
+        way=way,
     )
 
 

@@ -12,11 +12,12 @@ from fastattn._core.ragged import RaggedProblem
 
 from .apart import arranged, in_entries
 from .attention import Execution, plan_problem
-from .describe import describe, key_staged, value_in_place
+from .describe import describe
 from .kernels import Kernels
 from .plan import scratch_layout
 from .plan_ragged import RaggedPlan, plan_ragged
 from .record import Record
+from .way import Way, operands_of
 
 __all__ = ["WAVE", "RaggedExecution", "prepare"]
 
@@ -50,6 +51,11 @@ class RaggedExecution:
 
     def __repr__(self) -> str:
         return f"<Execution on {self.backend}: {self.plan}, refusals {self.refusals}>"
+
+    @property
+    def way(self) -> Way:
+        """How keys and values are read, and why so: of those sequences that the plan tells of."""
+        return self.plan.way
 
     def run(self, output: np.ndarray, lse: np.ndarray | None, weights: None = None) -> None:
         """Fill (Hkv, G, rows, Ev) and (Hkv, G, rows) where a sequence has rows."""
@@ -93,8 +99,7 @@ def plan_wave(problem: RaggedProblem, wave: slice, threads: int) -> RaggedPlan:
         value_features=problem.value.shape[-1],
         item=problem.dtype.itemsize,
         workers=threads,
-        value_in_place=value_in_place(problem),
-        key_staged=key_staged(problem),
+        operands=operands_of(problem),
     )
 
 
@@ -175,14 +180,15 @@ def _point_wave(record: Record, problem: RaggedProblem, wave: slice, plan: Ragge
         problem.query.shape[-1],
         problem.value.shape[-1],
         problem.dtype.itemsize,
-        value_in_place(problem),
-        key_staged(problem),
+        plan.way.copies_keys,
+        plan.way.copies_values,
     )._asdict()
     record.set(
         scratch_stride=places.pop("size"),
         task_rows=plan.task_rows,
         sequences=wave.stop - wave.start,
         offsets_step=int(several),
+        **plan.way.words(),
         **places,
     )
     record.point(

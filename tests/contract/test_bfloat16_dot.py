@@ -18,7 +18,7 @@ import test_varlen_bits
 import tolerances
 from conftest import EXACT
 from kv import Model, new_cache, tokens
-from pairs import SWITCH, backend_of, can_multiply, takes_pairs, multiplies, run, run_tests, taken
+from pairs import SWITCH, backend_of, can_multiply, multiplies, run, run_tests, taken, takes_pairs
 from places import SUPPORT
 from relations import RELATIONS, call_of
 

@@ -123,7 +123,7 @@ def test_kernel_rooms_stand_on_those_below(path):
 def test_no_step_knows_a_variant():
     """Steps ask what a record knows; files that name a variant are imported by stages alone."""
     steps = [path for path in KERNELS if kernel_room_of(module_of(path)) == "steps"]
-    own = {module_of(path) for path in steps if "import Variant\n" in path.read_text("utf-8")}
+    own = {module_of(path) for path in steps if "import Variant" in path.read_text("utf-8")}
     assert own == {"fastattn._numba.steps.floats", "fastattn._numba.steps.bfloat16_pairs"}
     for path in KERNELS:
         known = own & set(imports_of(path))

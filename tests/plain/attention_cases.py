@@ -41,7 +41,8 @@ def _shapes() -> Iterator[Case]:
     """Blocks, segments, tiles of every width, and rows that keys are read for in place."""
     for rows, keys, features, columns in (
         (50, 70, 8, 48), (25, 530, 5, 16), (4, 64, 9, 64), (8, 20, 9, 20), (1, 70, 9, 70),
-        (7, 48, 9, 48), (3, 40, 8, 5), (1, 21, 1028, 4), (2, 17, 1030, 3),
+        (7, 48, 9, 48), (3, 40, 8, 5), (1, 21, 1028, 4), (2, 17, 1030, 3), (1, 5, 8, 16),
+        (2, 515, 4, 16),
     ):  # fmt: skip
         arrays = operands(rows, keys, features, columns)
         name = f"{rows} rows, {keys} keys, {features} and {columns} features"

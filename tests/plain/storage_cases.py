@@ -65,6 +65,8 @@ def _caches() -> Iterator[Case]:
     yield _cache(F32, 30, (20, 20), 4, 16)
     yield _cache("int8", 2, (40,), 16, 64, alibi_slopes=0.1, sinks=0.2)
     yield _cache(F32, 1, (20,), 8, 16, window=(5, 0))
+    # The last key is the first of a page that lies elsewhere.
+    yield _cache(F32, 1, (128,), 8, 16)
 
 
 def _pairs() -> Iterator[Case]:

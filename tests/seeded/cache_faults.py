@@ -291,7 +291,7 @@ CACHE_FAULTS = {
         PAGES_GUARD.format("int8"),
     ),
     "few_rows_lose_the_last_key": (
-        "_numba/steps/decode_small.py",
+        "_numba/operands/places.py",
         "j = min(first + r, call.keys - 1)",
         "j = min(first + r, max(call.keys - 2, 0))",
         "plain: attention, halves in rows apart",

@@ -31,6 +31,7 @@ from plain_faults import PLAIN_FAULTS
 from ragged_faults import RAGGED_FAULTS
 from scale_faults import SCALE_FAULTS
 from shared_faults import SHARED_FAULTS
+from way_faults import WAY_FAULTS
 from wide_faults import WIDE_FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,8 +275,8 @@ _FAULTS = {
     ),
     "last_keys_read_beyond_the_end": (
         "_numba/steps/decode.py",
-        "        j = min(start + column, call.keys - LANES)",
-        "        j = start + column",
+        "    if j + LANES <= call.keys:\n        return j\n",
+        "    if j < call.keys:\n        return j\n",
         "plain: attention, keys in rows apart",
     ),
     "empty_row_divided": (
@@ -399,6 +400,7 @@ _PLACES = (
     BATCH_FAULTS,
     SHARED_FAULTS,
     MODULE_FAULTS,
+    WAY_FAULTS,
     WIDE_FAULTS,
     FACE_FAULTS,
 )

@@ -41,12 +41,6 @@ PAIR_FAULTS = {
         "        y = builder.select(is_pair, x, none)\n",
         _DOT.format("sizes"),
     ),
-    "the_last_variant_that_fits_is_taken": (
-        "_engine/variants.py",
-        "for one in VARIANTS if one.name in products",
-        "for one in reversed(VARIANTS) if one.name in products",
-        _DOT.format("options_decide"),
-    ),
     "pairs_of_cosines": (
         "_engine/bfloat16.py",
         'not in ("dot", "scaled_dot")',

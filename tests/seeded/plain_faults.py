@@ -135,7 +135,7 @@ PLAIN_FAULTS = {
         r"reads 128 bytes out of bounds: .* weights",
     ),
     "keys_behind_the_last_copied": (
-        "_numba/steps/decode_small.py",
+        "_numba/operands/places.py",
         "        j = min(first + r, call.keys - 1)",
         "        j = first + r",
         "plain: attention, float16, 1 rows, 70 keys, 8 and 64 features",

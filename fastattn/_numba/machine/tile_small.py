@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastattn._core.constants import FEATURE_CHAIN
+from fastattn._core.constants import DECODE_BYTES, DECODE_FEATURES, DECODE_ROWS, FEATURE_CHAIN
 
 from .emit import (
     I32,
@@ -39,7 +39,7 @@ _ZERO = ir.Constant(_FLOATS, [0.0] * LANES)
 
 # Bytes of a key that one step of a score tile takes, and the cache lines that two sixteens of keys
 # have for it; and how many steps make a line.
-STEP_BYTES = 16
+STEP_BYTES = DECODE_BYTES
 _STEP_LINES = 2 * LANES * STEP_BYTES // 64
 _LINE_STEPS = 64 // STEP_BYTES
 
@@ -50,8 +50,8 @@ PAIRS = 15
 RUN_AHEAD = 64 * _STEP_LINES // STEP_BYTES
 
 # Rows of queries that the tiles take, if not one; and vectors of a row of values.
-FEW_ROWS = 4
-STRIP = 4
+FEW_ROWS = DECODE_ROWS
+STRIP = DECODE_FEATURES // LANES
 
 
 def item_of(code):

@@ -7,16 +7,24 @@ few rows: `decode_small`.)
 
 import numpy as np
 
-from fastattn._core.constants import BLOCK_ROWS, FUSE_KEYS, PAGE_KEYS, PANEL_KEYS, SEGMENT_KEYS
+from fastattn._core.constants import FUSE_KEYS, PAGE_KEYS, PANEL_KEYS, SEGMENT_KEYS
 
 from ..compiler.compile import device
 from ..compiler.native import load_int32, load_int64, store_int64
 from ..machine.emit import LANES
-from ..machine.memory import load_scalar, native_code, prefetch
+from ..machine.memory import load_scalar, native_code, prefetch, store_scalar
 from ..machine.simd import item_size
-from ..machine.storage import BFLOAT, HALF, INT8, dequantise_row, pack_small, widen_row
+from ..machine.storage import dequantise_row, pack_small, widen_row
 from .pack import PREFETCH_KEYS, clear_row, finish_panel, pack_ahead, pack_matrix
-from .record import KEY, VALUE, factors_of
+from .record import (
+    KEY,
+    PANELS_IN_PLACE,
+    PANELS_WIDENED,
+    VALUE,
+    VALUES_IN_PLACE,
+    VALUES_STAGED,
+    factors_of,
+)
 
 # Rows of a table are fetched this many rows before their turn: nobody else can guess them.
 AHEAD_ROWS = 8
@@ -48,6 +56,23 @@ def scale_place(scales, j):
     if scales == 0:
         return 0
     return load_int64(scales, j // PAGE_KEYS) + j % PAGE_KEYS * 4
+
+
+@device
+def copy_last_keys(call, first, count, size, target):
+    """Copy the last keys of an entry from `first` on, and the very last again up to `count`.
+
+    What lies behind the last key belongs to somebody else. Their scales come behind them.
+    """
+    scales, copied = call.entry_key_scales, target + count * size
+    for r in range(count):
+        j = min(first + r, call.keys - 1)
+        source = row_place(call, call.entry_key, call.entry_key_pages, call.key_row, j)
+        for word in range(size // 8):
+            store_int64(target + r * size, word, load_int64(source, word))
+        if scales != 0:
+            scale = load_scalar(np.float32(0), scale_place(scales, j))
+            store_scalar(copied + 4 * r, scale)
 
 
 @device
@@ -122,9 +147,8 @@ def pack_entry_panel(tag, call, first, target, scratch):
             # Behind a page lies something else.
             following = min(first + PANEL_KEYS, call.keys - 1) // PANEL_KEYS * PANEL_KEYS
             ahead = row_place(call, base, pages, row_stride, following) - source
-    if call.key_staged:
-        small = code == HALF or code == BFLOAT or (code == INT8 and call.entry_key_scales != 0)
-        if small and call.indices == 0 and call.features * feature_stride >= 16:
+    if call.panel_way != PANELS_IN_PLACE:
+        if call.panel_way == PANELS_WIDENED:
             whole = keys // LANES * LANES
             scales = scale_place(call.entry_key_scales, first)
             pack_small(
@@ -145,21 +169,10 @@ def pack_entry_panel(tag, call, first, target, scratch):
 
 
 @device
-def values_wait(call):
-    """Whether values that need staging are staged when they are fused, 128 keys at a time.
-
-    Then they stay in the nearest cache. A task of several blocks of rows stages each segment once.
-    """
-    return call.value_in_place == 0 and call.task_rows <= BLOCK_ROWS
-
-
-@device
 def stage_values(tag, call, first, count, column, columns, target, stride):
     """Copy some columns of value rows of the entry at hand into scratch, zeros beside the last."""
-    item = item_size(tag)
     features = min(columns, call.value_features - column)
-    plain = call.indices == 0 and call.entry_value_pages == 0
-    if plain and call.value_feature != item and call.value_row == item:
+    if call.value_columns:
         source = call.entry_value + first * call.value_row + column * call.value_feature
         pack_matrix(
             tag, call.value_code, source, call.value_row, call.value_feature, count, features,
@@ -177,10 +190,11 @@ def place_values(tag, call, segment, low, high, scratch):
     """List where the values of a segment lie, staging columns low to high if they must be.
 
     Returns the distance between rows. The list names the first row of each 128 keys, and of the
-    128 keys behind the segment.
+    128 keys behind the segment. Values that are staged late stay in the nearest cache: 128 keys at
+    a time, when they are fused. A task of several blocks of rows stages each segment once.
     """
     start = segment * SEGMENT_KEYS
-    if call.value_in_place:
+    if call.value_way == VALUES_IN_PLACE:
         base, pages, stride = call.entry_value, call.entry_value_pages, call.value_row
         last = call.keys - 1
         for chunk in range(SEGMENT_KEYS // FUSE_KEYS + 1):
@@ -192,7 +206,7 @@ def place_values(tag, call, segment, low, high, scratch):
     packed = scratch + call.at_values
     for chunk in range(SEGMENT_KEYS // FUSE_KEYS + 1):
         store_int64(scratch + call.at_chunks, chunk, packed + chunk * FUSE_KEYS * stride)
-    if not values_wait(call):
+    if call.value_way == VALUES_STAGED:
         place, columns = packed + low * stride, call.value_features
         stage_values(tag, call, start + low, high - low, 0, columns, place, stride)
     return stride

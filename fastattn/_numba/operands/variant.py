@@ -15,14 +15,17 @@ from numba.extending import intrinsic, models, overload, register_model, typeof_
 
 from fastattn._engine import layouts
 
-from ..compiler.compile import DEVICE_OPTIONS
+from ..compiler.compile import DEVICE_OPTIONS, device
 from .record import RecordType
 
 __all__ = [
     "Variant",
-    "fuse_block",
+    "fuse_decode_small",
+    "fuse_listed",
     "fuse_visible_row",
     "narrow_query",
+    "never_fuses",
+    "never_scores",
     "normalise_apart",
     "normalise_row",
     "panels_stay",
@@ -31,7 +34,9 @@ __all__ = [
     "read_record_of",
     "reader_of",
     "scale_row",
-    "score_block",
+    "score_decode",
+    "score_decode_small",
+    "score_packed",
     "settle_sums",
     "stage_values",
     "step",
@@ -54,16 +59,18 @@ class Variant:
         What a CPU must have for it, beside those of its level, as LLVM names them.
     scale_row, narrow_query
         Pack: the power of two of a scale goes onto a row of queries; what the tiles read of it.
-    score_block
-        Pack and score: similarities of a block of rows with the keys of a segment.
+    score_packed, score_decode, score_decode_small
+        Pack and score: similarities of a block of rows with the keys of a segment, for each way to
+        read these (`fastattn._engine.way`); `never_scores` where no call goes it.
     query_element, panels_stay
         For `score_again`: a number of a packed query; whether panels of floats are what tiles read.
     normalise_row, normalise_apart, zero_columns
         Normalise: scores become weights, as the tiles read them.
     place_values, stage_values
         Where the values of a segment lie, and some of them copied to where tiles read them.
-    fuse_block, fuse_visible_row
-        Fuse: weights times values, of a block, and of a row without its hidden keys.
+    fuse_listed, fuse_decode_small, fuse_visible_row
+        Fuse: weights times values, of a block, for each way to read these (or `never_fuses`), and
+        of a row without its hidden keys.
     settle_sums
         What is left to correct in a fused block.
     """
@@ -73,7 +80,9 @@ class Variant:
     features: str
     scale_row: Callable
     narrow_query: Callable
-    score_block: Callable
+    score_packed: Callable
+    score_decode: Callable
+    score_decode_small: Callable
     query_element: Callable
     panels_stay: Callable
     normalise_row: Callable
@@ -81,7 +90,8 @@ class Variant:
     zero_columns: Callable
     place_values: Callable
     stage_values: Callable
-    fuse_block: Callable
+    fuse_listed: Callable
+    fuse_decode_small: Callable
     fuse_visible_row: Callable
     settle_sums: Callable
 
@@ -144,9 +154,21 @@ def step(name: str) -> Callable:
     return of_variant
 
 
+@device
+def never_scores(tag, call, segment, queries, rows, low, high, scratch):
+    """For a way to read keys that no call of a variant goes."""
+
+
+@device
+def never_fuses(tag, call, segment, rows, low, high, block, scratch):
+    """For a way to read values that no call of a variant goes."""
+
+
 scale_row = step("scale_row")
 narrow_query = step("narrow_query")
-score_block = step("score_block")
+score_packed = step("score_packed")
+score_decode = step("score_decode")
+score_decode_small = step("score_decode_small")
 query_element = step("query_element")
 panels_stay = step("panels_stay")
 normalise_row = step("normalise_row")
@@ -154,6 +176,7 @@ normalise_apart = step("normalise_apart")
 zero_columns = step("zero_columns")
 place_values = step("place_values")
 stage_values = step("stage_values")
-fuse_block = step("fuse_block")
+fuse_listed = step("fuse_listed")
+fuse_decode_small = step("fuse_decode_small")
 fuse_visible_row = step("fuse_visible_row")
 settle_sums = step("settle_sums")

@@ -19,23 +19,21 @@ from ..machine.simd import cast, item_size, largest_finite, same_lanes, splat
 from ..machine.storage import widen_row
 from ..operands.heads import enter_entry, enter_sequence, find_sequence, own_record
 from ..operands.pack import clear_row, normalise_query
-from ..operands.places import values_wait
 from ..operands.prefetch import following_task, look_ahead, place_of_task
 from ..operands.record import (
     COSINE,
     EUCLIDEAN,
     OUTPUT,
     QUERY,
+    VALUES_LATE,
     factors_of,
     operand_offset,
 )
 from ..operands.variant import (
-    fuse_block,
     narrow_query,
     place_values,
     read_record_of,
     scale_row,
-    score_block,
     settle_sums,
     stage_values,
     tag_of,
@@ -48,6 +46,7 @@ from ..steps.blocks import (
     RUNNING_MAX,
     RUNNING_REST,
     RUNNING_SUM,
+    fuse_block,
     fuse_visible_block,
     normalise_block,
     padded,
@@ -55,6 +54,7 @@ from ..steps.blocks import (
     place_of_row,
     reveal_block,
     row_factor,
+    score_block,
     settle_block,
     slot,
     visible_span,
@@ -181,7 +181,7 @@ def attend_block(
             score_again(tag, call, segment, first_row, block, rows, low, high, scratch)
         reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
         if repairing:
-            if values_wait(call):
+            if call.value_way >= VALUES_LATE:
                 place = load_int64(values, 0) + low * value_stride
                 first, columns = segment * SEGMENT_KEYS + low, call.value_features
                 stage_values(tag, call, first, high - low, 0, columns, place, value_stride)

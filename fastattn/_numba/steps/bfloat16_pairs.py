@@ -29,11 +29,12 @@ from ..machine.simd import (
     splat,
 )
 from ..machine.storage import BFLOAT
-from ..machine.tile_small import FEW_ROWS, STEP_BYTES, STRIP, direct_pair_fused
+from ..machine.tile_small import FEW_ROWS, STRIP, direct_pair_fused
 from ..operands.pack import PREFETCH_KEYS, pack_ahead
-from ..operands.places import row_place, values_wait
+from ..operands.places import row_place
 from ..operands.prefetch import all_asked, next_lines
-from ..operands.variant import Variant
+from ..operands.record import PANELS_IN_PLACE, VALUES_LATE, VALUES_STAGED
+from ..operands.variant import Variant, never_scores
 from .decode_small import GROUP_KEYS, chunk_of_values, group_of_keys, score_few_runs, strip_ahead
 from .score import product_columns, rows_at_once, score_columns
 
@@ -124,8 +125,7 @@ def pack_pairs(tag, call, first, target, scratch):
     keys, pairs = min(call.keys - first, PANEL_KEYS), (call.features + 1) // 2
     row_stride, ahead = call.key_row, 0
     base, pages = call.entry_key, call.entry_key_pages
-    whole = call.key_feature == BYTES and call.key_code == BFLOAT and call.features % 2 == 0
-    if whole and call.indices == 0:
+    if call.panel_way == PANELS_IN_PLACE:
         source, ahead = row_place(call, base, pages, row_stride, first), PREFETCH_KEYS * row_stride
         if pages != 0:
             # Behind a page lies something else.
@@ -143,15 +143,8 @@ def pack_pairs(tag, call, first, target, scratch):
 
 
 @device
-def is_plain(call, code, feature_stride):
-    """Whether few rows meet runs of bfloat16 in the machine's byte order, not listed rows."""
-    few = call.task_rows <= FEW_ROWS and call.indices == 0
-    return few and code == BFLOAT and feature_stride == BYTES
-
-
-@device
-def score_few_pairs(call, segment, queries, rows, low, high, scratch):
-    """As `decode_small.score_few`."""
+def score_small_pairs(tag, call, segment, queries, rows, low, high, scratch):
+    """As `decode_small.score_decode_small`."""
     size = call.features * BYTES
     query_stride = (call.features + LANES - 1) // LANES * LANES * 4
     for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
@@ -165,11 +158,7 @@ def score_few_pairs(call, segment, queries, rows, low, high, scratch):
 
 @device
 def score_pairs(tag, call, segment, queries, rows, low, high, scratch):
-    """As `score.score_block`."""
-    plain = is_plain(call, call.key_code, call.key_feature)
-    if plain and call.features > 0 and call.features * BYTES % STEP_BYTES == 0:
-        score_few_pairs(call, segment, queries, rows, low, high, scratch)
-        return
+    """As `score.score_packed`."""
     scores, packed = scratch + call.at_scores, scratch + call.at_packed
     pairs = (call.features + 1) // 2
     query_stride = (call.features + LANES - 1) // LANES * LANES * 4
@@ -281,15 +270,15 @@ def place_pairs(tag, call, segment, low, high, scratch):
     packed = scratch + call.at_values
     for chunk in range(SEGMENT_KEYS // FUSE_KEYS + 1):
         store_int64(scratch + call.at_chunks, chunk, packed + chunk * FUSE_KEYS * stride)
-    if not values_wait(call):
+    if call.value_way == VALUES_STAGED:
         first, columns = segment * SEGMENT_KEYS + low, call.value_features
         stage_pairs(tag, call, first, high - low, 0, columns, packed + low * stride, stride)
     return stride
 
 
 @device
-def fuse_few_pairs(call, segment, rows, low, high, block, scratch):
-    """As `decode_small.fuse_few`."""
+def fuse_small_pairs(tag, call, segment, rows, low, high, block, scratch):
+    """As `decode_small.fuse_decode_small`."""
     stride, c_stride = call.value_row, call.value_features * 4
     first = low
     while first < high:
@@ -308,15 +297,11 @@ def fuse_few_pairs(call, segment, rows, low, high, block, scratch):
 
 @device
 def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
-    """As `normalise.fuse_block`."""
-    plain = is_plain(call, call.value_code, call.value_feature)
-    if plain and call.value_features % (STRIP * LANES) == 0:
-        fuse_few_pairs(call, segment, rows, low, high, block, scratch)
-        return
+    """As `normalise.fuse_listed`."""
     scores, score_stride = scratch + call.at_scores, SCORE_STRIDE * 4
     vectors = (call.value_features + LANES - 1) // LANES
     block_stride = vectors * LANES * 4
-    waiting = values_wait(call)
+    late = call.value_way == VALUES_LATE
     first = low
     while first < high:
         keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
@@ -325,7 +310,7 @@ def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block,
             count = min(vectors - start, 4)
             offset = start * LANES * 4
             strip, strip_stride = b + offset, value_stride
-            if waiting:
+            if late:
                 strip, strip_stride = load_int64(values, 0), count * LANES * BYTES
                 key, columns = segment * SEGMENT_KEYS + first, count * LANES
                 stage_pairs(tag, call, key, keys, start * LANES, columns, strip, strip_stride)
@@ -377,7 +362,9 @@ PAIRS = Variant(
     features="avx512bf16",
     scale_row=scale_pairs,
     narrow_query=narrow_pairs,
-    score_block=score_pairs,
+    score_packed=score_pairs,
+    score_decode=never_scores,
+    score_decode_small=score_small_pairs,
     query_element=query_half,
     panels_stay=panels_replaced,
     normalise_row=normalise_pairs,
@@ -385,7 +372,8 @@ PAIRS = Variant(
     zero_columns=zero_pairs,
     place_values=place_pairs,
     stage_values=stage_pairs,
-    fuse_block=fuse_pairs,
+    fuse_listed=fuse_pairs,
+    fuse_decode_small=fuse_small_pairs,
     fuse_visible_row=fuse_visible_pairs,
     settle_sums=correct_sums,
 )

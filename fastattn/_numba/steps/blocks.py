@@ -14,11 +14,23 @@ from ..machine.elementary import exp2_lowest
 from ..machine.emit import LANES
 from ..machine.memory import load, load_scalar, store, store_first, store_scalar
 from ..machine.simd import cast, item_size
-from ..operands.record import COSINE, NO_MASK, factors_of
+from ..operands.record import (
+    COSINE,
+    KEYS_DECODE,
+    KEYS_DECODE_SMALL,
+    NO_MASK,
+    VALUES_DECODE_SMALL,
+    factors_of,
+)
 from ..operands.variant import (
+    fuse_decode_small,
+    fuse_listed,
     fuse_visible_row,
     normalise_apart,
     normalise_row,
+    score_decode,
+    score_decode_small,
+    score_packed,
     zero_columns,
 )
 from .normalise import any_nan_in_row, fold_rest, fold_row, row_maximum
@@ -96,6 +108,30 @@ def visible_span(call, scratch, first, stop):
             low = min(low, begin)
             high = max(high, end)
     return min(low, high), high
+
+
+@device
+def score_block(tag, call, segment, queries, rows, low, high, scratch):
+    """Steps pack and score: similarities of a block, columns low to high, before any scale."""
+    if call.key_way == KEYS_DECODE_SMALL:
+        score_decode_small(tag, call, segment, queries, rows, low, high, scratch)
+    elif call.key_way == KEYS_DECODE:
+        score_decode(tag, call, segment, queries, rows, low, high, scratch)
+    else:
+        score_packed(tag, call, segment, queries, rows, low, high, scratch)
+
+
+@device
+def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
+    """Step fuse: weights times values, columns low to high, into the output rows at `block`.
+
+    `values` is the address of a list: where the value rows of each 128 keys of the segment begin,
+    and those behind it.
+    """
+    if call.value_way == VALUES_DECODE_SMALL:
+        fuse_decode_small(tag, call, segment, rows, low, high, block, scratch)
+    else:
+        fuse_listed(tag, call, segment, rows, low, high, values, value_stride, block, scratch)
 
 
 @device

@@ -5,52 +5,44 @@ the panel as on its scores. Here four columns of sixteen keys become four vector
 once and are forgotten. Each score is the same chains of fused multiply-adds as those of the tile.
 """
 
-from fastattn._core.constants import FEATURE_RUN, PAGE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.constants import (
+    DECODE_ROWS,
+    FEATURE_RUN,
+    PAGE_KEYS,
+    SCORE_STRIDE,
+    SEGMENT_KEYS,
+)
 
 from ..compiler.compile import device
 from ..machine.emit import LANES
-from ..machine.memory import native_code
 from ..machine.simd import item_size
 from ..machine.sums import end_run, room_for_sums, run_target
 from ..machine.tile import score_sixteen
-from ..operands.places import row_place
-from ..operands.record import DOT
+from ..operands.places import copy_last_keys, row_place
 
-# A task of so many rows reads its keys unpacked.
-UNPACKED_ROWS = 4
 # How far ahead keys are asked for, in bytes: they then wait in the nearest cache.
 _AHEAD_BYTES = 8192
 
 
 @device
-def reads_unpacked(tag, call, segment, rows, low):
-    """Whether `score_unpacked` can take a block: rows are few and keys lie as it needs them.
+def keys_from(call, j, segment):
+    """Where to begin instead of key j so as to read sixteen keys that exist, or -1.
 
-    Sixteen keys must exist from `low` on and in the last page, so that the last ones can be read
-    together with some before them: what lies behind the last key belongs to somebody else.
+    Some before the last ones may be read once more, if they are of the same segment and page.
     """
-    # Keys of the last page, if this segment reaches into it.
-    behind = call.keys % PAGE_KEYS
-    if (segment + 1) * SEGMENT_KEYS <= call.keys:
-        behind = 0
-    return (
-        rows <= UNPACKED_ROWS
-        and call.task_rows <= UNPACKED_ROWS
-        and call.metric == DOT
-        and call.key_code == native_code(tag)
-        and call.key_feature == item_size(tag)
-        and call.indices == 0
-        and call.query_ids == 0
-        and call.features > 0
-        and call.features % 4 == 0
-        and segment * SEGMENT_KEYS + low + LANES <= call.keys
-        and (call.entry_key_pages == 0 or behind == 0 or behind >= LANES)
-    )
+    if j + LANES <= call.keys:
+        return j
+    j, last = call.keys - LANES, call.keys - 1
+    if j < segment * SEGMENT_KEYS:
+        return -1
+    if call.entry_key_pages != 0 and j // PAGE_KEYS != last // PAGE_KEYS:
+        return -1
+    return j
 
 
 @device
-def score_unpacked(tag, call, segment, queries, rows, low, high, scratch):
-    """Steps pack and score in one, see `score_block`; columns behind the last key stay as they are.
+def score_decode(tag, call, segment, queries, rows, low, high, scratch):
+    """Steps pack and score in one; columns behind the last key hold anything.
 
     They are hidden before anybody reads them.
     """
@@ -63,9 +55,16 @@ def score_unpacked(tag, call, segment, queries, rows, low, high, scratch):
     if stride != width:
         line_stride, step_stride = stride, 4 * stride
     for column in range(low, high, LANES):
-        j = min(start + column, call.keys - LANES)
+        j = keys_from(call, start + column, segment)
         fetch = beyond = ahead * stride
-        if call.entry_key_pages != 0:
+        row_stride = stride
+        if j < 0:
+            # Fewer than sixteen keys of this segment or page.
+            j = start + column
+            source, row_stride = scratch + call.at_panels, width
+            copy_last_keys(call, j, LANES, width, source)
+            fetch += source
+        elif call.entry_key_pages != 0:
             # Behind a page lies something else.
             source = row_place(call, 0, call.entry_key_pages, stride, j)
             later = min(j + ahead, call.keys - 1) // LANES * LANES
@@ -77,7 +76,7 @@ def score_unpacked(tag, call, segment, queries, rows, low, high, scratch):
             fetch += source
         target = scratch + call.at_scores + (j - start) * item
         score_sixteen_runs(
-            tag, 1 if rows == 1 else UNPACKED_ROWS, queries, query_stride, source, stride, target,
+            tag, 1 if rows == 1 else DECODE_ROWS, queries, query_stride, source, row_stride, target,
             call.features, fetch, beyond, line_stride, step_stride,
         )  # fmt: skip
 

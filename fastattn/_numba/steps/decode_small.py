@@ -8,22 +8,17 @@ import numpy as np
 from fastattn._core.constants import FEATURE_RUN, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
 
 from ..compiler.compile import device
-from ..compiler.native import load_int64, store_int64
 from ..machine.emit import LANES
-from ..machine.memory import load_scalar, native_code, store_scalar
-from ..machine.storage import BFLOAT, HALF, INT8
 from ..machine.sums import end_run, room_for_sums, run_target
 from ..machine.tile_small import (
     FEW_ROWS,
     RUN_AHEAD,
-    STEP_BYTES,
     STRIP,
     direct_fused,
     direct_pair_scores,
     direct_scores,
 )
-from ..operands.places import row_place, scale_place
-from ..operands.record import DOT
+from ..operands.places import copy_last_keys, row_place, scale_place
 
 # Keys and values are asked for this many rows before their turn.
 AHEAD_KEYS = 64
@@ -31,56 +26,6 @@ AHEAD_VALUES = 128
 
 # Keys of a score tile.
 GROUP_KEYS = 2 * LANES
-
-
-@device
-def _is_small(call, code, pages, scales, feature_stride):
-    """Whether rows lie in storage as plain runs of halves, or of int8 with scales."""
-    if call.indices != 0 or call.task_rows > FEW_ROWS:
-        return False
-    if code == HALF or code == BFLOAT:
-        return feature_stride == 2
-    return code == INT8 and scales != 0
-
-
-@device
-def scores_directly(tag, call):
-    """Whether `score_few` can score this task."""
-    if native_code(tag) != 0 or call.metric != DOT:
-        return False
-    size = call.features * call.key_feature
-    if size % STEP_BYTES != 0 or size == 0:
-        return False
-    return _is_small(
-        call, call.key_code, call.entry_key_pages, call.entry_key_scales, call.key_feature
-    )
-
-
-@device
-def fuses_directly(tag, call):
-    """Whether `fuse_few` can fuse this task."""
-    if native_code(tag) != 0 or call.value_features % (STRIP * LANES) != 0:
-        return False
-    return _is_small(
-        call, call.value_code, call.entry_value_pages, call.entry_value_scales, call.value_feature
-    )
-
-
-@device
-def _copy_last_keys(call, first, size, target):
-    """Copy the last keys of an entry, fewer than `GROUP_KEYS`, and the very last again to fill.
-
-    Scales come behind the keys.
-    """
-    scales, copied = call.entry_key_scales, target + GROUP_KEYS * size
-    for r in range(GROUP_KEYS):
-        j = min(first + r, call.keys - 1)
-        source = row_place(call, call.entry_key, call.entry_key_pages, call.key_row, j)
-        for word in range(size // 8):
-            store_int64(target + r * size, word, load_int64(source, word))
-        if scales != 0:
-            scale = load_scalar(np.float32(0), scale_place(scales, j))
-            store_scalar(copied + 4 * r, scale)
 
 
 @device
@@ -94,8 +39,8 @@ def group_of_keys(call, j, size, scratch):
         later = min(j + AHEAD_KEYS, call.keys - 1) // GROUP_KEYS * GROUP_KEYS
         fetch = row_place(call, call.entry_key, pages, stride, later)
     if j + GROUP_KEYS > call.keys:
-        source, stride = scratch + call.at_stage, size
-        _copy_last_keys(call, j, size, source)
+        source, stride = scratch + call.at_panels, size
+        copy_last_keys(call, j, GROUP_KEYS, size, source)
     return source, stride, fetch
 
 
@@ -143,7 +88,7 @@ def score_few_runs(
 
 
 @device
-def score_few(call, segment, queries, rows, low, high, scratch):
+def score_decode_small(tag, call, segment, queries, rows, low, high, scratch):
     """Steps pack and score for a block of few rows, columns low to high and some around them."""
     size = call.features * call.key_feature
     query_stride = (call.features + LANES - 1) // LANES * LANES * 4
@@ -186,7 +131,7 @@ def strip_ahead(call, later, offset, keys):
 
 
 @device
-def fuse_few(call, segment, rows, low, high, block, scratch):
+def fuse_decode_small(tag, call, segment, rows, low, high, block, scratch):
     """Step fuse for a block of few rows, into the output rows at `block`."""
     vectors = call.value_features // LANES
     c_stride = call.value_features * 4

@@ -10,15 +10,17 @@ from ..machine.memory import load_scalar
 from ..machine.simd import item_size
 from ..operands.pack import scale_row
 from ..operands.places import place_values, stage_values
-from ..operands.variant import Variant
+from ..operands.variant import Variant, never_fuses, never_scores
+from .decode import score_decode
+from .decode_small import fuse_decode_small, score_decode_small
 from .normalise import (
-    fuse_block,
+    fuse_listed,
     fuse_visible_row,
     normalise_apart,
     normalise_row,
     zero_columns,
 )
-from .score import score_block
+from .score import score_packed
 
 
 @device
@@ -43,14 +45,16 @@ def keep_sums(tag, call, rows, result, scratch):
     """Exact weights leave nothing to correct."""
 
 
-def _multiplying(tag) -> Variant:
+def _multiplying(tag, score_small, fuse_small) -> Variant:
     return Variant(
         name=tag.dtype.name,
         tag=tag,
         features="",
         scale_row=scale_row,
         narrow_query=keep_query,
-        score_block=score_block,
+        score_packed=score_packed,
+        score_decode=score_decode,
+        score_decode_small=score_small,
         query_element=query_number,
         panels_stay=panels_kept,
         normalise_row=normalise_row,
@@ -58,11 +62,13 @@ def _multiplying(tag) -> Variant:
         zero_columns=zero_columns,
         place_values=place_values,
         stage_values=stage_values,
-        fuse_block=fuse_block,
+        fuse_listed=fuse_listed,
+        fuse_decode_small=fuse_small,
         fuse_visible_row=fuse_visible_row,
         settle_sums=keep_sums,
     )
 
 
-FLOAT32 = _multiplying(np.float32(0))
-FLOAT64 = _multiplying(np.float64(0))
+# Small dtypes are computed in float32, unless they meet float64.
+FLOAT32 = _multiplying(np.float32(0), score_decode_small, fuse_decode_small)
+FLOAT64 = _multiplying(np.float64(0), never_scores, never_fuses)

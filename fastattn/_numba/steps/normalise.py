@@ -21,9 +21,9 @@ from ..machine.simd import (
     select_equal,
     splat,
 )
-from ..operands.places import stage_values, values_wait
+from ..operands.places import stage_values
 from ..operands.prefetch import all_asked, next_lines
-from .decode_small import fuse_few, fuses_directly
+from ..operands.record import VALUES_IN_PLACE, VALUES_LATE
 from .score import product_columns, rows_at_once
 
 # Values are fetched this many keys before their turn where a task has few rows: they come straight
@@ -105,24 +105,20 @@ def zero_columns(tag, call, scores, low, high):
 
 
 @device
-def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
-    """Step fuse: weights times values, columns low to high, into the output rows at `block`.
+def fuse_listed(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
+    """Step fuse with values that `place_values` has listed, see `blocks.fuse_block`.
 
-    `values` is the address of a list: where the value rows of each 128 keys of the segment begin,
-    and those behind it. Values that wait are staged where the first would lie, by strips of
+    Those that are staged late are staged where the first would lie, by strips of
     columns. Meanwhile the tiles ask for memory: few rows for their own values, which come straight
     from there; many rows, who find theirs in a cache, for what the next task needs.
     """
-    if fuses_directly(tag, call):
-        fuse_few(call, segment, rows, low, high, block, scratch)
-        return
     item = item_size(tag)
     scores = scratch + call.at_scores
     score_stride = SCORE_STRIDE * item
     vectors = (call.value_features + LANES - 1) // LANES
     block_stride = vectors * LANES * item
-    waiting = values_wait(call)
-    reading = call.value_in_place and call.task_rows <= BLOCK_ROWS
+    late = call.value_way == VALUES_LATE
+    reading = call.value_way == VALUES_IN_PLACE and call.task_rows <= BLOCK_ROWS
     first = low
     while first < high:
         keys = min(high, (first // FUSE_KEYS + 1) * FUSE_KEYS) - first
@@ -136,7 +132,7 @@ def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block,
             count = min(vectors - start, 4)
             offset = start * LANES * item
             strip, strip_stride = b + offset, value_stride
-            if waiting:
+            if late:
                 strip, strip_stride = load_int64(values, 0), count * LANES * item
                 key = segment * SEGMENT_KEYS + first
                 stage_values(
@@ -176,7 +172,7 @@ def fuse_visible_row(
 ):
     """Step fuse for one row whose plain product met a NaN: only visible keys take part.
 
-    `scores` holds scores, not weights. The chains are those of `fuse_block` without the hidden
+    `scores` holds scores, not weights. The chains are those of `fuse_listed` without the hidden
     keys, so that 0 * inf and 0 * NaN of a hidden key never happen.
     """
     item = item_size(tag)

@@ -40,8 +40,6 @@ from ..machine.sums import end_run, room_for_sums, run_target
 from ..machine.tile import distance_tile, product_tile
 from ..operands.places import pack_entry_panel
 from ..operands.record import BOOL_MASK, EUCLIDEAN, FLOAT_MASK, factors_of
-from .decode import reads_unpacked, score_unpacked
-from .decode_small import score_few, scores_directly
 
 
 @device
@@ -202,19 +200,13 @@ def score_columns(
 
 
 @device
-def score_block(tag, call, segment, queries, rows, low, high, scratch):
-    """Steps pack and score: similarities of a block, columns low to high, before any scale.
+def score_packed(tag, call, segment, queries, rows, low, high, scratch):
+    """Steps pack and score against panels of packed keys, see `blocks.score_block`.
 
     Packs the panels it needs that no block of this task has packed before (a flag a panel tells);
     a task of one block has all its panels take turns in one place, which stays in the nearest
     cache. Requires scratch for whole groups of six rows.
     """
-    if scores_directly(tag, call):
-        score_few(call, segment, queries, rows, low, high, scratch)
-        return
-    if reads_unpacked(tag, call, segment, rows, low):
-        score_unpacked(tag, call, segment, queries, rows, low, high, scratch)
-        return
     item = item_size(tag)
     scores, packed = scratch + call.at_scores, scratch + call.at_packed
     query_stride = (call.features + LANES - 1) // LANES * LANES * item
