@@ -10,8 +10,8 @@ from fastattn._core import backends, kept, names
 from fastattn._core import problem as problems
 from fastattn._core.arrays import check_out
 from fastattn._core.environment import default_environment
-from fastattn._core.problem import NO_EXTRAS, Extras
-from fastattn._core.recipe import Results, recipe, signature, spelt
+from fastattn._core.options import NO_EXTRAS, Extras, asked, spelt
+from fastattn._core.recipe import Results, recipe, signature
 from fastattn._core.scales import is_small
 from fastattn._core.threads import resolve
 
@@ -240,7 +240,7 @@ def attention(
         and sinks is None
     ):
         extras = Extras(
-            key_lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks
+            query_offset, key_lengths, query_segments, key_segments, alibi_slopes, sinks
         )
     options = spelt(
         similarity, scale, causal, window, softcap, enable_gqa, return_lse, return_weights
@@ -260,12 +260,12 @@ def attention(
         if extras is NO_EXTRAS and straight is not out:
             found = kept.find(call, workers, None, *operands)
             if found is not None:
-                output, lse = found if made.return_lse else (found, None)
+                output, lse = found if made.options.return_lse else (found, None)
                 return made.deliver(output, lse, None, out)
         problem = problems.bind(made, *operands, extras)
         execution = backends.prepare(problem, wanted, workers)
         execution.run(*made.canonical(results))
-        if extras is NO_EXTRAS and is_small(made.scale):
+        if extras is NO_EXTRAS and is_small(made.options.scale):
             _keep((call, workers, straight), execution, operands, results)
         return made.deliver(*results, out)
 
@@ -345,17 +345,8 @@ def explain(
     if unknown:
         names.refuse(explain, unknown)
     operands = problems.arrays(query, key, value, mask)
-    extras = Extras(key_lengths, query_offset, query_segments, key_segments, alibi_slopes, sinks)
-    made = recipe(
-        signature(
-            *operands,
-            spelt(
-                *(similarity, scale, causal, window, softcap),
-                *(enable_gqa, return_lse, return_weights),
-            ),
-            *extras.given(),
-        )
-    )
+    options, extras = asked(locals())
+    made = recipe(signature(*operands, options, *extras.given()))
     if out is not None:
         check_out(out, made.output_shape, made.output_dtype)
     problem = problems.bind(made, *operands, extras)

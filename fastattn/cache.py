@@ -13,9 +13,9 @@ from fastattn._core.arrays import as_array, check_dims, check_size
 from fastattn._core.constants import PAGE_KEYS
 from fastattn._core.environment import default_environment
 from fastattn._core.masks import as_mask
+from fastattn._core.options import Extras, spelt
 from fastattn._core.pages import PageTable
-from fastattn._core.problem import Extras
-from fastattn._core.recipe import recipe, signature, spelt
+from fastattn._core.recipe import recipe, signature
 from fastattn._core.threads import resolve
 from fastattn._core.visibility import positions
 
@@ -240,8 +240,8 @@ class KVCache:
             mask = as_mask(mask, query.shape, self._table.longest)
         stored.check_query(query, self.batch_shape, self.heads, self.head_dim)
         extras = Extras(
-            self._table.lengths.reshape(*self.batch_shape, 1),
             query_offset,
+            self._table.lengths,  # as a step takes them
             query_segments,
             key_segments,
             None if alibi_slopes is None else as_array("alibi_slopes", alibi_slopes),
@@ -255,10 +255,11 @@ class KVCache:
             results = steps.repeat(call, query, self._table, pages, extras, out)
             if results is not None:
                 return results
+        extras = extras._replace(key_lengths=extras.key_lengths.reshape(*self.batch_shape, 1))
         operands = query, *self._stand_ins(self._table.longest), mask
         with default_environment():
             made = recipe(signature(*operands, options, *extras.given()))
-            problem = problems.bind(made, *operands, extras)._replace(pages=pages)
+            problem = problems.bind(made, *operands, extras)._replace(place=pages)
             execution = backends.prepare(problem, wanted, workers)
             if call is not None:
                 # For the steps that follow, as if the last pages were full.

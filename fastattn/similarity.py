@@ -15,7 +15,8 @@ from fastattn._core.arrays import (
     spread,
 )
 from fastattn._core.environment import default_environment
-from fastattn._core.recipe import check_similarity, default_scale
+from fastattn._core.options import check_similarity
+from fastattn._core.recipe import default_scale
 from fastattn._core.scales import broadcast_scales, is_small, scale_of
 from fastattn._core.threads import resolve
 

@@ -13,8 +13,8 @@ from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half, per_h
 from fastattn._core.constants import SEGMENT_KEYS
 from fastattn._core.environment import default_environment
 from fastattn._core.layouts import layout
-from fastattn._core.problem import Extras
-from fastattn._core.recipe import Recipe, recipe, signature, spelt
+from fastattn._core.options import Options, asked
+from fastattn._core.recipe import Recipe, recipe, signature
 from fastattn._core.threads import resolve
 from fastattn._core.visibility import LARGEST_POSITION
 from fastattn.fusion import fuse
@@ -27,17 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "attention_state", "merge_states"]
 
-# What the parts of one attention have in common, beside slopes and positions; masks, lengths and
-# ids of documents may differ from part to part.
-_SHARED = (
-    "output_shape",
-    "dtype",
-    "output_dtype",
-    "similarity",
-    "softcap",
-    "causal",
-    "window",
-)
+# What the parts of one attention have in common, beside scales, slopes and positions; masks,
+# lengths and ids of documents may differ from part to part, and groups of heads show in shapes.
+_SHARED = ("output_shape", "dtype", "output_dtype")
+_SHARED_OPTIONS = tuple(name for name in Options._fields if name not in ("scale", "enable_gqa"))
 
 
 class State:
@@ -115,8 +108,8 @@ class State:
                 f"{self.key_start}..{self.key_stop}: merge parts in order, each attention_state "
                 "with the key_start where the part before it stops"
             )
-        for name in _SHARED:
-            ours, theirs = getattr(self._recipe, name), getattr(next_state._recipe, name)
+        for name, ours in _shared(self._recipe).items():
+            theirs = _shared(next_state._recipe)[name]
             if ours != theirs:
                 raise ValueError(
                     f"states of one attention must agree, but {name} is {ours} on the left and "
@@ -167,7 +160,8 @@ class State:
         """
         if unknown:
             names.refuse(State.finish, unknown)
-        made = self._recipe._replace(return_lse=bool(return_lse))
+        made = self._recipe
+        made = made._replace(options=made.options._replace(return_lse=bool(return_lse)))
         numbers = None
         if sinks is not None:
             numbers = per_head("sinks", sinks, made.batch, made.dtype, lowest_hides=True)
@@ -261,27 +255,26 @@ def attention_state(
         )
     key_start = int(key_start)
     operands = problems.arrays(query, key, value, mask)
-    extras = Extras(key_lengths, query_offset, query_segments, key_segments, alibi_slopes)
-    made = recipe(
-        signature(
-            *operands,
-            spelt(similarity, scale, causal, window, softcap, enable_gqa),
-            *extras.given(),
-            is_part=True,
-        )
-    )
+    options, extras = asked(locals())
+    made = recipe(signature(*operands, options, *extras.given(), is_part=True))
     problem = problems.bind(made, *operands, extras, key_start)
     chosen = backends.pick(backend)
     state = chosen.attention_state(problem, key_start, resolve(threads))
     numbers = {
-        "scale is": _over_batch(made.scale, made),
-        "alibi_slopes are": _over_batch(problem.alibi_slopes, made),
+        "scale is": _over_batch(made.options.scale, made),
+        "alibi_slopes are": _over_batch(problem.extras.alibi_slopes, made),
         # Also where "bottom_right" puts it; 0 where nobody asks.
         "query_offset, the position of query row 0, is": _over_batch(
-            problem.query_offset + key_start * made.positioned, made
+            problem.extras.query_offset + key_start * made.positioned, made
         ),
     }
     return State(chosen, made, numbers, state, key_start, key_start + made.keys)
+
+
+def _shared(made: Recipe) -> dict[str, Any]:
+    """Name what must be equal in all parts."""
+    options = {name: getattr(made.options, name) for name in _SHARED_OPTIONS}
+    return {name: getattr(made, name) for name in _SHARED} | options
 
 
 def _over_batch(numbers: np.ndarray | float | None, made: Recipe) -> np.ndarray | None:

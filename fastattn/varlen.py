@@ -9,7 +9,9 @@ import numpy as np
 from fastattn._core import backends, names
 from fastattn._core.arrays import deliver, new_array, result_array
 from fastattn._core.environment import default_environment
-from fastattn._core.ragged import RaggedProblem, head_major, ragged_problem
+from fastattn._core.options import asked
+from fastattn._core.places import Packed
+from fastattn._core.ragged import head_major, ragged_problem
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
@@ -159,34 +161,26 @@ def attention_varlen(
     """
     if unknown:
         names.refuse(attention_varlen, unknown)
-    made, problem = ragged_problem(
+    options, extras = asked(locals())
+    made, problem, place = ragged_problem(
         query,
         key,
         value,
-        query_splits,
-        key_splits,
+        options,
+        extras,
+        query_splits=query_splits,
+        key_splits=key_splits,
         key_indices=key_indices,
-        similarity=similarity,
-        scale=scale,
-        causal=causal,
-        query_offset=query_offset,
-        window=window,
-        query_segments=query_segments,
-        key_segments=key_segments,
-        softcap=softcap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        enable_gqa=enable_gqa,
-        return_lse=return_lse,
         partial=partial,
     )
     wanted, workers = backends.choose(backend), resolve(threads)
     # Results first: where there is no room for them there is none for a plan, and they have names.
-    inputs = (problem.query, problem.key, problem.value, problem.key_indices)
+    inputs = (problem.query, problem.key, problem.value, place.indices)
     output = result_array(out, problem.output_shape, problem.output_dtype, inputs)
-    lse = new_array(problem.output_shape[:-1], problem.dtype) if problem.return_lse else None
+    with_lse = problem.options.return_lse
+    lse = new_array(problem.output_shape[:-1], problem.dtype) if with_lse else None
     execution = backends.prepare(problem, wanted, workers)
-    _clear_outside(problem, output, lse)
+    _clear_outside(place, output, lse)
     results = (_heads_first(output), None if lse is None else head_major(lse), None)
     spread = made.canonical(results)
     execution.run(spread[0], spread[1], None)
@@ -198,9 +192,9 @@ def _heads_first(output: np.ndarray) -> np.ndarray:
     return head_major(output) if output.ndim == 3 else output
 
 
-def _clear_outside(problem: RaggedProblem, output: np.ndarray, lse: np.ndarray | None) -> None:
+def _clear_outside(place: Packed, output: np.ndarray, lse: np.ndarray | None) -> None:
     """Rows that belong to no sequence see no key."""
-    first, last = int(problem.query_splits[0]), int(problem.query_splits[-1])
+    first, last = int(place.query_splits[0]), int(place.query_splits[-1])
     for outside in (slice(None, first), slice(last, None)):
         output[outside] = 0
         if lse is not None:

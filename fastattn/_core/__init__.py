@@ -1,12 +1,15 @@
 """What all backends share: the description of a call, the choice of backend, threads.
 
-A call becomes a frozen `Problem`: canonical array views, sizes, dtype, options, and visibility as
-*key ranges* per row, plus a mask array if the caller made one. A backend takes it and fills the
-result. Validation is over before a kernel starts; kernels never validate, raise, or allocate per
-tile. Nothing in here imports another room; backends are imported by name.
+A call becomes a frozen `Problem`: canonical array views, the options (`Options`, checked and
+resolved), the small arrays (`Extras`, laid out), dtypes, and the *place* where keys lie: in arrays
+of their own, in rows of a table, in pages of a cache, or end to end with those of other sequences.
+A backend takes it and fills the result. Validation is over before a kernel starts; kernels never
+validate, raise, or allocate per tile. Nothing in here imports another room; backends are imported
+by name.
 
 Arrays and options:
 
+options.py      every option of attention, a row each, and what is made of the rows
 arrays.py       what is an array: acceptance, compute dtype, views, `out`
 foreign.py      arrays of other libraries             masks.py    what a mask may be
 names.py        arguments by the names that other libraries give them
@@ -20,7 +23,8 @@ Calls:
 
 recipe.py       all that follows from shapes, dtypes and options alone; kept per signature
 problem.py      one call, validated and canonical (and the story of small calls)
-ragged.py       the same of a ragged call             pages.py    the pages of a cache
+ragged.py       the same of a ragged call             places.py   where keys and values lie
+pages.py        the pages of a cache
 kept.py         calls kept under their options and layouts
 steps.py        steps of a decoder, planned once a page
 
@@ -38,19 +42,27 @@ of a signature takes 30 µs of face. A step of decoding on a cache is planned on
 page were full, and takes the lengths and addresses of its own call: (1, 8, 1, 64) on 64 keys takes
 23 µs instead of 140.
 
+**Options stand in one table**, ``options.py``, and whatever only passes them along goes by its
+rows. What numbers and words say is *static*: one flat tuple, which is the memo's key, the middle of
+a signature and, named, the `Options` of recipe and problem. What an array says of each sequence,
+head, query or key is one of the `Extras`; a row's kind tells how it is checked and laid out. The
+named tuples and the signatures are written out beside the table, since types, help and editors need
+them, and so are the two calls that are repeated most, `attention` and `KVCache.attend`, which would
+lose a microsecond to names; ``tests/core/test_options.py`` holds all of them to it.
+
 **Add an option to `attention`**, room by room:
 
-1. ``reference/attention.py``: what it means, in a line or two; ``tiled.py``: in which of the seven
-   steps it happens.
-2. ``recipe.py`` (`spelt`, `Signature`, which stays flat, `Recipe`) if shapes and options decide
-   it; a small array goes into `Extras` of ``problem.py``, and `bind` checks and lays it out; its
-   check in ``visibility.py`` or ``arrays.py``; a field of `Problem`, and of `RaggedProblem`.
-3. ``attention.py``: parameter and docstring of `attention`, parameter of `explain`; ``varlen.py``,
-   ``cache.py``; ``state.py`` where it makes sense for parts.
-4. ``_engine/layouts.py``: a word of the record, which ``_engine/describe.py`` fills; ``_numba``: a
-   run-time branch per tile in the step that does it; a reason in `refusal` of any backend that
-   cannot.
-5. ``batch`` and ``cli.py``: the option of the offline job.
+1. ``reference/attention.py``: what it means, in a line or two, and in the signatures there;
+   ``tiled.py``: in which of the seven steps it happens.
+2. ``options.py``: its row, with its check, and a field of `Options` or `Extras`. Recipe, problem,
+   ragged calls, steps of a decoder, states and the reference's backend take it from there.
+3. ``attention.py`` (`attention`, `explain`), ``varlen.py``, ``cache.py``, ``state.py``, each unless
+   the row says why not: parameter and docstring.
+4. ``_engine/layouts.py``: a word of the record, which ``_engine/describe.py`` fills (of an array:
+   its row in `EXTRA_WORDS`); ``_numba``: a run-time branch per tile in the step that does it; a
+   reason in `refusal` of any backend that cannot.
+5. ``batch/job.py``, if the row says that jobs offer it: a field; ``cli.py``: its argument. Manifest
+   and error texts follow.
 6. ``tests/support/strategies.py``: a draw of it; then conformance, bits and properties cover it,
    alone and in pairs. ``tests/face/test_face_errors.py``: each wrong value. A seeded fault that the
    suite must catch.

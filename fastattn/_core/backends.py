@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any, cast
 
 from fastattn._core.execution import Backend, Execution
+from fastattn._core.places import Packed
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 
 __all__ = [
     "KNOWN",
@@ -153,14 +153,14 @@ def pick(backend: Any, operation: str = "warmup") -> Backend:
     )
 
 
-def prepare(problem: Problem | RaggedProblem, wanted: str | None, threads: int) -> Execution:
+def prepare(problem: Problem, wanted: str | None, threads: int) -> Execution:
     """Plan a call on the backend named `wanted`, or on the first that does it."""
     refusals: dict[str, str] = {}
     for name in _AUTOMATIC if wanted is None else (wanted,):
         backend = load(name) if wanted is not None else _there(name)
         reason = _missing[name] if backend is None else backend.refusal(problem)
         if backend is not None and reason is None:
-            if isinstance(problem, RaggedProblem):
+            if isinstance(problem.place, Packed):
                 execution = backend.prepare_varlen(problem, threads)
             else:
                 execution = backend.prepare_attention(problem, threads)

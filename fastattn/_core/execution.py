@@ -16,14 +16,13 @@ import numpy as np
 
 from fastattn._core.kept import Repeat
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 
 __all__ = ["Backend", "Execution", "Repeat", "Step"]
 
-# step(query, pages, keys, lengths, offsets, alibi_slopes, sinks, output, lse): the same plan on a
-# cache of as many pages, with `keys` keys in its longest sequence. Lengths and offsets are int64
-# (*batch), contiguous, the latter None where the problem's are one number. Slopes and sinks have
-# the strides of the problem's; query and results are as for `Repeat`.
+# step(query, pages, keys, extras, output, lse): the same plan on a cache of as many pages, with
+# `keys` keys in its longest sequence. Extras are by name those that there are: lengths, and offsets
+# unless they are one number, are int64 (*batch), contiguous; what heads have has the strides of the
+# problem's. Query and results are as for `Repeat`.
 Step = Callable[..., None]
 
 
@@ -62,7 +61,7 @@ class Backend(Protocol):
 
     name: str
 
-    def refusal(self, problem: Problem | RaggedProblem) -> str | None:
+    def refusal(self, problem: Problem) -> str | None:
         """Say why this backend cannot do the call, or None."""
 
     def warmup(self) -> None:
@@ -71,8 +70,8 @@ class Backend(Protocol):
     def prepare_attention(self, problem: Problem, threads: int) -> Execution:
         """Plan the call; runs nothing."""
 
-    def prepare_varlen(self, problem: RaggedProblem, threads: int) -> Execution:
-        """Plan a ragged call; `run` gets (Hkv, G, rows, Ev) and (Hkv, G, rows), heads first.
+    def prepare_varlen(self, problem: Problem, threads: int) -> Execution:
+        """Plan a call of `Packed` keys; `run` gets (Hkv, G, rows, Ev) and (Hkv, G, rows).
 
         Rows of no sequence are not touched.
         """

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-__all__ = ["MISSING", "closed", "refuse", "refuse_missing"]
+__all__ = ["LACKING", "MISSING", "closed", "refuse", "refuse_missing"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -107,19 +107,9 @@ _ELSEWHERE: dict[str, tuple[tuple[str, ...] | None, str]] = {
         "results have the dtype of the operands: convert these first, `np.asarray({first}, dtype)`",
     ),
 }
-# Of functions that lack the argument on purpose.
-_LACKING = {
-    (
-        "attention_varlen",
-        "mask",
-    ): "hide keys with key_splits, or with ids of documents (query_segments and "
-    "key_segments); a mask of one sequence goes into a call of attention",
+# Of functions that lack the argument on purpose, by name and argument; `options` adds its own.
+LACKING = {
     ("attention_varlen", "attn_mask"): "a mask of one sequence goes into a call of attention",
-    ("attention_varlen", "key_lengths"): "key_splits say how many keys each sequence has",
-    ("attention_varlen", "return_weights"): "call attention for the sequences whose weights are "
-    "wanted",
-    ("KVCache.attend", "key_lengths"): "a cache knows its lengths: leave it out",
-    ("KVCache.attend", "enable_gqa"): "heads are grouped by themselves: leave it out",
     ("MultiHeadAttention.__call__", "attn_mask"): "write `mask=~attn_mask`: here True may attend, "
     "in PyTorch's module it may not; floats stay as they are",
     ("attention_varlen", "cu_seqlens"): "write `query_splits=cu_seqlens, key_splits=cu_seqlens`",
@@ -127,9 +117,6 @@ _LACKING = {
     ("attention_varlen", "cu_seqlens_k"): _SPLITS.format("cu_seqlens_q", "cu_seqlens_k"),
     ("attention_varlen", "cu_seq_q"): _SPLITS.format("cu_seq_q", "cu_seq_k"),
     ("attention_varlen", "cu_seq_k"): _SPLITS.format("cu_seq_q", "cu_seq_k"),
-    ("attention_state", "sinks"): "sinks belong to the end, `state.finish(sinks=sinks)`",
-    ("attention_state", "return_lse"): "the end gives it, `state.finish(return_lse=True)`",
-    ("attention_state", "return_weights"): "weights are those of one call: see attention",
 }
 
 
@@ -164,7 +151,7 @@ def refuse(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
     name = next(iter(unknown))
     known = list(inspect.signature(function).parameters)
     asked = f"{function.__qualname__}() got an unexpected keyword argument {name!r}"
-    reason = _LACKING.get((function.__qualname__, name))
+    reason = LACKING.get((function.__qualname__, name))
     if reason is None and name.startswith("cu_seq") and "query_splits" not in known:
         reason = _PACKED
     if reason is None and name in _ELSEWHERE:

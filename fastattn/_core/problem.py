@@ -25,52 +25,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import Layout, as_array, per_head, view
+from fastattn._core.arrays import Layout, as_array, view
 from fastattn._core.layouts import layout
 from fastattn._core.masks import as_mask, warn_of_zeros_and_ones
-from fastattn._core.pages import Pages
+from fastattn._core.options import HEAD, KEY, NO_EXTRAS, QUERY, Extras, Options, rows_of
+from fastattn._core.places import DENSE, Place
 from fastattn._core.recipe import Recipe
-from fastattn._core.visibility import (
-    LARGEST_POSITION,
-    check_together,
-    positions,
-    segment_ids,
-)
+from fastattn._core.visibility import LARGEST_POSITION, check_together, positions
 
-__all__ = ["NO_EXTRAS", "Extras", "Gathered", "Problem", "arrays", "bind"]
+__all__ = ["Problem", "arrays", "bind"]
 
 _ndarray = np.ndarray
 # query, key, value, mask
 Operands = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
-
-
-class Extras(NamedTuple):
-    """The small arrays of one call, over its batch, heads or rows; as the caller gave them."""
-
-    key_lengths: Any = None
-    query_offset: Any = None
-    query_segments: Any = None
-    key_segments: Any = None
-    alibi_slopes: Any = None
-    sinks: Any = None
-
-    def given(self) -> tuple[bool, bool, bool]:
-        """Tell a signature what it needs to know of them."""
-        return (
-            self.key_lengths is not None,
-            self.query_offset is not None,
-            self.alibi_slopes is not None,
-        )
-
-
-NO_EXTRAS = Extras()
-
-
-class Gathered(NamedTuple):
-    """Keys and values that are rows of tables, in the order of a list of row numbers."""
-
-    indices: np.ndarray  # int32 or int64, contiguous
-    rows: int  # of the tables
 
 
 class Problem(NamedTuple):
@@ -80,24 +47,12 @@ class Problem(NamedTuple):
     key: np.ndarray  # (*batch, Hkv, S, E)
     value: np.ndarray  # (*batch, Hkv, S, Ev)
     mask: np.ndarray | None  # (*batch, Hkv, G, L, S), bool or float
-    key_lengths: np.ndarray | None  # int64 (*batch, Hkv, G), within 0..S
-    query_offset: np.ndarray | int  # int64 (*batch, Hkv, G), or one int; 0 where nothing asks
-    causal: bool
-    window: tuple[int | None, int | None]  # (left, right), None unbounded
-    similarity: str
-    scale: float | np.ndarray  # resolved, never None; or float64 (*batch, Hkv, G)
-    softcap: float | None
+    options: Options  # resolved
+    extras: Extras  # laid out
+    place: Place  # where keys and values lie, by which shapes may mean something else
     dtype: np.dtype  # compute dtype: float32 or float64
     output_shape: tuple[int, ...]  # what the caller gets
     output_dtype: np.dtype
-    return_lse: bool
-    return_weights: bool
-    query_segments: np.ndarray | None = None  # int64 (*batch, Hkv, G, L)
-    key_segments: np.ndarray | None = None  # int64 (*batch, Hkv, G, S)
-    alibi_slopes: np.ndarray | None = None  # (*batch, Hkv, G), compute dtype
-    sinks: np.ndarray | None = None  # (*batch, Hkv, G), compute dtype
-    pages: Pages | None = None  # then key and value say shapes and dtypes only
-    gathered: Gathered | None = None  # then key and value are tables, and their S that of the list
     products: str = ""  # how operands are multiplied: the engine's choice (its `variants`)
 
 
@@ -117,27 +72,18 @@ def bind(
     offset, lengths = _positions(recipe, extras, key_start)
     if mask is not None:
         warn_of_zeros_and_ones(mask)
-    problem_extras: dict[str, np.ndarray | None] = {}
-    if extras is not NO_EXTRAS:
-        problem_extras = _extras(recipe, extras)
+    others = {} if extras is NO_EXTRAS else _others(recipe, extras)
     return Problem(
         view(query, recipe.query),
         view(key, recipe.key),
         view(value, recipe.value),
         None if mask is None or recipe.mask is None else view(mask, recipe.mask),
-        lengths,
-        offset,
-        recipe.causal,
-        recipe.window,
-        recipe.similarity,
-        recipe.scale,
-        recipe.softcap,
+        recipe.options,
+        Extras(query_offset=offset, key_lengths=lengths, **others),
+        DENSE,
         recipe.dtype,
         recipe.output_shape,
         recipe.output_dtype,
-        recipe.return_lse,
-        recipe.return_weights,
-        **problem_extras,  # type: ignore[arg-type]
     )
 
 
@@ -172,24 +118,21 @@ def _positions(
     return offset, lengths
 
 
-def _extras(recipe: Recipe, extras: Extras) -> dict[str, np.ndarray | None]:
-    """Check and lay out what is not about positions: segments, slopes and sinks."""
+def _others(recipe: Recipe, extras: Extras) -> dict[str, np.ndarray]:
+    """Check and lay out what is not about positions: what queries, keys and heads have."""
     check_together(extras.query_segments, extras.key_segments)
-    found: dict[str, np.ndarray | None] = {}
-    for name, length in (("query_segments", recipe.rows), ("key_segments", recipe.keys)):
-        ids = getattr(extras, name)
-        if ids is not None:
-            if np.ndim(ids) == 0 and len(recipe.lse_shape) == len(recipe.batch):
-                ids = np.reshape(ids, 1)  # a 1-D query has no L axis
-            ids = segment_ids(name, ids, recipe.batch, length)
-            ids = view(ids, _over_batch(ids, recipe, 1))
-        found[name] = ids
-    for name in ("alibi_slopes", "sinks"):
-        numbers = getattr(extras, name)
-        if numbers is not None:
-            numbers = per_head(name, numbers, recipe.batch, recipe.dtype, name == "sinks")
-            numbers = view(numbers, _over_batch(numbers, recipe, 0))
-        found[name] = numbers
+    found: dict[str, np.ndarray] = {}
+    for name, kind, _, check, *_ in rows_of(QUERY, KEY, HEAD):
+        x = getattr(extras, name)
+        if x is None or check is None:
+            continue
+        if kind == HEAD:
+            array = check(x, recipe.batch, recipe.dtype)
+        else:
+            if np.ndim(x) == 0 and len(recipe.lse_shape) == len(recipe.batch):
+                x = np.reshape(x, 1)  # a 1-D query has no L axis
+            array = check(x, recipe.batch, recipe.rows if kind == QUERY else recipe.keys)
+        found[name] = view(array, _over_batch(array, recipe, int(kind != HEAD)))
     return found
 
 

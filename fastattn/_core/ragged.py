@@ -8,52 +8,19 @@ from the sequence's own first key.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, broadcast_shapes, check_size, flag, per_head, view
+from fastattn._core.arrays import as_array, broadcast_shapes, check_size, flag, view
 from fastattn._core.layouts import layout
-from fastattn._core.problem import arrays
-from fastattn._core.recipe import Recipe, recipe, signature, spelt
-from fastattn._core.visibility import (
-    LARGEST_POSITION,
-    Window,
-    alignment_of,
-    check_causal,
-    check_together,
-    check_window,
-    positions,
-    segment_ids,
-)
+from fastattn._core.options import HEAD, KEY, QUERY, Extras, Options, rows_of
+from fastattn._core.places import Packed
+from fastattn._core.problem import Problem, arrays
+from fastattn._core.recipe import Recipe, recipe, signature
+from fastattn._core.visibility import LARGEST_POSITION, alignment_of, check_together, positions
 
-__all__ = ["RaggedProblem", "head_major", "ragged_problem"]
-
-
-class RaggedProblem(NamedTuple):
-    """One ragged attention call; arrays are read-only views, splits and offsets are copies."""
-
-    query: np.ndarray  # (Hkv, G, rows, E); any storage
-    key: np.ndarray  # (Hkv, keys or table rows, E)
-    value: np.ndarray  # (Hkv, keys or table rows, Ev)
-    query_splits: np.ndarray  # int64 (batch + 1,), never decreasing, within 0..rows
-    key_splits: np.ndarray  # int64 (batch + 1,), within 0..keys or 0..len(key_indices)
-    key_indices: np.ndarray | None  # int32 or int64, native, every used one a row of the tables
-    query_offset: np.ndarray | int  # int64 (batch,), or one int: where a sequence's row 0 stands
-    causal: bool
-    window: Window
-    similarity: str
-    scale: float | np.ndarray  # or float64 (Hkv, G)
-    softcap: float | None
-    alibi_slopes: np.ndarray | None  # (Hkv, G), compute dtype
-    sinks: np.ndarray | None  # (Hkv, G), compute dtype
-    query_segments: np.ndarray | None  # int64 (rows,)
-    key_segments: np.ndarray | None  # int64 (keys,) or (len(key_indices),)
-    dtype: np.dtype  # compute dtype
-    output_shape: tuple[int, ...]  # what the caller gets
-    output_dtype: np.dtype
-    return_lse: bool
-    products: str = ""  # how operands are multiplied: the engine's choice (its `variants`)
+__all__ = ["head_major", "ragged_problem"]
 
 
 def head_major(array: np.ndarray) -> np.ndarray:
@@ -65,83 +32,64 @@ def ragged_problem(
     query: Any,
     key: Any,
     value: Any,
+    options: Options,
+    extras: Extras,
+    *,
     query_splits: Any,
     key_splits: Any,
-    *,
     key_indices: Any,
-    similarity: str,
-    scale: Any,
-    causal: Any,
-    query_offset: Any,
-    window: Any,
-    query_segments: Any,
-    key_segments: Any,
-    softcap: Any,
-    alibi_slopes: Any,
-    sinks: Any,
-    enable_gqa: Any,
-    return_lse: Any,
     partial: Any,
-) -> tuple[Recipe, RaggedProblem]:
-    """Validate a ragged call; the recipe is that of the packed arrays, heads first."""
-    packed, made = _packed_recipe(
-        query, key, value, similarity, scale, softcap, enable_gqa, return_lse
-    )
-    rows = made.rows
-    own, theirs, indices = _sequences(made, query_splits, key_splits, key_indices, partial)
-    listed = made.keys if indices is None else len(indices)
-    check_together(query_segments, key_segments)
-    bounds = check_window(window) if window is not None else None
-    return made, RaggedProblem(
-        query=view(packed[0], made.query),
-        key=view(packed[1], made.key),
-        value=view(packed[2], made.value),
-        query_splits=own,
-        key_splits=theirs,
-        key_indices=indices,
-        query_offset=_offsets(
-            check_causal(causal), bounds, alibi_slopes is not None, query_offset, own, theirs
+) -> tuple[Recipe, Problem, Packed]:
+    """Validate a ragged call of checked options; the recipe is of the packed arrays, heads first.
+
+    That recipe knows nothing of positions, which each sequence has for itself.
+    """
+    query, key, value, _ = arrays(query, key, value, None)
+    _check_packed(query, key, value)
+    _check_heads(query, key, value, options.enable_gqa)
+    query, key, value = (head_major(x) if x.ndim == 3 else x for x in (query, key, value))
+    unplaced = options._replace(causal=False, window=None)
+    made = recipe(signature(query, key, value, None, unplaced))
+    place = _sequences(made, query_splits, key_splits, key_indices, partial)
+    problem = Problem(
+        query=view(query, made.query),
+        key=view(key, made.key),
+        value=view(value, made.value),
+        mask=None,
+        options=made.options._replace(
+            causal=options.causal is not False, window=options.window or (None, None)
         ),
-        causal=check_causal(causal) is not False,
-        window=bounds or (None, None),
-        similarity=made.similarity,
-        scale=made.scale,
-        softcap=made.softcap,
-        alibi_slopes=_heads("alibi_slopes", alibi_slopes, made),
-        sinks=_heads("sinks", sinks, made),
-        query_segments=_segments("query_segments", query_segments, rows),
-        key_segments=_segments("key_segments", key_segments, listed),
+        extras=_extras(made, place, options, extras),
+        place=place,
         dtype=made.dtype,
         output_shape=_caller_shape(made),
         output_dtype=made.output_dtype,
-        return_lse=made.return_lse,
     )
+    return made, problem, place
 
 
-def _packed_recipe(
-    query: Any,
-    key: Any,
-    value: Any,
-    similarity: str,
-    scale: Any,
-    softcap: Any,
-    enable_gqa: Any,
-    return_lse: Any,
-) -> tuple[list[np.ndarray], Recipe]:
-    """Return query, key and value with heads first, and the recipe of a call on them."""
-    query, key, value, _ = arrays(query, key, value, None)
-    _check_packed(query, key, value)
-    _check_heads(query, key, value, flag("enable_gqa", enable_gqa))
-    packed = [head_major(x) if x.ndim == 3 else x for x in (query, key, value)]
-    options = spelt(
-        similarity, scale, softcap=softcap, enable_gqa=enable_gqa, return_lse=return_lse
-    )
-    return packed, recipe(signature(packed[0], packed[1], packed[2], None, options))
+def _extras(made: Recipe, place: Packed, options: Options, extras: Extras) -> Extras:
+    """Check and lay out the small arrays: those of heads, of packed queries and of listed keys."""
+    check_together(extras.query_segments, extras.key_segments)
+    listed = made.keys if place.indices is None else len(place.indices)
+    found: dict[str, Any] = {"query_offset": _offsets(options, extras, place)}
+    for name, kind, _, check, *_ in rows_of(QUERY, KEY, HEAD):
+        x = getattr(extras, name)
+        if x is None or check is None:
+            continue
+        if kind == HEAD:
+            array = check(x, made.batch, made.dtype)
+            found[name] = view(
+                array, layout(array.shape, array.strides, (), made.kv_heads, made.groups, 0)
+            )
+        else:
+            found[name] = check(x, (), made.rows if kind == QUERY else listed)
+    return Extras(**found)
 
 
 def _sequences(
     made: Recipe, query_splits: Any, key_splits: Any, key_indices: Any, partial: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+) -> Packed:
     """Check where each sequence's queries and keys begin, and which rows of a table these are."""
     partial = flag("partial", partial)
     own = _splits("query_splits", query_splits, made.rows, f"{made.rows} query rows", partial)
@@ -157,7 +105,7 @@ def _sequences(
         )
     if indices is not None:
         _check_indices(indices, theirs, made.keys, key_indices)
-    return own, theirs, indices
+    return Packed(own, theirs, indices)
 
 
 def _caller_shape(made: Recipe) -> tuple[int, ...]:
@@ -276,12 +224,12 @@ def _check_indices(indices: np.ndarray, splits: np.ndarray, rows: int, given: An
     )
 
 
-def _offsets(
-    causal: Any, window: Window | None, biased: bool, given: Any, own: np.ndarray, keys: np.ndarray
-) -> np.ndarray | int:
+def _offsets(options: Options, extras: Extras, place: Packed) -> np.ndarray | int:
     """Where each sequence's query row 0 stands on its own key axis."""
+    causal, given, (own, keys, _) = options.causal, extras.query_offset, place
     # Whether L = S is asked sequence by sequence, below.
-    alignment = alignment_of(causal, window is not None or biased, given is not None, 0, 0)
+    positioned = options.window is not None or extras.alibi_slopes is not None
+    alignment = alignment_of(causal, positioned, given is not None, 0, 0)
     batch = len(own) - 1
     if given is not None:
         offset = positions(
@@ -297,14 +245,3 @@ def _offsets(
             b = int(differ[0])
             alignment_of(True, False, False, int(own[b + 1] - own[b]), int(keys[b + 1] - keys[b]))
     return 0
-
-
-def _heads(name: str, x: Any, made: Recipe) -> np.ndarray | None:
-    if x is None:
-        return None
-    array = per_head(name, x, made.batch, made.dtype, lowest_hides=name == "sinks")
-    return view(array, layout(array.shape, array.strides, (), made.kv_heads, made.groups, 0))
-
-
-def _segments(name: str, x: Any, length: int) -> np.ndarray | None:
-    return None if x is None else segment_ids(name, x, (), length)

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastattn._core.arrays import per_head
 from fastattn._core.kept import Bounded
+from fastattn._core.options import HEAD, Extras, Options, heads, rows_of
 from fastattn._core.pages import Pages, PageTable
-from fastattn._core.problem import Extras
-from fastattn._core.recipe import Options, Recipe, signature
+from fastattn._core.recipe import Recipe, signature
 from fastattn._core.scales import is_small
 
 if TYPE_CHECKING:
@@ -29,12 +28,16 @@ Call = tuple[Any, ...]
 
 # For all caches, since a decoder has one per layer.
 _steps: Bounded[tuple[Step, Recipe]] = Bounded()
+_PER_HEAD = rows_of(HEAD)
+# Where a described call has the shapes of their arrays, and what stands there if there are none.
+_HEADS, _NO_HEADS = slice(1, 1 + len(_PER_HEAD)), (None,) * len(_PER_HEAD)
+_CAUSAL, _WEIGHTS = map(Options._fields.index, ("causal", "return_weights"))
 
 
 def describe(
     operands: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None],
     extras: Extras,
-    options: Options,
+    options: tuple[Any, ...],
     *others: Any,
 ) -> Call | None:
     """Describe a call, key and value as long as full pages; None if it must be planned each time.
@@ -42,21 +45,18 @@ def describe(
     `others` are what its plan depends on beside the signature. ``causal=True``, in any spelling, is
     an error unless there are as many queries as keys.
     """
-    _, _, causal, _, _, _, _, return_weights = options
     if (
         operands[3] is not None
-        or causal is True
-        or return_weights
+        or options[_CAUSAL] is True
+        or options[_WEIGHTS]
         or extras.query_offset is not None
         or extras.query_segments is not None
         or extras.key_segments is not None
     ):
         return None
-    slopes, sinks = extras.alibi_slopes, extras.sinks
     return (
-        signature(*operands, options, True, False, slopes is not None),
-        None if slopes is None else slopes.shape,
-        None if sinks is None else sinks.shape,
+        signature(*operands, options, True, False, extras.alibi_slopes is not None),
+        *[None if x is None else x.shape for x in heads(extras)],
         *others,
     )
 
@@ -72,18 +72,15 @@ def repeat(
     output, lse, weights = made.allocate(out, (query,))
     if out is not None and not output.flags.c_contiguous:
         return None
-    lengths, slopes, sinks = table.lengths, extras.alibi_slopes, extras.sinks
-    step(
-        query,
-        pages,
-        table.longest,
-        lengths,
-        lengths - made.rows if made.alignment == "bottom_right" else None,
-        None if slopes is None else per_head("alibi_slopes", slopes, made.batch, made.dtype),
-        None if sinks is None else per_head("sinks", sinks, made.batch, made.dtype, True),
-        output,
-        lse,
-    )
+    lengths = table.lengths
+    laid_out = {"key_lengths": lengths}
+    if made.alignment == "bottom_right":
+        laid_out["query_offset"] = lengths - made.rows
+    if call[_HEADS] != _NO_HEADS:
+        for row, x in zip(_PER_HEAD, heads(extras), strict=True):
+            if x is not None and row.check is not None:
+                laid_out[row.name] = row.check(x, made.batch, made.dtype)
+    step(query, pages, table.longest, laid_out, output, lse)
     return made.deliver(output, lse, weights, out)
 
 
@@ -91,5 +88,5 @@ def keep(call: Call, execution: Execution, made: Recipe) -> None:
     """Keep a planned call for later steps, if its backend can do others like it."""
     prepare = getattr(execution, "step", None)
     step = None if prepare is None else prepare()
-    if step is not None and is_small(made.scale):
+    if step is not None and is_small(made.options.scale):
         _steps.keep(call, (step, made))

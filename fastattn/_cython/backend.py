@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from fastattn._core import constants, kept
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 from fastattn._engine import layouts
 from fastattn._engine.engine import Engine
 from fastattn._engine.launcher import Launcher, Turns
@@ -162,7 +161,7 @@ class _Backend(Engine):
         """Say what the kernels in use were compiled for."""
         return {"kernels": f"compiled for {self.level}", **self.kernels.about()}
 
-    def refusal(self, problem: Problem | RaggedProblem) -> str | None:
+    def refusal(self, problem: Problem) -> str | None:
         """Say why this backend cannot do a call, or None."""
         return None
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastattn._core.constants import BLOCK_ROWS, padded
-from fastattn._core.pages import Pages
+from fastattn._core.places import Pages
 from fastattn._core.problem import Problem
 
 from .apart import arranged, in_entries
@@ -73,7 +73,7 @@ class Execution:
         """Return a cheap `run` for other arrays of the same strides, without weights, or None."""
         problem, plan = self.problem, self.plan
         rows = problem.query.shape[:-1]
-        if plan.split_keys or problem.return_weights or math.prod(rows) == 0:
+        if plan.split_keys or problem.options.return_weights or math.prod(rows) == 0:
             return None
         output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
         record = make_record(problem, plan, output)
@@ -84,8 +84,8 @@ class Execution:
     def step(self) -> Callable[..., None] | None:
         """Return a cheap `run` for the same pages at any length that ends in the last, or None."""
         problem, plan = self.problem, self.plan
-        rows = problem.query.shape[:-1]
-        if problem.pages is None or problem.return_weights or math.prod(rows) == 0:
+        rows, in_pages = problem.query.shape[:-1], isinstance(problem.place, Pages)
+        if not in_pages or problem.options.return_weights or math.prod(rows) == 0:
             return None
         output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
         record = make_record(problem, plan, output)
@@ -125,11 +125,12 @@ def sizes_alone(problem: Problem) -> Problem:
         for name in ("query", "key", "value", "mask")
         if (array := getattr(problem, name)) is not None
     }
-    pages = problem.pages
-    if pages is not None:
+    place = problem.place
+    if isinstance(place, Pages):
         nowhere = np.empty(0, np.int64)
-        pages = Pages(pages.dtype, nowhere, nowhere, None, None, ())
-    return problem._replace(**operands, pages=pages, query_segments=None, key_segments=None)
+        place = Pages(place.dtype, nowhere, nowhere, None, None, ())
+    extras = problem.extras._replace(query_segments=None, key_segments=None)
+    return problem._replace(**operands, place=place, extras=extras)
 
 
 def _bundles(plan: AttentionPlan) -> tuple[int, float]:
@@ -262,6 +263,6 @@ def plan_problem(problem: Problem, threads: int, **options: Any) -> AttentionPla
         item=problem.dtype.itemsize,
         workers=threads,
         operands=operands_of(problem),
-        weights=problem.return_weights,
+        weights=problem.options.return_weights,
         **options,
     )

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fastattn._core.places import Pages
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 
 __all__ = ["can_pair", "takes_pairs"]
 
@@ -43,13 +43,14 @@ def _is_faster() -> bool:
         return False
 
 
-def can_pair(problem: Problem | RaggedProblem) -> bool:
+def can_pair(problem: Problem) -> bool:
     """Tell whether a call may be computed in pairs: by its dtypes and options, never by a size.
 
     Cosine and Euclidean similarity need float32's accuracy in the query and the keys.
     """
-    if problem.similarity not in ("dot", "scaled_dot"):
+    if problem.options.similarity not in ("dot", "scaled_dot"):
         return False
-    pages = problem.pages if isinstance(problem, Problem) else None
-    stored = (problem.key.dtype, problem.value.dtype) if pages is None else (pages.dtype,)
+    place, stored = problem.place, (problem.key.dtype, problem.value.dtype)
+    if isinstance(place, Pages):
+        stored = (place.dtype, place.dtype)
     return all(dtype.name == "bfloat16" for dtype in (problem.query.dtype, *stored))

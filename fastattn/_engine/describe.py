@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 
-from fastattn._core.pages import Pages
+from fastattn._core.options import HEAD, KEY, QUERY, rows_of
+from fastattn._core.places import Gathered, Packed, Pages
 from fastattn._core.problem import Problem
 
 from .addresses import storage_code
@@ -26,9 +27,19 @@ from .layouts import (
 )
 from .record import Record, merge_dims
 
-__all__ = ["METRICS", "describe", "split_scales"]
+__all__ = ["EXTRA_WORDS", "METRICS", "describe", "split_scales"]
 
 Walks = dict[str, tuple[int, ...]]  # how operands walk: their strides
+
+# What records call the small arrays of a call.
+EXTRA_WORDS = {
+    "query_offset": "offsets",
+    "key_lengths": "lengths",
+    "query_segments": "query_ids",
+    "key_segments": "key_ids",
+    "alibi_slopes": "alibi",
+    "sinks": "sinks",
+}
 
 METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
 
@@ -116,14 +127,14 @@ def _least_exponent(dtype: np.dtype) -> int:
 def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None) -> Record:
     """Everything of a record that does not depend on the plan; a missing lse is contiguous."""
     query, key, value, mask = problem.query, problem.key, problem.value, problem.mask
-    record = Record(ATTENTION)
-    left, right = problem.window
+    record, options = Record(ATTENTION), problem.options
+    left, right = options.window or (None, None)
     right = UNBOUNDED if right is None else right
     adds = mask is not None and mask.dtype != np.bool_
-    adds = adds or problem.alibi_slopes is not None
-    softcap = _representable(problem.softcap, problem.dtype)
+    adds = adds or problem.extras.alibi_slopes is not None
+    softcap = _representable(options.softcap, problem.dtype)
     factors, table, rescaled = split_scales(
-        problem.similarity, problem.scale, adds or softcap is not None, problem.dtype
+        options.similarity, options.scale, adds or softcap is not None, problem.dtype
     )
     record.set(
         groups_of_heads=query.shape[-3],
@@ -132,13 +143,13 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
         features=query.shape[-1],
         value_features=value.shape[-1],
         left=UNBOUNDED if left is None else left,
-        right=min(right, 0) if problem.causal else right,
+        right=min(right, 0) if options.causal else right,
         query_code=storage_code(query.dtype),
         key_code=storage_code(key.dtype),
         value_code=storage_code(value.dtype),
         output_code=storage_code(output.dtype),
         mask_kind=NO_MASK,
-        metric=METRICS[problem.similarity],
+        metric=METRICS[options.similarity],
         rescaled=int(rescaled or softcap is not None),
         softcap=softcap or 0.0,
         **dict(zip(FACTORS.floats, factors, strict=True)),
@@ -177,25 +188,20 @@ def _point_extras(record: Record, problem: Problem, walks: Walks) -> None:
         record.set(mask_code=storage_code(mask.dtype))
         walks["mask"] = mask.strides
         record.point(mask=mask)
-    extras = {
-        "query_ids": problem.query_segments,
-        "key_ids": problem.key_segments,
-        "alibi": problem.alibi_slopes,
-        "sinks": problem.sinks,
-    }
-    for field, array in extras.items():
+    for option in rows_of(QUERY, KEY, HEAD):
+        field, array = EXTRA_WORDS[option.name], getattr(problem.extras, option.name)
         if array is not None:
-            head = array.strides[-2] if field.endswith("ids") else array.strides[-1]
-            record.set(**{f"{field}_head": head})
+            record.set(**{f"{field}_head": array.strides[-1 if option.kind == HEAD else -2]})
             record.point(**{field: array})
             walks[field] = array.strides
-    if problem.gathered is not None:
-        indices = problem.gathered.indices
-        listed = {"listed": indices.size, "table_rows": problem.gathered.rows}
+    place = problem.place
+    if isinstance(place, Gathered):
+        indices = place.indices
+        listed = {"listed": indices.size, "table_rows": place.rows}
         record.set(index_bytes=indices.itemsize, **listed)
         record.point(indices=indices)
-    if problem.pages is not None:
-        _point_pages(record, problem, problem.pages, walks)
+    if isinstance(place, Pages):
+        _point_pages(record, problem, place, walks)
 
 
 def _point_pages(record: Record, problem: Problem, pages: Pages, walks: Walks) -> None:
@@ -220,10 +226,10 @@ def _point_tables(
 ) -> None:
     """Factors, lengths, offsets and how each operand walks: what belongs to the signature."""
     rows = problem.query.shape[:-2]
-    lengths = problem.key_lengths
+    lengths = problem.extras.key_lengths
     if lengths is None:
         lengths = np.broadcast_to(np.int64(problem.key.shape[-2]), rows)
-    offsets = problem.query_offset
+    offsets = problem.extras.query_offset
     if not isinstance(offsets, np.ndarray):
         offsets = np.broadcast_to(np.int64(offsets), rows)
     walks["lengths"], walks["offsets"] = lengths.strides, offsets.strides

@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 
 from .addresses import give_scratch, take_scratch
 from .launcher import Entry, Launcher
@@ -60,7 +59,7 @@ class Kernels(NamedTuple):
         """Return the kernel of this name that computes in a dtype."""
         return self.entries[kernel, dtype]
 
-    def attending(self, problem: Problem | RaggedProblem) -> Entry:
+    def attending(self, problem: Problem) -> Entry:
         """Return the kernel of fused attention that a problem takes."""
         return self.entries[KERNEL, problem.products]
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastattn._core.problem import Gathered, Problem
-from fastattn._core.ragged import RaggedProblem
+from fastattn._core.options import KEY, QUERY, rows_of
+from fastattn._core.places import DENSE, Gathered, Packed, Place
+from fastattn._core.problem import Problem
 
 from .apart import arranged, in_entries
 from .attention import Execution, plan_problem
@@ -26,7 +27,7 @@ __all__ = ["WAVE", "RaggedExecution", "prepare"]
 WAVE = 16384
 
 
-def prepare(kernels: Kernels, problem: RaggedProblem, threads: int) -> RaggedExecution:
+def prepare(kernels: Kernels, problem: Problem, threads: int) -> RaggedExecution:
     """Plan one ragged call; runs nothing."""
     return RaggedExecution(kernels, arranged(kernels, problem), threads)
 
@@ -40,7 +41,7 @@ class RaggedExecution:
         That of the first 16384 sequences; the rest is planned when its turn comes.
     """
 
-    def __init__(self, kernels: Kernels, problem: RaggedProblem, threads: int) -> None:
+    def __init__(self, kernels: Kernels, problem: Problem, threads: int) -> None:
         self.backend = kernels.name
         self._kernels = kernels
         self.problem = problem
@@ -70,7 +71,7 @@ class RaggedExecution:
                 entry = self._kernels.attending(problem)
                 self._kernels.run(entry, record, bundles, seconds, plan.workers)
             for sequence in plan.alone + wave.start:
-                rows = slice(*problem.query_splits[sequence : sequence + 2])
+                rows = slice(*packed(problem).query_splits[sequence : sequence + 2])
                 rows_lse = None if lse is None else lse[..., rows]
                 self._attend_alone(_one(problem, sequence), output[..., rows, :], rows_lse)
 
@@ -80,19 +81,25 @@ class RaggedExecution:
         Execution(self._kernels, problem, plan).run(output, lse, None)
 
 
-def waves(problem: RaggedProblem) -> Iterator[slice]:
+def packed(problem: Problem) -> Packed:
+    """Return where the sequences of a ragged call lie."""
+    assert isinstance(problem.place, Packed)
+    return problem.place
+
+
+def waves(problem: Problem) -> Iterator[slice]:
     """Cut the sequences into what is planned at a time."""
-    batch = len(problem.query_splits) - 1
+    batch = len(packed(problem).query_splits) - 1
     for first in range(0, batch, WAVE):
         yield slice(first, min(first + WAVE, batch))
 
 
-def plan_wave(problem: RaggedProblem, wave: slice, threads: int) -> RaggedPlan:
+def plan_wave(problem: Problem, wave: slice, threads: int) -> RaggedPlan:
     """Plan some sequences."""
-    ends = slice(wave.start, wave.stop + 1)
+    ends, place = slice(wave.start, wave.stop + 1), packed(problem)
     return plan_ragged(
-        queries=np.diff(problem.query_splits[ends]),
-        keys=np.diff(problem.key_splits[ends]),
+        queries=np.diff(place.query_splits[ends]),
+        keys=np.diff(place.key_splits[ends]),
         kv_heads=math.prod(problem.query.shape[:-3]),
         groups=problem.query.shape[-3],
         features=problem.query.shape[-1],
@@ -103,53 +110,40 @@ def plan_wave(problem: RaggedProblem, wave: slice, threads: int) -> RaggedPlan:
     )
 
 
-def _one(problem: RaggedProblem, sequence: int) -> Problem:
+def _one(problem: Problem, sequence: int) -> Problem:
     """Describe one sequence as a dense call."""
-    rows = slice(*(int(n) for n in problem.query_splits[sequence : sequence + 2]))
-    keys = slice(*(int(n) for n in problem.key_splits[sequence : sequence + 2]))
-    offset = problem.query_offset
-    return _as_problem(
+    place = packed(problem)
+    rows = slice(*(int(n) for n in place.query_splits[sequence : sequence + 2]))
+    keys = slice(*(int(n) for n in place.key_splits[sequence : sequence + 2]))
+    offset = problem.extras.query_offset
+    return _as_dense(
         problem, rows, keys, int(offset[sequence]) if isinstance(offset, np.ndarray) else offset
     )
 
 
-def _as_problem(problem: RaggedProblem, rows: slice, keys: slice, offset: int) -> Problem:
+def _as_dense(problem: Problem, rows: slice, keys: slice, offset: int) -> Problem:
     """Describe a stretch of query rows and of keys as a dense call."""
     query, key, value = problem.query[..., rows, :], problem.key, problem.value
-    gathered = None
-    if problem.key_indices is None:
+    indices = packed(problem).indices
+    place: Place = DENSE
+    if indices is None:
         key, value = key[..., keys, :], value[..., keys, :]
     else:
-        gathered = Gathered(problem.key_indices[keys], key.shape[-2])
+        place = Gathered(indices[keys], key.shape[-2])
         key, value = (_as_long(table, keys.stop - keys.start) for table in (key, value))
-    heads = query.shape[:-2]
-
-    def over_heads(ids: np.ndarray | None, chosen: slice) -> np.ndarray | None:
-        return None if ids is None else np.broadcast_to(ids[chosen], (*heads, len(ids[chosen])))
-
-    return Problem(
+    heads, extras = query.shape[:-2], problem.extras._replace(query_offset=offset)
+    for row in rows_of(QUERY, KEY):
+        ids = getattr(extras, row.name)
+        if ids is not None:
+            ids = ids[rows if row.kind == QUERY else keys]
+            extras = extras._replace(**{row.name: np.broadcast_to(ids, (*heads, len(ids)))})
+    return problem._replace(
         query=query,
         key=key,
         value=value,
-        mask=None,
-        key_lengths=None,
-        query_offset=offset,
-        causal=problem.causal,
-        window=problem.window,
-        similarity=problem.similarity,
-        scale=problem.scale,
-        softcap=problem.softcap,
-        dtype=problem.dtype,
+        extras=extras,
+        place=place,
         output_shape=(*query.shape[:-1], value.shape[-1]),
-        output_dtype=problem.output_dtype,
-        return_lse=problem.return_lse,
-        return_weights=False,
-        query_segments=over_heads(problem.query_segments, rows),
-        key_segments=over_heads(problem.key_segments, keys),
-        alibi_slopes=problem.alibi_slopes,
-        sinks=problem.sinks,
-        gathered=gathered,
-        products=problem.products,
     )
 
 
@@ -159,19 +153,20 @@ def _as_long(table: np.ndarray, keys: int) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(table, shape, table.strides, writeable=False)
 
 
-def _describe(problem: RaggedProblem, output: np.ndarray, lse: np.ndarray | None) -> Record:
+def _describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None) -> Record:
     """Make the record that all sequences share; each one has its own words in the worker's copy."""
-    listed = problem.key if problem.key_indices is None else problem.key_indices[:, None]
-    everything = slice(0, problem.query.shape[-2]), slice(0, listed.shape[-2])
-    record = describe(_as_problem(problem, *everything, offset=0), output, lse)
+    indices = packed(problem).indices
+    listed = problem.key.shape[-2] if indices is None else len(indices)
+    everything = slice(0, problem.query.shape[-2]), slice(0, listed)
+    record = describe(_as_dense(problem, *everything, offset=0), output, lse)
     record.set(ragged=1, segment_tasks=1)
     return record
 
 
-def _point_wave(record: Record, problem: RaggedProblem, wave: slice, plan: RaggedPlan) -> Record:
+def _point_wave(record: Record, problem: Problem, wave: slice, plan: RaggedPlan) -> Record:
     """Point the shared record at the splits, offsets and tasks of some sequences."""
-    ends = slice(wave.start, wave.stop + 1)
-    offset = problem.query_offset
+    ends, place = slice(wave.start, wave.stop + 1), packed(problem)
+    offset = problem.extras.query_offset
     several = isinstance(offset, np.ndarray)
     offsets = np.array(offset[wave] if isinstance(offset, np.ndarray) else [offset], np.int64)
     places = scratch_layout(
@@ -192,8 +187,8 @@ def _point_wave(record: Record, problem: RaggedProblem, wave: slice, plan: Ragge
         **places,
     )
     record.point(
-        query_splits=problem.query_splits[ends],
-        key_splits=problem.key_splits[ends],
+        query_splits=place.query_splits[ends],
+        key_splits=place.key_splits[ends],
         offsets=offsets,
         first_task=plan.first_task,
         borders=plan.borders,

@@ -45,9 +45,10 @@ class Record:
             target[place] = value
 
     def point(self, **arrays: np.ndarray) -> None:
+        self.kept += arrays.values()
+        words, word = self.words, self.layout.word
         for field, array in arrays.items():
-            self.kept.append(array)
-            self.words[self.layout.word[field]] = address(array)
+            words[word[field]] = address(array)
 
     def point_tables(self, **arrays: np.ndarray) -> None:
         for field, array in arrays.items():

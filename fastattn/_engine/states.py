@@ -99,8 +99,8 @@ def finish_state(
 ) -> None:
     """Fill (*batch, Hkv, G, L, Ev) and (*batch, Hkv, G, L)."""
     if sinks is not None:
-        sinks = in_entries(state.problem, sinks, 0)
-        state = state._replace(problem=state.problem._replace(sinks=sinks))
+        extras = state.problem.extras._replace(sinks=in_entries(state.problem, sinks, 0))
+        state = state._replace(problem=state.problem._replace(extras=extras))
     rows = len(state.parts.row_max)
     if rows:
         scratch = Partials.empty(rows, 1, state.problem)

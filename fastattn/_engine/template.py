@@ -7,7 +7,7 @@ instead of 0.8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from fastattn._core.constants import padded
 from fastattn._core.pages import Pages
 
 from .addresses import ADDRESS_IN_OBJECT, address, give_scratch, take_scratch
+from .describe import EXTRA_WORDS
 from .kernels import Kernels
 from .launcher import Entry, is_small
 from .layouts import FORM, FORM_PLACES
@@ -103,33 +104,19 @@ def stepping(launch: Callable[[Record], None], template: Record) -> Callable[...
         query: np.ndarray,
         pages: Pages,
         keys: int,
-        lengths: np.ndarray,
-        offsets: np.ndarray | None,
-        alibi: np.ndarray | None,
-        sinks: np.ndarray | None,
+        extras: Mapping[str, np.ndarray],
         output: np.ndarray,
         lse: np.ndarray | None,
     ) -> None:
         record = template.copy()
         record.set(keys=keys)
-        record.point(
-            query=query,
-            key_pages=pages.key,
-            value_pages=pages.value,
-            lengths=lengths,
-            output=output,
-        )
-        optional = {
-            "key_scales": pages.key_scale,
-            "value_scales": pages.value_scale,
-            "offsets": offsets,
-            "alibi": alibi,
-            "sinks": sinks,
-            "lse": lse,
-        }
-        for field, array in optional.items():
-            if array is not None:
-                record.point(**{field: array})
+        fields = {EXTRA_WORDS[name]: array for name, array in extras.items()}
+        if lse is not None:
+            fields["lse"] = lse
+        if pages.key_scale is not None and pages.value_scale is not None:
+            fields |= {"key_scales": pages.key_scale, "value_scales": pages.value_scale}
+        fields |= {"key_pages": pages.key, "value_pages": pages.value}
+        record.point(query=query, output=output, **fields)
         launch(record)
 
     return step

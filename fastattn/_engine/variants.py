@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 
 from .bfloat16 import can_pair, takes_pairs
 
@@ -36,7 +35,7 @@ class Variant(NamedTuple):
     """
 
     name: str
-    admits: Callable[[Problem | RaggedProblem], bool]
+    admits: Callable[[Problem], bool]
     pays: Callable[[bool], bool] = bool
 
 
@@ -58,6 +57,6 @@ def in_use(entries: Collection[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def choose(products: tuple[str, ...], problem: Problem | RaggedProblem) -> str:
+def choose(products: tuple[str, ...], problem: Problem) -> str:
     """Name the variant that a problem takes, of those in use."""
     return next(one.name for one in VARIANTS if one.name in products and one.admits(problem))

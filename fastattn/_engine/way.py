@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastattn._core.constants import BLOCK_ROWS, DECODE_BYTES, DECODE_FEATURES, DECODE_ROWS, LANES
+from fastattn._core.places import Gathered, Packed, Pages
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 
 from .layouts import KEY_WAYS, PANEL_WAYS, VALUE_WAYS
 
@@ -211,27 +211,25 @@ def _panels(one: Operands) -> tuple[str, str]:
     return "staged", "keys are of another dtype or byte order"
 
 
-def operands_of(problem: Problem | RaggedProblem) -> Operands:
+def operands_of(problem: Problem) -> Operands:
     """Look at how the operands of a problem lie."""
-    key, value, dtype = problem.key, problem.value, problem.dtype
-    pages = problem.pages if isinstance(problem, Problem) else None
-    if pages is not None:
-        stored, scaled = (pages.dtype, pages.dtype), pages.key_scale is not None
-        steps = pages.dtype.itemsize, pages.dtype.itemsize
+    key, value, dtype, place = problem.key, problem.value, problem.dtype, problem.place
+    if isinstance(place, Pages):
+        stored, scaled = (place.dtype, place.dtype), place.key_scale is not None
+        steps = place.dtype.itemsize, place.dtype.itemsize
     else:
         stored, scaled = (key.dtype, value.dtype), False
         steps = key.strides[-1], value.strides[-1]
-    if isinstance(problem, Problem):
-        gathered = problem.gathered is not None
-    else:
-        gathered = problem.key_indices is not None
+    gathered = isinstance(place, Gathered) or (
+        isinstance(place, Packed) and place.indices is not None
+    )
     return Operands(
         problem.products,
-        problem.similarity,
+        problem.options.similarity,
         dtype.itemsize,
         gathered,
-        pages is not None,
-        problem.query_segments is not None,
+        isinstance(place, Pages),
+        problem.extras.query_segments is not None,
         key.shape[-1],
         value.shape[-1],
         _stored(stored[0], dtype, steps[0], key.strides[-2], scaled, key.shape[-1]),

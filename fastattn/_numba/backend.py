@@ -14,7 +14,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from fastattn._core.problem import Problem
-from fastattn._core.ragged import RaggedProblem
 from fastattn._engine.engine import Engine
 from fastattn._engine.launcher import Launcher
 from fastattn._engine.operations import name_kernels
@@ -36,7 +35,7 @@ class _Backend(Engine):
         place = kept["folder"] or f"none: {kept['refusal']}"
         return {"kernel cache": place, "threading layer": layer, **self.kernels.about()}
 
-    def refusal(self, problem: Problem | RaggedProblem) -> str | None:
+    def refusal(self, problem: Problem) -> str | None:
         """Say why this backend cannot do a call, or None."""
         return compile.refusal()
 

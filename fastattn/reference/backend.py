@@ -41,18 +41,8 @@ name = "reference"
 Array = NDArray[Any]
 State = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-_OPTIONS = (
-    "similarity",
-    "scale",
-    "causal",
-    "query_offset",
-    "window",
-    "query_segments",
-    "key_segments",
-    "softcap",
-    "alibi_slopes",
-    "sinks",
-)
+# Options of a problem that its canonical form has no use for any more.
+_DONE = ("enable_gqa", "return_lse", "return_weights")
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,8 @@ class RaggedExecution:
     @property
     def scratch_bytes(self) -> int:
         """Scores, weights and visibility of the largest sequence, beside float64 results."""
-        rows, keys = np.diff(self.problem.query_splits), np.diff(self.problem.key_splits)
+        place = self.problem.place
+        rows, keys = np.diff(place.query_splits), np.diff(place.key_splits)
         heads = math.prod(self.problem.query.shape[:-2])
         total, value_features = self.problem.query.shape[-2], self.problem.value.shape[-1]
         scores = heads * int(np.max(rows * keys, initial=0))
@@ -108,10 +99,10 @@ class RaggedExecution:
         problem = self.problem
         results = attend_each(
             *canonical_operands(problem),
-            problem.query_splits,
-            problem.key_splits,
-            key_indices=problem.key_indices,
-            **{option: getattr(problem, option) for option in _OPTIONS},
+            problem.place.query_splits,
+            problem.place.key_splits,
+            key_indices=problem.place.indices,
+            **canonical_options(problem),
         )
         for target, result in zip((output, lse), results, strict=True):
             if target is not None:
@@ -221,16 +212,16 @@ def allocate_shared(
 def canonical_operands(problem: Any) -> tuple[Array, Array, Array]:
     """Give query, key and value one shape of batch: (*batch, Hkv, G, ., .)."""
     key, value = problem.key, problem.value
-    if getattr(problem, "pages", None) is not None:
+    if type(problem.place).__name__ == "Pages":
         key, value = from_pages(problem)
     return problem.query, key[..., None, :, :], value[..., None, :, :]
 
 
 def canonical_options(problem: Any) -> dict[str, Any]:
     """Name the options of a problem as `fastattn.reference.attention` does."""
-    options = {option: getattr(problem, option, None) for option in _OPTIONS}
+    options = {**problem.options._asdict(), **problem.extras._asdict()}
     mask = as_computed(problem.mask, problem.dtype)
-    return {**options, "mask": mask, "key_lengths": problem.key_lengths}
+    return {name: x for name, x in options.items() if name not in _DONE} | {"mask": mask}
 
 
 def as_computed(mask: Array | None, dtype: Any) -> Array | None:

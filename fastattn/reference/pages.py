@@ -17,13 +17,13 @@ Array = NDArray[Any]
 def from_pages(problem: Any) -> tuple[Array, Array]:
     """Gather keys and values (*batch, Hkv, S, .); what lies beyond an entry's length is 0.
 
-    ``problem.pages`` holds the address of each head's first row in each page, and for int8 that of
+    ``problem.place`` holds the address of each head's first row in each page, and for int8 that of
     its float32 scales, one per token: a number is then the float32 product of both.
     """
-    pages = problem.pages
+    pages = problem.place
     lengths = np.full(pages.key.shape[:-2], problem.key.shape[-2])
-    if problem.key_lengths is not None:
-        per_entry = problem.key_lengths.reshape(*lengths.shape, -1)
+    if problem.extras.key_lengths is not None:
+        per_entry = problem.extras.key_lengths.reshape(*lengths.shape, -1)
         lengths = np.max(per_entry, axis=-1, initial=0)
     return (
         _gather(problem.key.shape, pages.dtype, pages.key, pages.key_scale, lengths),

@@ -74,15 +74,15 @@ def test_masks_and_per_batch_arrays_follow_the_heads():
         causal=True,
     )
     assert problem.mask.shape == (2, 3, 2, 5, 7)
-    for array in (problem.key_lengths, problem.query_offset):
+    for array in (problem.extras.key_lengths, problem.extras.query_offset):
         assert array.shape == (2, 3, 2)
         assert array.dtype == np.int64
         assert not array.flags.writeable
     for head in range(6):
         place = np.s_[:, head // 2, head % 2]
         assert np.array_equal(problem.mask[place], np.broadcast_to(mask[:, head], (2, 5, 7)))
-        assert np.array_equal(problem.key_lengths[place], lengths[:, head])
-        assert (problem.query_offset[place] == head - 2).all()
+        assert np.array_equal(problem.extras.key_lengths[place], lengths[:, head])
+        assert (problem.extras.query_offset[place] == head - 2).all()
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_masks_and_per_batch_arrays_follow_the_heads():
 def test_offsets_are_resolved(options, offset):
     problem = problem_of(draw(5, 8), draw(7, 8), draw(7, 4), **options)
     assert np.array_equal(
-        problem.query_offset, np.broadcast_to(offset, np.shape(problem.query_offset))
+        problem.extras.query_offset, np.broadcast_to(offset, np.shape(problem.extras.query_offset))
     )
-    assert problem.causal == bool(options.get("causal"))
+    assert problem.options.causal == bool(options.get("causal"))
 
 
 def test_lengths_cannot_change_after_they_were_checked():
     lengths = np.array([3, 4])
     problem = problem_of(draw(2, 5, 8), draw(2, 7, 8), draw(2, 7, 4), key_lengths=lengths)
     lengths[:] = 10**6
-    assert problem.key_lengths.max() == 4
+    assert problem.extras.key_lengths.max() == 4
 
 
 # --- dtypes --------------------------------------------------------------------------------------

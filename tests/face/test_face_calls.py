@@ -109,7 +109,7 @@ def test_whatever_differs_is_planned_anew(seen, other, monkeypatch):
 def test_calls_with_per_batch_arrays_are_never_repeated(seen, option):
     for length in (16, 7):
         fastattn.attention(X, X, X, causal=True, **{"query_offset": 0, option: length})
-        assert np.all(getattr(seen[-2][1], option) == length)
+        assert np.all(getattr(seen[-2][1].extras, option) == length)
     assert [what for what, *_ in seen] == ["prepare", "run"] * 2
 
 

@@ -156,7 +156,7 @@ def test_states_that_do_not_belong_together():
         (state(1024, 512, causal="top_left"), ["causal", "False", "True"]),
         (state(1024, 512, window=(3, None)), ["window", "(None, None)", "(3, None)"]),
         (
-            state(1024, 512, similarity="dot", scale=left._recipe.scale),
+            state(1024, 512, similarity="dot", scale=left._recipe.options.scale),
             ["similarity", "scaled_dot"],
         ),
         (state(1024, 512, backend="reference"), [f"'{AUTOMATIC}'", "'reference'", "same backend"]),

@@ -153,13 +153,13 @@ CACHE_FAULTS = {
     ),
     "step_keeps_the_sinks_of_its_plan": (
         "_engine/template.py",
-        '            "sinks": sinks,\n',
-        "",
+        "for name, array in extras.items()}",
+        'for name, array in extras.items() if name != "sinks"}',
         _STEPS + "slopes_and_sinks_are_those_of_the_step[numba]",
     ),
     "steps_that_may_be_ambiguous_kept": (
         "_core/steps.py",
-        "or causal is True",
+        "or options[_CAUSAL] is True",
         "or False",
         _STEPS + "what_is_as_long_as_the_keys_is_planned_each_time[numba]",
     ),

@@ -26,6 +26,7 @@ from face_faults import FACE_FAULTS
 from logarithm_faults import LOGARITHM_FAULTS
 from machine_faults import MACHINE_FAULTS
 from module_faults import MODULE_FAULTS
+from option_faults import OPTION_FAULTS
 from pair_faults import PAIR_FAULTS
 from plain_faults import PLAIN_FAULTS
 from ragged_faults import RAGGED_FAULTS
@@ -300,8 +301,8 @@ _FAULTS = {
     ),
     "merge_of_queries_that_stand_elsewhere": (
         "state.py",
-        "problem.query_offset + key_start * made.positioned",
-        "0 * (problem.query_offset + key_start * made.positioned)",
+        "problem.extras.query_offset + key_start * made.positioned",
+        "0 * (problem.extras.query_offset + key_start * made.positioned)",
         "tests/face/test_face_stage_errors.py",
     ),
     "reference_merge_forgets_empty_parts": (
@@ -401,6 +402,7 @@ _PLACES = (
     SHARED_FAULTS,
     MODULE_FAULTS,
     WAY_FAULTS,
+    OPTION_FAULTS,
     WIDE_FAULTS,
     FACE_FAULTS,
 )

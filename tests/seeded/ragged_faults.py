@@ -192,7 +192,7 @@ RAGGED_FAULTS = {
     ),
     "overlapping_ragged_out_written_in_place": (
         "varlen.py",
-        "inputs = (problem.query, problem.key, problem.value, problem.key_indices)",
+        "inputs = (problem.query, problem.key, problem.value, place.indices)",
         "inputs = (problem.query,)",
         _RAGGED + "out_may_overlap_an_input -k numba",
     ),
@@ -204,8 +204,8 @@ RAGGED_FAULTS = {
     ),
     "long_sequence_gathers_what_the_first_does": (
         "_engine/ragged.py",
-        "Gathered(problem.key_indices[keys], key.shape[-2])",
-        "Gathered(problem.key_indices[: keys.stop - keys.start], key.shape[-2])",
+        "Gathered(indices[keys], key.shape[-2])",
+        "Gathered(indices[: keys.stop - keys.start], key.shape[-2])",
         LONG_GATHERED,
     ),
     "long_sequence_of_the_first_wave": (

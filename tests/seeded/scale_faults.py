@@ -52,8 +52,8 @@ SCALE_FAULTS = {
     ),
     "distances_of_a_group_share_keys": (
         "_engine/apart.py",
-        'problem.similarity != "euclidean" or groups == 1',
-        'problem.similarity != "" or groups == 1',
+        'problem.options.similarity != "euclidean" or groups == 1',
+        'problem.options.similarity != "" or groups == 1',
         _TESTS.format("each_head and euclidean-float32"),
     ),
     "scales_by_head_are_kept_by_shape": (
