@@ -97,17 +97,21 @@ def indices(text: str) -> tuple[int, ...]:
 
 
 def joined(arguments: Sequence[str]) -> list[str]:
-    """Join negative numbers to their option: argparse would take ``-1e3`` for one itself."""
+    """Join negative numbers to their option: argparse would take ``-1e3`` for one itself.
+
+    Those of a window are two.
+    """
     words: list[str] = []
     for argument in arguments:
-        if words and words[-1] in _NUMBERS and _is_negative(argument):
+        if words and _takes_one(words[-1]) and _is_negative(argument):
             words[-1] += "=" + argument
         else:
             words.append(argument)
     return words
 
 
-_NUMBERS = ("--scale", "--softcap", "--alibi-slopes", "--sinks")
+def _takes_one(word: str) -> bool:
+    return word.startswith("--") and "=" not in word and word not in ("--", "--window")
 
 
 def _is_negative(text: str) -> bool:

@@ -250,35 +250,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _job(arguments: argparse.Namespace) -> "Job":
+    from dataclasses import fields
+
     from fastattn.batch import Job
 
-    return Job(
-        query=arguments.query,
-        key=arguments.key,
-        value=arguments.value,
-        out=arguments.out,
-        lse_out=arguments.lse_out,
-        mask=arguments.mask,
-        query_segments=arguments.query_segments,
-        key_segments=arguments.key_segments,
-        similarity=arguments.similarity,
-        scale=arguments.scale,
-        causal=True if arguments.causal == "true" else arguments.causal,
-        query_offset=arguments.query_offset,
-        window=None if arguments.window is None else tuple(arguments.window),
-        key_lengths=arguments.key_lengths,
-        softcap=arguments.softcap,
-        alibi_slopes=arguments.alibi_slopes,
-        sinks=arguments.sinks,
-        enable_gqa=arguments.enable_gqa,
-        threads=arguments.threads,
-        backend=arguments.backend,
-        bfloat16=arguments.bfloat16,
-        max_memory=arguments.max_memory,
-        chunk_rows=arguments.chunk_rows,
-        overwrite=arguments.overwrite,
-        resume=arguments.resume,
-    )
+    values = {field.name: getattr(arguments, field.name) for field in fields(Job)}
+    if arguments.causal == "true":
+        values["causal"] = True
+    if arguments.window is not None:
+        values["window"] = tuple(arguments.window)
+    return Job(**values)
 
 
 def _plot(arguments: argparse.Namespace) -> int:

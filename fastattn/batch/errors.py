@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from fastattn.batch.job import INTEGERS, OPTIONS, PER_HEAD, SEGMENTS
+
 
 class JobError(Exception):
     """A job that cannot start or go on; the text names the file, the finding and the way out."""
@@ -31,11 +33,13 @@ class UsageError(JobError):
     exit_code = 2
 
 
+# Options whose names are no words of a sentence.
+_NAMES = [name for name in (*OPTIONS, *INTEGERS, *PER_HEAD, *SEGMENTS) if "_" in name]
 # How Python spells an option: alone, with a value, or to be filled in. Within an expression, such
 # as ``key_lengths[:, None]``, a name stands for an array and stays.
 _OPTION = re.compile(
-    r"(?<![\w(.-])(causal|enable_gqa|query_offset|query_segments|key_segments|key_lengths"
-    r'|alibi_slopes)\b(?![\[(])(?:=(?:True|"?([\w.]*)"?))?'
+    rf"(?<![\w(.-])(causal|{'|'.join(_NAMES)})"
+    r'\b(?![\[(])(?:=(?:True|"?([\w.]*)"?))?'
 )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastattn.batch.borders import Chunk, Layout, Operand
 from fastattn.batch.errors import JobError, UsageError
-from fastattn.batch.job import FILES, INTEGERS, PER_HEAD, SEGMENTS, Job
+from fastattn.batch.job import FILES, INTEGERS, OPTIONS, PER_HEAD, SEGMENTS, Job
 from fastattn.batch.manifest import manifest_path
 from fastattn.batch.readers import NpyFile, Range
 from fastattn.batch.writers import final_path, partial_path, refuse_existing, refuse_input
@@ -32,32 +32,20 @@ class Inputs(NamedTuple):
     output_shape: tuple[int, ...]
     key_lengths: np.ndarray | None
     query_offset: np.ndarray | None  # None where positions do not matter
-    scale: np.ndarray | None
-    alibi_slopes: np.ndarray | None
-    sinks: np.ndarray | None
+    per_head: Small
 
     def options(self, chunk: Chunk) -> dict[str, Any]:
         """Collect the options of `fastattn.attention` for one chunk, those of its keys apart."""
-        job = self.job
-        options: dict[str, Any] = {
-            "similarity": job.similarity,
-            "scale": _cut(self.scale, chunk),
-            "causal": bool(job.causal),
-            "window": job.window,
-            "softcap": job.softcap,
-            "enable_gqa": job.enable_gqa,
-            "threads": job.threads,
-            "backend": job.backend,
-            "key_lengths": _cut(self.key_lengths, chunk),
-            "alibi_slopes": _cut(self.alibi_slopes, chunk),
-        }
+        options: dict[str, Any] = {name: getattr(self.job, name) for name in OPTIONS}
+        options |= {"causal": bool(self.job.causal), "key_lengths": _cut(self.key_lengths, chunk)}
+        options |= {name: _cut(x, chunk) for name, x in self.per_head.items() if name != "sinks"}
         if self.query_offset is not None:
             options["query_offset"] = _cut(self.query_offset, chunk) + chunk.rows[0]
         return options
 
     def sinks_of(self, chunk: Chunk) -> np.ndarray | None:
         """Cut the sinks for one chunk; they come last, when all keys have been seen."""
-        return _cut(self.sinks, chunk)
+        return _cut(self.per_head["sinks"], chunk)
 
     def visible_keys(self, chunk: Chunk) -> Range:
         """Find the smallest range that holds every key which some row of the chunk may see."""
@@ -128,14 +116,14 @@ def describe_inputs(job: Job, files: dict[str, NpyFile], small: Small, call: Any
         None if given is None else given.astype(np.int64)
         for given in (small["key_lengths"], small["query_offset"])
     )
-    per_head = (_over_batch(small[name], layout.batch) for name in PER_HEAD)
+    per_head = {name: _over_batch(small[name], layout.batch) for name in PER_HEAD}
     if not (job.causal or job.window or job.alibi_slopes is not None):
         offset = None
     elif job.causal == "bottom_right":
         offset = np.asarray((layout.keys if lengths is None else lengths) - np.int64(layout.rows))
     elif offset is None:
         offset = np.zeros((), np.int64)
-    return Inputs(job, files, layout, dtype, compute_dtype, shape, lengths, offset, *per_head)
+    return Inputs(job, files, layout, dtype, compute_dtype, shape, lengths, offset, per_head)
 
 
 def _check_integers(file: NpyFile, what: str, fit: bool = True) -> None:

@@ -1,7 +1,10 @@
 """What is asked of a job, and what it tells about itself at the end."""
 
-from dataclasses import asdict, dataclass
+import inspect
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import fastattn
 
 Window = tuple[int | None, int | None]
 Numbers = float | tuple[float, ...]
@@ -11,9 +14,8 @@ SEGMENTS = ("query_segments", "key_segments")
 FILES = ("query", "key", "value", "mask", *SEGMENTS)
 # ... and whole, at the start.
 INTEGERS = ("query_offset", "key_lengths")
+NOT_RECORDED = ("threads", "backend")  # no bit depends on them; the resolved backend is recorded
 PER_HEAD = ("scale", "alibi_slopes", "sinks")
-# The options of `fastattn.attention` that are passed on as they are given.
-OPTIONS = ("similarity", "causal", "window", "softcap", "enable_gqa", "threads", "backend")
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,20 @@ class Job:
 
         Files count among the inputs: what matters is what they hold, not where they lie.
         """
-        options = {name: getattr(self, name) for name in OPTIONS}
+        options = {name: getattr(self, name) for name in OPTIONS if name not in NOT_RECORDED}
         for name in (*INTEGERS, *PER_HEAD):
             given = getattr(self, name)
             options[name] = None if isinstance(given, str) else given
-        del options["threads"], options["backend"]  # the resolved backend has its own entry
         return options
+
+
+# The options of `fastattn.attention` that are passed on as they are given.
+OPTIONS = tuple(
+    field.name
+    for field in fields(Job)
+    if field.name in inspect.signature(fastattn.attention).parameters
+    and field.name not in (*FILES, *INTEGERS, *PER_HEAD, "out")
+)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from fastattn.batch.errors import cut
-from fastattn.batch.job import FILES, INTEGERS, OPTIONS, PER_HEAD
+from fastattn.batch.job import FILES, INTEGERS, NOT_RECORDED, OPTIONS, PER_HEAD, Job, Window
 
 Check = Callable[[Any, str], None]
 
@@ -122,17 +123,24 @@ def plain(value: Any) -> Any:
 
 _NUMBERS = optional(either(listed(number), number))
 _WORD = text(64)
+# What JSON holds of a field of a job, by its type.
+_OF_TYPE: dict[Any, Check] = {
+    str: _WORD,
+    bool: flag,
+    float: number,
+    bool | str: either(flag, _WORD),
+    float | None: optional(number),
+    Window | None: optional(listed(optional(whole(-_LARGEST)), exactly=2)),
+}
 _OPTIONS: dict[str, Check] = {
-    "similarity": _WORD,
-    "scale": optional(number),
-    "causal": either(flag, _WORD),
-    "window": optional(listed(optional(whole(-_LARGEST)), exactly=2)),
-    "softcap": optional(number),
-    "enable_gqa": flag,
+    **{
+        field.name: _OF_TYPE[field.type]
+        for field in fields(Job)
+        if field.name in OPTIONS and field.name not in NOT_RECORDED
+    },
     **dict.fromkeys(INTEGERS, optional(whole(-_LARGEST))),
     **dict.fromkeys(PER_HEAD, _NUMBERS),
 }
-assert set(_OPTIONS) >= set(OPTIONS) - {"threads", "backend"}
 
 _INPUT = table(
     {

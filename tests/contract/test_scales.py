@@ -78,15 +78,19 @@ def test_each_head_has_the_bits_of_its_own_number(exact_backend, metric, dtype, 
                 oracle.assert_same_bits(ours[b, h], expected, about=about)
 
 
+@pytest.mark.parametrize("placed", [False, True])
 @pytest.mark.parametrize("metric", METRICS)
-def test_ragged_heads_have_the_bits_of_their_own_number(exact_backend, metric, seed):
+def test_ragged_heads_have_the_bits_of_their_own_number(exact_backend, metric, placed, seed):
     rng = np.random.default_rng(seed)
     lengths = [(3, 40), (1, 1500), (0, 5), (30, 130), (2, 0)]
     splits = [np.cumsum([0, *axis]) for axis in zip(*lengths, strict=True)]
     query = strategies.draw(rng, (splits[0][-1], HEADS, 16), "float32")
     key, value = (strategies.draw(rng, (splits[1][-1], 2, n), "float32") for n in (16, 24))
+    ids = [np.sort(rng.integers(0, 3, axis[-1])) for axis in splits]
     for threads in (1, 2):
         how = {"similarity": metric, "return_lse": True, "threads": threads}
+        if placed:
+            how |= {"causal": "bottom_right", "query_segments": ids[0], "key_segments": ids[1]}
         found = fastattn.attention_varlen(
             query, key, value, *splits, scale=np.array(SCALES), enable_gqa=True, **how
         )

@@ -53,13 +53,13 @@ OPTION_FAULTS: dict[str, tuple[str, str, str, str]] = {
         "_engine/ragged.py",
         "ids = ids[rows if row.kind == QUERY else keys]",
         "ids = ids[keys]",
-        "tests/contract/test_varlen_bits.py tests/contract/test_varlen.py -k segments",
+        "tests/contract/test_varlen_bits.py -k 'long_sequence_among and 40-150-gathered'",
     ),
     "sequences_take_ids_for_heads": (
         "_engine/apart.py",
         "kinds = (HEAD,) if isinstance(place, Packed) else (HEAD, SEQUENCE, QUERY, KEY)",
         "kinds = (HEAD, SEQUENCE, QUERY, KEY)",
-        "tests/contract/test_scales.py",
+        "tests/contract/test_scales.py -k 'ragged_heads and euclidean-True'",
     ),
     "a_job_hands_on_half_of_the_options": (
         "batch/inputs.py",
