@@ -53,6 +53,12 @@ def parameters_of(function):
     return {x.name: x for x in found if x.kind is x.KEYWORD_ONLY}
 
 
+def assert_same(found, expected, about):
+    """0, 0.0 and False are equal, and are not the same default."""
+    assert found == expected, about
+    assert type(found) is type(expected), about
+
+
 def offered_by(name):
     """What the table says that a face offers, in order."""
     if name in FORMS:
@@ -68,7 +74,7 @@ def test_signatures_are_those_of_the_table(name):
     assert [x for x in written if x not in own] == [option.name for option in offered_by(name)]
     for option in offered_by(name):
         expected = DEFAULTS.get((name, option.name), option.neutral)
-        assert written[option.name].default is expected, option.name
+        assert_same(written[option.name].default, expected, option.name)
         annotation = parameters_of(fastattn.attention)[option.name].annotation
         assert written[option.name].annotation == annotation, option.name
 
@@ -164,7 +170,7 @@ def test_jobs_offer_what_the_table_says():
     known = {*(option.name for option in offered), "out"}
     assert {option.name for option in OPTIONS} & set(fields) == known
     for option in offered:
-        assert fields[option.name].default is option.neutral, option.name
+        assert_same(fields[option.name].default, option.neutral, option.name)
         assert f"{option.name}" in Job.__doc__
     static = {option.name for option in offered if option.kind == STATIC}
     assert {"scale"} == static & {*FILES, *INTEGERS, *PER_HEAD}
@@ -200,4 +206,5 @@ def test_the_reference_takes_the_same():
     ):
         written = parameters_of(function)
         assert [x for x in written if x not in own] == [option.name for option in offered]
-        assert all(written[option.name].default is option.neutral for option in offered)
+        for option in offered:
+            assert_same(written[option.name].default, option.neutral, option.name)
