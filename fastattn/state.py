@@ -9,11 +9,10 @@ import numpy as np
 
 from fastattn._core import backends, names
 from fastattn._core import problem as problems
-from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half, per_head, view
+from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half
 from fastattn._core.constants import SEGMENT_KEYS
 from fastattn._core.environment import default_environment
-from fastattn._core.layouts import layout
-from fastattn._core.options import Options, asked
+from fastattn._core.options import Extras, Options, asked
 from fastattn._core.recipe import Recipe, recipe, signature
 from fastattn._core.threads import resolve
 from fastattn._core.visibility import LARGEST_POSITION
@@ -164,11 +163,7 @@ class State:
         made = made._replace(options=made.options._replace(return_lse=bool(return_lse)))
         numbers = None
         if sinks is not None:
-            numbers = per_head("sinks", sinks, made.batch, made.dtype, lowest_hides=True)
-            canonical = layout(
-                numbers.shape, numbers.strides, made.outer, made.kv_heads, made.groups, 0
-            )
-            numbers = view(numbers, canonical)
+            numbers = problems.of_heads(made, Extras(sinks=sinks))["sinks"]
         results = made.allocate(None, ())
         output, lse, _ = made.canonical(results)
         self._backend.finish_state(self._state, output, lse, numbers)

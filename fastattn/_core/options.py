@@ -95,6 +95,11 @@ class Extras(NamedTuple):
 NO_EXTRAS = Extras()
 
 
+def _later(*_: Any) -> Any:
+    """Stand in for a check that the option alone does not allow."""
+    raise NotImplementedError
+
+
 class Option(NamedTuple):
     """One option.
 
@@ -109,7 +114,7 @@ class Option(NamedTuple):
     check
         Refuses what it cannot be, and returns the rest in one spelling: of a static option
         ``check(x)``; of heads ``check(x, batch, dtype)``, of queries and keys ``check(x, batch,
-        length)``, copies both. What positions may be depends on each other (`problem`).
+        length)``, copies both. What others may be depends on the call (`problem`).
     lacks
         The forms of attention that have no such option on purpose, and the way out.
     offered
@@ -119,7 +124,7 @@ class Option(NamedTuple):
     name: str
     kind: str
     neutral: Any = None
-    check: Callable[..., Any] | None = None
+    check: Callable[..., Any] = _later
     lacks: Mapping[str, str] = MappingProxyType({})
     offered: tuple[str, ...] = ()
 

@@ -33,7 +33,7 @@ from fastattn._core.places import DENSE, Place
 from fastattn._core.recipe import Recipe
 from fastattn._core.visibility import LARGEST_POSITION, check_together, positions
 
-__all__ = ["Problem", "arrays", "bind"]
+__all__ = ["Problem", "arrays", "bind", "of_heads"]
 
 _ndarray = np.ndarray
 # query, key, value, mask
@@ -122,17 +122,25 @@ def _others(recipe: Recipe, extras: Extras) -> dict[str, np.ndarray]:
     """Check and lay out what is not about positions: what queries, keys and heads have."""
     check_together(extras.query_segments, extras.key_segments)
     found: dict[str, np.ndarray] = {}
-    for name, kind, _, check, *_ in rows_of(QUERY, KEY, HEAD):
-        x = getattr(extras, name)
-        if x is None or check is None:
+    for row in rows_of(QUERY, KEY):
+        ids = getattr(extras, row.name)
+        if ids is None:
             continue
-        if kind == HEAD:
-            array = check(x, recipe.batch, recipe.dtype)
-        else:
-            if np.ndim(x) == 0 and len(recipe.lse_shape) == len(recipe.batch):
-                x = np.reshape(x, 1)  # a 1-D query has no L axis
-            array = check(x, recipe.batch, recipe.rows if kind == QUERY else recipe.keys)
-        found[name] = view(array, _over_batch(array, recipe, int(kind != HEAD)))
+        if np.ndim(ids) == 0 and len(recipe.lse_shape) == len(recipe.batch):
+            ids = np.reshape(ids, 1)  # a 1-D query has no L axis
+        ids = row.check(ids, recipe.batch, recipe.rows if row.kind == QUERY else recipe.keys)
+        found[row.name] = view(ids, _over_batch(ids, recipe, 1))
+    return found | of_heads(recipe, extras)
+
+
+def of_heads(recipe: Recipe, extras: Extras) -> dict[str, np.ndarray]:
+    """Check and lay out what heads have."""
+    found: dict[str, np.ndarray] = {}
+    for row in rows_of(HEAD):
+        numbers = getattr(extras, row.name)
+        if numbers is not None:
+            numbers = row.check(numbers, recipe.batch, recipe.dtype)
+            found[row.name] = view(numbers, _over_batch(numbers, recipe, 0))
     return found
 
 

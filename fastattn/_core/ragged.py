@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from fastattn._core.arrays import as_array, broadcast_shapes, check_size, flag, view
-from fastattn._core.layouts import layout
-from fastattn._core.options import HEAD, KEY, QUERY, Extras, Options, rows_of
+from fastattn._core.options import KEY, QUERY, Extras, Options, rows_of
 from fastattn._core.places import Packed
-from fastattn._core.problem import Problem, arrays
+from fastattn._core.problem import Problem, arrays, of_heads
 from fastattn._core.recipe import Recipe, recipe, signature
 from fastattn._core.visibility import LARGEST_POSITION, alignment_of, check_together, positions
 
@@ -73,18 +72,11 @@ def _extras(made: Recipe, place: Packed, options: Options, extras: Extras) -> Ex
     check_together(extras.query_segments, extras.key_segments)
     listed = made.keys if place.indices is None else len(place.indices)
     found: dict[str, Any] = {"query_offset": _offsets(options, extras, place)}
-    for name, kind, _, check, *_ in rows_of(QUERY, KEY, HEAD):
-        x = getattr(extras, name)
-        if x is None or check is None:
-            continue
-        if kind == HEAD:
-            array = check(x, made.batch, made.dtype)
-            found[name] = view(
-                array, layout(array.shape, array.strides, (), made.kv_heads, made.groups, 0)
-            )
-        else:
-            found[name] = check(x, (), made.rows if kind == QUERY else listed)
-    return Extras(**found)
+    for row in rows_of(QUERY, KEY):
+        ids = getattr(extras, row.name)
+        if ids is not None:
+            found[row.name] = row.check(ids, (), made.rows if row.kind == QUERY else listed)
+    return Extras(**found, **of_heads(made, extras))
 
 
 def _sequences(
@@ -170,10 +162,9 @@ def _splits(name: str, x: Any, total: int, what: str, partial: bool) -> np.ndarr
     splits = array.astype(np.int64)
     if array.dtype == np.uint64 and int(array.max()) > LARGEST_POSITION:
         raise ValueError(f"{name} ends at {int(array.max())}, beyond the {what}")
-    lengths = name if int(splits.sum()) == total else "lengths"
     falls = np.flatnonzero(splits[1:] < splits[:-1])
     if len(falls):
-        b = int(falls[0])
+        b, lengths = int(falls[0]), _lengths(name, splits, total)
         raise ValueError(
             f"{name} decreases from {splits[b]} to {splits[b + 1]} at entry {b + 1}: sequence {b} "
             f"would have {splits[b + 1] - splits[b]} rows; offsets never decrease (are these "
@@ -184,6 +175,7 @@ def _splits(name: str, x: Any, total: int, what: str, partial: bool) -> np.ndarr
             f"{name} runs from {splits[0]} to {splits[-1]}, outside the {what} (0..{total})"
         )
     if not partial and (splits[0] > 0 or splits[-1] < total):
+        lengths = _lengths(name, splits, total)
         raise ValueError(
             f"{name} runs from {splits[0]} to {splits[-1]} and there are {what}, of which some "
             "would be in no sequence: offsets of sequences that lie end to end are "
@@ -191,6 +183,11 @@ def _splits(name: str, x: Any, total: int, what: str, partial: bool) -> np.ndarr
             "of Arrow lists, `partial=True`"
         )
     return splits
+
+
+def _lengths(name: str, splits: np.ndarray, total: int) -> str:
+    """Name what splits are made of: themselves, if they are lengths."""
+    return name if int(splits.sum()) == total else "lengths"
 
 
 def _indices(x: Any) -> np.ndarray:

@@ -78,7 +78,7 @@ def repeat(
         laid_out["query_offset"] = lengths - made.rows
     if call[_HEADS] != _NO_HEADS:
         for row, x in zip(_PER_HEAD, heads(extras), strict=True):
-            if x is not None and row.check is not None:
+            if x is not None:
                 laid_out[row.name] = row.check(x, made.batch, made.dtype)
     step(query, pages, table.longest, laid_out, output, lse)
     return made.deliver(output, lse, weights, out)

@@ -40,6 +40,7 @@ EXTRA_WORDS = {
     "alibi_slopes": "alibi",
     "sinks": "sinks",
 }
+_POINTED = rows_of(QUERY, KEY, HEAD)  # positions are tables, which every call has
 
 METRICS = {"dot": DOT, "scaled_dot": DOT, "cosine": COSINE, "euclidean": EUCLIDEAN}
 
@@ -188,9 +189,10 @@ def _point_extras(record: Record, problem: Problem, walks: Walks) -> None:
         record.set(mask_code=storage_code(mask.dtype))
         walks["mask"] = mask.strides
         record.point(mask=mask)
-    for option in rows_of(QUERY, KEY, HEAD):
-        field, array = EXTRA_WORDS[option.name], getattr(problem.extras, option.name)
+    for option in _POINTED:
+        array = getattr(problem.extras, option.name)
         if array is not None:
+            field = EXTRA_WORDS[option.name]
             record.set(**{f"{field}_head": array.strides[-1 if option.kind == HEAD else -2]})
             record.point(**{field: array})
             walks[field] = array.strides

@@ -110,7 +110,8 @@ def test_options_and_extras_are_the_rows_of_the_table():
     arrays = rows_of(options.SEQUENCE, options.QUERY, options.KEY, options.HEAD)
     assert options.Extras._fields == tuple(row.name for row in arrays)
     assert all(x is row.neutral is None for x, row in zip(options.NO_EXTRAS, arrays, strict=True))
-    assert all(row.check is not None for row in rows_of(STATIC, "query", "key", "head"))
+    checked = {row.kind for row in OPTIONS if row.check is not options._later}
+    assert checked == {STATIC, options.QUERY, options.KEY, options.HEAD}
     kinds = {row.kind for row in OPTIONS}
     assert kinds == {STATIC, options.SCORES, RUN, *(row.kind for row in arrays)}
 
@@ -141,6 +142,7 @@ def test_the_written_check_is_the_loop_over_the_rows():
 
 X, CACHE = np.zeros((1, 4, 8), np.float32), fastattn.KVCache(1, 1, 8)
 CACHE.append(X[None], X[None])
+MODULE = fastattn.MultiHeadAttention(8, 2, seed=0)
 CALLS = {
     "attention": lambda **given: fastattn.attention(X, X, X, **given),
     "explain": lambda **given: fastattn.explain(X, X, X, **given),
@@ -149,12 +151,14 @@ CALLS = {
     ),
     "KVCache.attend": lambda **given: CACHE.attend(X[None], **given),
     "attention_state": lambda **given: fastattn.attention_state(X, X, X, **given),
+    "MultiHeadAttention.__call__": lambda **given: MODULE(X, **given),
+    "attention_allocation": lambda **given: fastattn.attention_allocation(X[0], X[0], **given),
 }
 
 
 @pytest.mark.parametrize(
     ("form", "option"),
-    [(form, option) for form in FORMS for option in offered_by(form)],
+    [(form, option) for form in CALLS for option in offered_by(form)],
     ids=lambda x: getattr(x, "name", x),
 )
 def test_every_form_looks_at_every_option(form, option):

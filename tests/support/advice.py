@@ -29,7 +29,7 @@ LOOKS_LIKE_CODE = re.compile(
 # Strings that look like code and are no texts for people.
 NO_TEXTS = re.compile(
     r"^\S*$|^(void|int64|#define|\} __attribute__)|^, kdim=|\(\?<!|^Computes |^\s*target triple"
-    r"|\(\) got an unexpected"
+    r"|\(\) got an unexpected|check_\{\}\(\{\}\)$"
 )
 # Whose texts speak of options of the command line; elsewhere they are options themselves.
 SPEAKS_OF_OPTIONS = ("batch", "plot", "examples")
