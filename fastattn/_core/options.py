@@ -258,7 +258,8 @@ def _write_spelt(rows: tuple[Option, ...]) -> Callable[..., tuple[Any, ...]]:
     spelt = []
     for name, _, neutral, check, *_ in rows:
         known |= {f"neutral_{name}": neutral, f"check_{name}": check}
-        passes = f"{name} is neutral_{name}" + f" or {name} is True" * (neutral is False)
+        default = str(neutral) if neutral is None or neutral is False else f"neutral_{name}"
+        passes = f"{name} is {default}" + f" or {name} is True" * (neutral is False)
         spelt.append(f"{name} if {passes} else check_{name}({name})")
     parameters = ", ".join(f"{row.name}=neutral_{row.name}" for row in rows)
     text = f"lambda {parameters}: ({', '.join(spelt)},)"
