@@ -279,7 +279,8 @@ _static, _arrays = itemgetter(*Options._fields), itemgetter(*Extras._fields)
 def asked(arguments: Mapping[str, Any]) -> tuple[Options, Extras]:
     """Take the options out of a function's arguments: static ones checked, arrays as they are.
 
-    What the function lacks is neutral.
+    `arguments` are the function's ``locals()``, so that it cannot forget one; what it lacks is
+    neutral. This costs two microseconds more than to pass them on.
     """
     found = {**_NEUTRAL, **arguments}
     return Options._make(spelt(*_static(found))), Extras._make(_arrays(found))
