@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from fastattn._core.options import HEAD, KEY, QUERY, rows_of
-from fastattn._core.places import Gathered, Packed, Pages
+from fastattn._core.places import Gathered, Pages
 from fastattn._core.problem import Problem
 
 from .addresses import storage_code
