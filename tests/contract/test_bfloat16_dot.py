@@ -403,7 +403,7 @@ def test_nothing_outside_the_arrays_is_read(exact_backend):
 
 FILES = {
     "contract/test_halves.py": "bfloat16",
-    "operands/test_few_rows.py": "bfloat16",
+    "operands/test_decode_small.py": "bfloat16",
     "contract/test_conformance.py": "not float64",
     "contract/test_varlen.py": "not float64",
     "contract/test_varlen_bits.py": "bfloat16",

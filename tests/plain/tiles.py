@@ -137,7 +137,7 @@ def _check(code, rows):
         raise AssertionError(f"there is no tile of storage type {code} and {rows} rows")
 
 
-def direct_scores(
+def small_scores(
     code, rows, source, row_stride, scales, a, a_stride, c, c_stride, size, run, fetch
 ):  # fmt: skip
     _check(code, rows)
@@ -147,7 +147,7 @@ def direct_scores(
     _multiplied(fma, left, _turned(keys), c, c_stride, False)
 
 
-def direct_fused(
+def small_fused(
     code, rows, a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate, fetch,
     fetch_stride,
 ):  # fmt: skip
@@ -157,13 +157,13 @@ def direct_fused(
     _multiplied(fma, left, values, c, c_stride, accumulate, depth)
 
 
-def direct_pair_scores(rows, source, row_stride, a, a_stride, c, c_stride, size, run, fetch):
+def small_pair_scores(rows, source, row_stride, a, a_stride, c, c_stride, size, run, fetch):
     keys = read_rows(U32, source, row_stride, 2 * LANES, size // 4)
     left = read_rows(U32, a, a_stride, rows, size // 4)
     _multiplied(_dot, left, _turned(keys), c, c_stride, False)
 
 
-def direct_pair_fused(
+def small_pair_fused(
     rows, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch, fetch_stride
 ):  # fmt: skip
     halves, known = read_rows(ITEMS[BFLOAT], b, b_stride, depth, _STRIP * LANES)
@@ -179,7 +179,7 @@ def direct_pair_fused(
 TWINS = {
     function.__name__: function
     for function in (
-        product_tile, final_tile, distance_tile, score_sixteen, direct_scores, direct_fused,
-        direct_pair_scores, direct_pair_fused,
+        product_tile, final_tile, distance_tile, score_sixteen, small_scores, small_fused,
+        small_pair_scores, small_pair_fused,
     )
 }  # fmt: skip

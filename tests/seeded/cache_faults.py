@@ -29,7 +29,7 @@ HALVES_GUARD_ALONE = (
     "tests/operands/test_guard_pages.py::"
     "test_nothing_outside_the_arrays_is_touched[numba-float16-edges]"
 )
-_FEW = "tests/operands/test_few_rows.py::test_"
+_FEW = "tests/operands/test_decode_small.py::test_"
 FEW_CACHES = _FEW + "caches[numba-{}-{}]"
 FEW_SIZES = _FEW + "sizes[numba-{}-{}]"
 

@@ -49,8 +49,7 @@ PAIRS = 15
 # What the steps of a score tile ask for, in bytes a byte of a key that lies in a run.
 RUN_AHEAD = 64 * _STEP_LINES // STEP_BYTES
 
-# Rows of queries that the tiles take, if not one; and vectors of a row of values.
-FEW_ROWS = DECODE_ROWS
+# Vectors of a row of values.
 STRIP = DECODE_FEATURES // LANES
 
 
@@ -66,7 +65,7 @@ def _call_chosen(context, builder, name, emit, args, codes=(HALF, BFLOAT, INT8))
     """
     code, rows, *rest = args
     end = builder.append_basic_block(f"{name}.end")
-    shapes = [(kind, count) for kind in codes for count in (1, FEW_ROWS)]
+    shapes = [(kind, count) for kind in codes for count in (1, DECODE_ROWS)]
     choice = builder.switch(builder.add(builder.shl(code, I64(8)), rows), end)
     for kind, count in shapes:
         arm = builder.append_basic_block(f"{name}.{kind}.{count}")
@@ -204,13 +203,13 @@ def _put_sum(builder, place, total, accumulate):
 
 
 @intrinsic
-def direct_scores(
+def small_scores(
     typing_context, code, rows, source, row_stride, scales, a, a_stride, c, c_stride, size, run,
     fetch,
 ):  # fmt: skip
     """C = scores in float32 of `rows` queries at `a` and of two sixteens of keys at `source`.
 
-    `rows` is 1 or `FEW_ROWS`. Of each key `size` bytes take part, a multiple of `STEP_BYTES`, of
+    `rows` is 1 or `DECODE_ROWS`. Of each key `size` bytes take part, a multiple of `STEP_BYTES`, of
     the small storage type `code`, and int8 have a scale each; strides in bytes. Meanwhile the keys
     at `fetch` are asked for, which lie like these: without gaps if they are a `run`.
     """
@@ -219,7 +218,7 @@ def direct_scores(
     def codegen(context, builder, sig, args):
         code, rows, source, row_stride, *rest = args
         chosen = [code, rows, source, *strides_of_four(builder, row_stride), *rest]
-        _call_chosen(context, builder, "direct_scores", _emit_scores, chosen)
+        _call_chosen(context, builder, "small_scores", _emit_scores, chosen)
         return context.get_dummy_value()
 
     return sig, codegen
@@ -287,35 +286,35 @@ def _put_strips(builder, code, rows, sums, c, c_stride, accumulate):
 
 
 @intrinsic
-def direct_fused(
+def small_fused(
     typing_context, code, rows, a, a_stride, b, b_stride, scales, c, c_stride, depth, accumulate,
     fetch, fetch_stride,
 ):  # fmt: skip
     """C (+)= A times B in float32; B has `STRIP` vectors of the small storage type `code` a row.
 
-    As `product_tile`, with `rows` 1 or `FEW_ROWS`, a depth of at least one, and for int8 a scale a
-    row of B. Each step asks for the lines of a strip at `fetch`, and moves on by `fetch_stride`.
+    As `product_tile`, with `rows` 1 or `DECODE_ROWS`, a depth of at least one, and for int8 a scale
+    a row of B. Each step asks for the lines of a strip at `fetch`, and moves on by `fetch_stride`.
     """
     sig = types.void(*[types.int64] * 10, types.boolean, *[types.int64] * 2)
 
     def codegen(context, builder, sig, args):
-        _call_chosen(context, builder, "direct_fused", _emit_fused, args)
+        _call_chosen(context, builder, "small_fused", _emit_fused, args)
         return context.get_dummy_value()
 
     return sig, codegen
 
 
 @intrinsic
-def direct_pair_scores(
+def small_pair_scores(
     typing_context, rows, source, row_stride, a, a_stride, c, c_stride, size, run, fetch
 ):
-    """As `direct_scores`, of bfloat16 pairs of features: `size` bytes of queries and keys."""
+    """As `small_scores`, of bfloat16 pairs of features: `size` bytes of queries and keys."""
     sig = types.void(*[types.int64] * 8, types.boolean, types.int64)
 
     def codegen(context, builder, sig, args):
         rows, source, row_stride, *rest = args
         chosen = [I64(PAIRS), rows, source, *strides_of_four(builder, row_stride), I64(0), *rest]
-        _call_chosen(context, builder, "direct_scores", _emit_pair_scores, chosen, [PAIRS])
+        _call_chosen(context, builder, "small_scores", _emit_pair_scores, chosen, [PAIRS])
         return context.get_dummy_value()
 
     return sig, codegen
@@ -371,16 +370,16 @@ def _emit_fused_pairs(builder, code, rows, args):
 
 
 @intrinsic
-def direct_pair_fused(
+def small_pair_fused(
     typing_context, rows, a, a_stride, b, b_stride, c, c_stride, depth, accumulate, fetch,
     fetch_stride,
 ):  # fmt: skip
-    """As `direct_fused`, of bfloat16: `depth` rows of B in pairs, and pairs of weights in A."""
+    """As `small_fused`, of bfloat16: `depth` rows of B in pairs, and pairs of weights in A."""
     sig = types.void(*[types.int64] * 8, types.boolean, *[types.int64] * 2)
 
     def codegen(context, builder, sig, args):
         chosen = [I64(PAIRS), *args]
-        _call_chosen(context, builder, "direct_fused", _emit_fused_pairs, chosen, [PAIRS])
+        _call_chosen(context, builder, "small_fused", _emit_fused_pairs, chosen, [PAIRS])
         return context.get_dummy_value()
 
     return sig, codegen

@@ -9,7 +9,14 @@ operands is the float32 pipeline.
 
 import numpy as np
 
-from fastattn._core.constants import BLOCK_ROWS, FUSE_KEYS, PANEL_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.constants import (
+    BLOCK_ROWS,
+    DECODE_ROWS,
+    FUSE_KEYS,
+    PANEL_KEYS,
+    SCORE_STRIDE,
+    SEGMENT_KEYS,
+)
 
 from ..compiler.compile import device
 from ..compiler.native import load_int64, store_int64
@@ -29,13 +36,19 @@ from ..machine.simd import (
     splat,
 )
 from ..machine.storage import BFLOAT
-from ..machine.tile_small import FEW_ROWS, STRIP, direct_pair_fused
+from ..machine.tile_small import STRIP, small_pair_fused, small_pair_scores
 from ..operands.pack import PREFETCH_KEYS, pack_ahead
 from ..operands.places import row_place
 from ..operands.prefetch import all_asked, next_lines
 from ..operands.record import PANELS_IN_PLACE, VALUES_LATE, VALUES_STAGED
 from ..operands.variant import Variant, never_scores
-from .decode_small import GROUP_KEYS, chunk_of_values, group_of_keys, score_few_runs, strip_ahead
+from .decode_small import (
+    GROUP_KEYS,
+    chunk_of_values,
+    group_of_keys,
+    score_small_runs,
+    strip_ahead,
+)
 from .score import product_columns, rows_at_once, score_columns
 
 PAIR = np.int32(0)
@@ -143,6 +156,14 @@ def pack_pairs(tag, call, first, target, scratch):
 
 
 @device
+def score_pairs_tile(
+    code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run, fetch
+):  # fmt: skip
+    """As `decode_small.score_tile`."""
+    small_pair_scores(rows, source, stride, queries, query_stride, c, c_stride, size, is_run, fetch)
+
+
+@device
 def score_small_pairs(tag, call, segment, queries, rows, low, high, scratch):
     """As `decode_small.score_decode_small`."""
     size = call.features * BYTES
@@ -150,9 +171,9 @@ def score_small_pairs(tag, call, segment, queries, rows, low, high, scratch):
     for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
         source, stride, fetch = group_of_keys(call, segment * SEGMENT_KEYS + column, size, scratch)
         c = scratch + call.at_scores + column * 4
-        score_few_runs(
-            None, FEW_ROWS if rows > 1 else 1, source, stride, 0, queries, query_stride, c,
-            call.features // 2, size, fetch,
+        score_small_runs(
+            score_pairs_tile, 0, DECODE_ROWS if rows > 1 else 1, source, stride, 0, queries,
+            query_stride, c, call.features // 2, size, fetch,
         )  # fmt: skip
 
 
@@ -288,8 +309,8 @@ def fuse_small_pairs(tag, call, segment, rows, low, high, block, scratch):
         for vector in range(0, call.value_features // LANES, STRIP):
             offset = vector * LANES * BYTES
             fetch, fetch_stride = strip_ahead(call, later, offset, keys)
-            direct_pair_fused(
-                FEW_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset, stride,
+            small_pair_fused(
+                DECODE_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset, stride,
                 block + vector * LANES * 4, c_stride, keys, first > low, fetch, fetch_stride,
             )  # fmt: skip
         first += keys

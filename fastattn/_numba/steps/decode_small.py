@@ -5,18 +5,22 @@ As `score_block` and `fuse_block`, with the bits of both, for what the tiles of 
 
 import numpy as np
 
-from fastattn._core.constants import FEATURE_RUN, FUSE_KEYS, SCORE_STRIDE, SEGMENT_KEYS
+from fastattn._core.constants import (
+    DECODE_ROWS,
+    FEATURE_RUN,
+    FUSE_KEYS,
+    SCORE_STRIDE,
+    SEGMENT_KEYS,
+)
 
 from ..compiler.compile import device
 from ..machine.emit import LANES
 from ..machine.sums import end_run, room_for_sums, run_target
 from ..machine.tile_small import (
-    FEW_ROWS,
     RUN_AHEAD,
     STRIP,
-    direct_fused,
-    direct_pair_scores,
-    direct_scores,
+    small_fused,
+    small_scores,
 )
 from ..operands.places import copy_last_keys, row_place, scale_place
 
@@ -45,31 +49,16 @@ def group_of_keys(call, j, size, scratch):
 
 
 @device
-def _score_group(
-    code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run, fetch
+def score_small_runs(
+    tile, code, rows, source, stride, scales, queries, query_stride, c, depth, size, fetch
 ):  # fmt: skip
-    if code is None:
-        direct_pair_scores(
-            rows, source, stride, queries, query_stride, c, c_stride, size, is_run, fetch
-        )
-    else:
-        direct_scores(
-            code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run,
-            fetch,
-        )  # fmt: skip
+    """Scores of two sixteens of keys of `depth` features, or words of them, in `size` bytes.
 
-
-@device
-def score_few_runs(
-    code, rows, source, stride, scales, queries, query_stride, c, depth, size, fetch
-):  # fmt: skip
-    """Scores of two sixteens of keys of `depth` features, or pairs of them, in `size` bytes.
-
-    Run by run, see `sums`; `code` is None for pairs of bfloat16.
+    Run by run, see `sums`. `tile` is `score_tile`, or what multiplies otherwise.
     """
     is_run = stride == size
     if depth <= FEATURE_RUN:
-        _score_group(
+        tile(
             code, rows, source, stride, scales, queries, query_stride, c, SCORE_STRIDE * 4, size,
             is_run, fetch,
         )  # fmt: skip
@@ -80,11 +69,21 @@ def score_few_runs(
         skip, count = first * size // depth, (stop - first) * size // depth
         # Where the steps before have come to.
         ahead = fetch + (skip * RUN_AHEAD if is_run else skip)
-        _score_group(
+        tile(
             code, rows, source + skip, stride, scales, queries + 4 * first, query_stride,
             run_target(room, first), width, count, is_run, ahead,
         )  # fmt: skip
         end_run(np.float32(0), room, rows, width, depth, stop, c, SCORE_STRIDE * 4)
+
+
+@device
+def score_tile(
+    code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run, fetch
+):  # fmt: skip
+    """The tile of halves and int8, which are widened."""
+    small_scores(
+        code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run, fetch
+    )
 
 
 @device
@@ -99,9 +98,9 @@ def score_decode_small(tag, call, segment, queries, rows, low, high, scratch):
         if j + GROUP_KEYS > call.keys:
             scales = source + GROUP_KEYS * size
         c = scratch + call.at_scores + column * 4
-        score_few_runs(
-            call.key_code, FEW_ROWS if rows > 1 else 1, source, stride, scales, queries,
-            query_stride, c, call.features, size, fetch,
+        score_small_runs(
+            score_tile, call.key_code, DECODE_ROWS if rows > 1 else 1, source, stride, scales,
+            queries, query_stride, c, call.features, size, fetch,
         )  # fmt: skip
 
 
@@ -147,8 +146,8 @@ def fuse_decode_small(tag, call, segment, rows, low, high, block, scratch):
             offset = vector * LANES * call.value_feature
             fetch, fetch_stride = strip_ahead(call, later, offset, keys)
             c = block + vector * LANES * 4
-            direct_fused(
-                call.value_code, FEW_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset,
+            small_fused(
+                call.value_code, DECODE_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset,
                 stride, scales, c, c_stride, keys, first > low, fetch, fetch_stride,
             )  # fmt: skip
         first += keys
