@@ -73,4 +73,8 @@ lose a microsecond to names; ``tests/core/test_options.py`` holds all of them to
 ``execution.py``, a row in ``_engine/operations.py`` with its function and its record, its kernels
 in ``_numba``, its face in a file of its own, its name in ``fastattn/__init__.py`` and README.md,
 and the same tests. Backends, warm-up and the build follow the row.
+
+**Add a way to multiply**: a file in ``_numba/steps`` that makes its `Variant`, an entry of it in
+``_numba/stages/attention.py``, a row in ``_engine/variants.py`` that says which calls take it. What
+it reads otherwise than others is decided in ``_engine/way.py``.
 """

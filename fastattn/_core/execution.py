@@ -42,6 +42,10 @@ class Execution(Protocol):
     refusals: dict[str, str]
 
     @property
+    def way(self) -> Any:
+        """How keys and values are read, and why so; None where there is one way only."""
+
+    @property
     def scratch_bytes(self) -> int:
         """Memory the call needs beside its operands and results."""
 

@@ -53,7 +53,6 @@ class Problem(NamedTuple):
     dtype: np.dtype  # compute dtype: float32 or float64
     output_shape: tuple[int, ...]  # what the caller gets
     output_dtype: np.dtype
-    products: str = ""  # how operands are multiplied: the engine's choice (its `variants`)
 
 
 def bind(

@@ -10,15 +10,7 @@ from fastattn._core.options import HEAD, KEY, QUERY, SEQUENCE, rows_of
 from fastattn._core.places import Packed, Pages
 from fastattn._core.problem import Problem
 
-from .kernels import Kernels
-from .variants import choose
-
-__all__ = ["apart", "arranged", "in_entries"]
-
-
-def arranged(kernels: Kernels, problem: Problem) -> Problem:
-    """Return a problem as these kernels take it: its products chosen, heads apart."""
-    return apart(problem._replace(products=choose(kernels.products, problem)))
+__all__ = ["apart", "in_entries"]
 
 
 def apart(problem: Problem) -> Problem:

@@ -12,7 +12,7 @@ from fastattn._core.constants import BLOCK_ROWS, padded
 from fastattn._core.places import Pages
 from fastattn._core.problem import Problem
 
-from .apart import arranged, in_entries
+from .apart import apart, in_entries
 from .describe import describe
 from .kernels import Kernels
 from .plan import AttentionPlan, Scratch, plan_attention, scratch_layout
@@ -36,8 +36,8 @@ __all__ = [
 
 def prepare(kernels: Kernels, problem: Problem, threads: int) -> Execution:
     """Plan one attention call; runs nothing."""
-    problem = arranged(kernels, problem)
-    return Execution(kernels, problem, plan_problem(problem, threads))
+    problem = apart(problem)
+    return Execution(kernels, problem, plan_problem(kernels, problem, threads))
 
 
 class Execution:
@@ -78,7 +78,7 @@ class Execution:
         output = np.empty((*rows, problem.value.shape[-1]), problem.output_dtype)
         record = make_record(problem, plan, output)
         operands = "query", "key", "value", "mask", "output", "lse"
-        entry = self._kernels.attending(problem)
+        entry = self._kernels.attending(plan.way)
         return Template(self._kernels, entry, record, operands, *_bundles(plan), plan.workers)
 
     def step(self) -> Callable[..., None] | None:
@@ -95,7 +95,7 @@ class Execution:
     def _launch(self, record: Record) -> None:
         problem, plan = self.problem, self.plan
         if not plan.split_keys:
-            kernel = self._kernels.attending(problem)
+            kernel = self._kernels.attending(plan.way)
             self._kernels.run(kernel, record, *_bundles(plan), plan.workers)
             return
         entries = math.prod(problem.query.shape[:-3])
@@ -208,7 +208,7 @@ def attend_waves(
         record.set(first_segment=segment, stop_segment=stop, segment_tasks=stop - segment)
         tasks = entries * plan.row_tasks * (stop - segment)
         record.set(tasks=tasks)
-        kernel = kernels.attending(problem)
+        kernel = kernels.attending(plan.way)
         kernels.run(kernel, record, tasks, plan.seconds_per_task, plan.workers)
         fold(
             kernels,
@@ -252,7 +252,7 @@ def fold(
     kernels.run(kernel, record, -(-rows // BLOCK_ROWS), seconds, workers)
 
 
-def plan_problem(problem: Problem, threads: int, **options: Any) -> AttentionPlan:
+def plan_problem(kernels: Kernels, problem: Problem, threads: int, **options: Any) -> AttentionPlan:
     """Plan one attention call; runs nothing."""
     return plan_attention(
         entries=math.prod(problem.query.shape[:-3]),
@@ -262,7 +262,7 @@ def plan_problem(problem: Problem, threads: int, **options: Any) -> AttentionPla
         value_features=problem.value.shape[-1],
         item=problem.dtype.itemsize,
         workers=threads,
-        operands=operands_of(problem),
+        operands=operands_of(kernels.products, problem),
         weights=problem.options.return_weights,
         **options,
     )

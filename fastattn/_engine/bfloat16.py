@@ -8,8 +8,11 @@ widened to float32. So the feature alone decides nothing.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
+
+import numpy as np
 
 from fastattn._core.places import Pages
 from fastattn._core.problem import Problem
@@ -53,4 +56,9 @@ def can_pair(problem: Problem) -> bool:
     place, stored = problem.place, (problem.key.dtype, problem.value.dtype)
     if isinstance(place, Pages):
         stored = (place.dtype, place.dtype)
-    return all(dtype.name == "bfloat16" for dtype in (problem.query.dtype, *stored))
+    return all(_is_bfloat16(dtype) for dtype in (problem.query.dtype, *stored))
+
+
+@functools.cache  # a dtype's name costs microseconds
+def _is_bfloat16(dtype: np.dtype) -> bool:
+    return dtype.name == "bfloat16"

@@ -7,12 +7,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fastattn._core.problem import Problem
-
 from .addresses import give_scratch, take_scratch
 from .launcher import Entry, Launcher
 from .record import Record
 from .variants import KERNEL
+from .way import Way
 
 __all__ = ["Again", "Kernels"]
 
@@ -42,7 +41,7 @@ class Kernels(NamedTuple):
         By kernel and compute dtype, None where there is but one (`operations` says which are);
         those of fused attention by variant.
     products
-        The variants in use on this machine: what the `products` of a problem may be (`variants`).
+        The variants in use on this machine: what the `products` of a way may be.
     launcher
         Runs tasks.
     again
@@ -59,9 +58,9 @@ class Kernels(NamedTuple):
         """Return the kernel of this name that computes in a dtype."""
         return self.entries[kernel, dtype]
 
-    def attending(self, problem: Problem) -> Entry:
-        """Return the kernel of fused attention that a problem takes."""
-        return self.entries[KERNEL, problem.products]
+    def attending(self, way: Way) -> Entry:
+        """Return the kernel of fused attention that goes a way."""
+        return self.entries[KERNEL, way.products]
 
     def about(self) -> dict[str, str | None]:
         """Say what `show_config` tells of every backend's kernels."""

@@ -11,7 +11,7 @@ from fastattn._core.options import KEY, QUERY, rows_of
 from fastattn._core.places import DENSE, Gathered, Packed, Place
 from fastattn._core.problem import Problem
 
-from .apart import arranged, in_entries
+from .apart import apart, in_entries
 from .attention import Execution, plan_problem
 from .describe import describe
 from .kernels import Kernels
@@ -29,7 +29,7 @@ WAVE = 16384
 
 def prepare(kernels: Kernels, problem: Problem, threads: int) -> RaggedExecution:
     """Plan one ragged call; runs nothing."""
-    return RaggedExecution(kernels, arranged(kernels, problem), threads)
+    return RaggedExecution(kernels, apart(problem), threads)
 
 
 class RaggedExecution:
@@ -46,7 +46,7 @@ class RaggedExecution:
         self._kernels = kernels
         self.problem = problem
         self.threads = threads
-        self.plan = plan_wave(problem, slice(0, WAVE), threads)
+        self.plan = plan_wave(kernels, problem, slice(0, WAVE), threads)
         self.scratch_bytes = self.plan.scratch_bytes
         self.refusals: dict[str, str] = {}
 
@@ -64,11 +64,13 @@ class RaggedExecution:
         output, lse = in_entries(problem, output, 2), in_entries(problem, lse, 1)
         template = _describe(problem, output, lse)
         for wave in waves(problem):
-            plan = self.plan if wave.start == 0 else plan_wave(problem, wave, self.threads)
+            plan = self.plan
+            if wave.start > 0:
+                plan = plan_wave(self._kernels, problem, wave, self.threads)
             if len(plan.borders) > 1:
                 record = _point_wave(template, problem, wave, plan)
                 bundles, seconds = len(plan.borders) - 1, plan.seconds_per_bundle
-                entry = self._kernels.attending(problem)
+                entry = self._kernels.attending(plan.way)
                 self._kernels.run(entry, record, bundles, seconds, plan.workers)
             for sequence in plan.alone + wave.start:
                 rows = slice(*packed(problem).query_splits[sequence : sequence + 2])
@@ -77,7 +79,7 @@ class RaggedExecution:
 
     def _attend_alone(self, problem: Problem, output: np.ndarray, lse: np.ndarray | None) -> None:
         """Attend in one long sequence, whose segments are shared among threads."""
-        plan = plan_problem(problem, self.threads)
+        plan = plan_problem(self._kernels, problem, self.threads)
         Execution(self._kernels, problem, plan).run(output, lse, None)
 
 
@@ -94,7 +96,7 @@ def waves(problem: Problem) -> Iterator[slice]:
         yield slice(first, min(first + WAVE, batch))
 
 
-def plan_wave(problem: Problem, wave: slice, threads: int) -> RaggedPlan:
+def plan_wave(kernels: Kernels, problem: Problem, wave: slice, threads: int) -> RaggedPlan:
     """Plan some sequences."""
     ends, place = slice(wave.start, wave.stop + 1), packed(problem)
     return plan_ragged(
@@ -106,7 +108,7 @@ def plan_wave(problem: Problem, wave: slice, threads: int) -> RaggedPlan:
         value_features=problem.value.shape[-1],
         item=problem.dtype.itemsize,
         workers=threads,
-        operands=operands_of(problem),
+        operands=operands_of(kernels.products, problem),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastattn._core.problem import Problem
 
-from .apart import arranged, in_entries
+from .apart import apart, in_entries
 from .attention import (
     Partials,
     attend_waves,
@@ -46,9 +46,9 @@ def _any_output(problem: Problem) -> np.ndarray:
 
 def attention_state(kernels: Kernels, problem: Problem, key_start: int, threads: int) -> _State:
     """Attend over one part of the keys."""
-    problem = arranged(kernels, problem)
+    problem = apart(problem)
     folded = key_start == 0
-    plan = plan_problem(problem, threads, keep_partials=not folded, split_always=True)
+    plan = plan_problem(kernels, problem, threads, keep_partials=not folded, split_always=True)
     entries = math.prod(problem.query.shape[:-3])
     rows = entries * rows_of(problem)
     sizes = sizes_alone(problem)
@@ -62,7 +62,7 @@ def attention_state(kernels: Kernels, problem: Problem, key_start: int, threads:
         point_partials(record, state, state)
         tasks = entries * plan.row_tasks * plan.segments
         record.set(tasks=tasks)
-        kernel = kernels.attending(problem)
+        kernel = kernels.attending(plan.way)
         kernels.run(kernel, record, tasks, plan.seconds_per_task, plan.workers)
         return _State(sizes, threads, folded, state)
     partial = Partials.empty(plan.wave_entries * rows_of(problem), plan.wave_segments, problem)
@@ -118,7 +118,8 @@ def _fold_parts(
     suspend: bool,
 ) -> None:
     problem = state.problem
-    record = make_record(problem, plan_problem(problem, state.threads), output, lse)
+    plan = plan_problem(kernels, problem, state.threads)
+    record = make_record(problem, plan, output, lse)
     point_partials(record, state.parts, into)
     segments = state.parts.row_max.shape[1]
     record.set(keeps_rest=1)

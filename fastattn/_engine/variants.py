@@ -27,7 +27,7 @@ class Variant(NamedTuple):
     Attributes
     ----------
     name
-        What the `products` of a problem are called.
+        What the `products` of a call's `Way` are called.
     admits
         Whether a problem may take it.
     pays

@@ -17,6 +17,7 @@ from fastattn._core.constants import BLOCK_ROWS, DECODE_BYTES, DECODE_FEATURES, 
 from fastattn._core.places import Gathered, Packed, Pages
 from fastattn._core.problem import Problem
 
+from . import variants
 from .layouts import KEY_WAYS, PANEL_WAYS, VALUE_WAYS
 
 __all__ = ["Operands", "Way", "choose", "operands_of"]
@@ -211,8 +212,8 @@ def _panels(one: Operands) -> tuple[str, str]:
     return "staged", "keys are of another dtype or byte order"
 
 
-def operands_of(problem: Problem) -> Operands:
-    """Look at how the operands of a problem lie."""
+def operands_of(products: tuple[str, ...], problem: Problem) -> Operands:
+    """Look at how the operands of a problem lie, where these variants are in use."""
     key, value, dtype, place = problem.key, problem.value, problem.dtype, problem.place
     if isinstance(place, Pages):
         stored, scaled = (place.dtype, place.dtype), place.key_scale is not None
@@ -224,7 +225,7 @@ def operands_of(problem: Problem) -> Operands:
         isinstance(place, Packed) and place.indices is not None
     )
     return Operands(
-        problem.products,
+        variants.choose(products, problem),
         problem.options.similarity,
         dtype.itemsize,
         gathered,

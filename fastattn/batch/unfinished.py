@@ -240,7 +240,7 @@ class Unfinished:
             "numerics_version": fastattn.numerics_version,
             "backend": self.call.backend,
             # Another arithmetic: of this CPU, or asked for by the environment.
-            "bfloat16_dot": self.call.problem.products == "pairs",
+            "bfloat16_dot": self.call.way is not None and self.call.way.products == "pairs",
             "inputs": {role: file.identity() for role, file in self.inputs.files.items()},
             "options": {name: plain(option) for name, option in self.job.options().items()},
             "outputs": {

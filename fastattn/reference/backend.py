@@ -52,6 +52,7 @@ class Execution:
     problem: Any
     backend: str = name
     plan: None = None
+    way: None = None
     refusals: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -81,6 +82,7 @@ class RaggedExecution:
     problem: Any
     backend: str = name
     plan: None = None
+    way: None = None
     refusals: dict[str, str] = field(default_factory=dict)
 
     @property

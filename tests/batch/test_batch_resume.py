@@ -79,7 +79,8 @@ def test_halves_multiplied_otherwise_are_not_joined(tmp_path, monkeypatch):
 
     def elsewhere(*arguments):
         execution = check_call(*arguments)
-        execution.problem = execution.problem._replace(products="pairs")
+        way = execution.way._replace(products="pairs")
+        execution.plan = execution.plan._replace(way=way)
         return execution
 
     with monkeypatch.context() as patch:

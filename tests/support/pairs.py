@@ -51,7 +51,7 @@ def multiplies(backend):
 
 def takes_pairs(*arrays, **options):
     """Whether a call multiplies its bfloat16 operands as they are."""
-    return fastattn.explain(*arrays, **options).problem.products == "pairs"
+    return fastattn.explain(*arrays, **options).way.products == "pairs"
 
 
 def taken(numbers):
