@@ -141,8 +141,8 @@ CACHE_FAULTS = {
     # Steps of a decoder, planned once a page.
     "step_with_the_offsets_of_its_plan": (
         "_core/steps.py",
-        "lengths - made.rows if made.alignment",
-        "lengths * 0 if made.alignment",
+        "= lengths - made.rows\n",
+        "= lengths * 0\n",
         _STEPS + "growing[numba-plain-float32]",
     ),
     "steps_of_all_kinds_of_storage_alike": (
