@@ -12,8 +12,8 @@ ALiBi) → **reveal** (ranges and documents clip the loop, a mask and ids select
 (running maximum, weights, row sum) → **fuse** (weights × values) → **finish** (sink, divide, lse,
 empty rows, output dtype).
 
-**Where the bits come from.** A score is a sum over features in chains of fused multiply-adds, 128
-features each (squares of distances: 16); eight chains are a run, and runs are added with what
+**Where the bits come from.** A score is a sum over features in chains of fused multiply-adds, 64
+features each (squares of distances: 16); sixteen chains are a run, and runs are added with what
 each sum loses kept beside it, so that errors do not grow with E. Norms of queries and of keys
 have the same bits: similarities are symmetric. Keys are reduced in segments of 512, counted from
 key 0, on 16 virtual lanes with a written-out tree, whatever the machine's vector width; the

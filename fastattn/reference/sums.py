@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["LANES", "add_runs", "sum_of_lanes"]
 
 # Features of a chain, of a run of chains, and of a chain of squares.
-FEATURE_CHAIN = 128
+FEATURE_CHAIN = 64
 FEATURE_RUN = 1024
 SQUARE_CHAIN = 16
 LANES = 16

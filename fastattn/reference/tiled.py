@@ -1,9 +1,9 @@
 """The algorithm of the kernels in NumPy: tiles, segments and lanes, in seven steps.
 
 1. **pack**: the query takes the power of two of the scale; keys go to panels ``[S/64][E][64]``.
-2. **score**: a tile of rows × panel is a sum of chains of multiply-adds over 128 features each
-   (squares: of 16); eight chains are a run, and runs are added with what each sum loses kept beside
-   it. Cosines are kept within [-1, 1].
+2. **score**: a tile of rows × panel is a sum of chains of multiply-adds over 64 features each
+   (squares: of 16); sixteen chains are a run, and runs are added with what each sum loses kept
+   beside it. Cosines are kept within [-1, 1].
 3. **shape**: rest of the scale, softcap, float mask, ALiBi. Where only a positive rest is left to
    do, it waits and joins log2 e in the argument of exp2.
 4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf,

@@ -24,12 +24,12 @@ def test_errors_of_a_thousand_cases(exact_backend, dtype):
     check([accuracy.measure(i, dtype) for i in range(1000)], dtype)
 
 
-def check_wide(dtype, widths, seed=0):
-    """No metric errs more than the contract allows, for features of either kind."""
+def check_wide(dtype, widths, seed=0, kinds=("signed", "positive"), sizes=accuracy.FEW_ROWS):
+    """No metric errs more than the contract allows, for features of these kinds."""
     for metric in accuracy.METRICS:
-        for kind in ("signed", "positive"):
+        for kind in kinds:
             for features in widths:
-                both = accuracy.measure_wide(metric, dtype, kind, features, seed)
+                both = accuracy.measure_wide(metric, dtype, kind, features, seed, sizes)
                 for name, figure in zip(("similarity", "attention"), both, strict=True):
                     if dtype == "bfloat16" and name == "attention":
                         continue  # its weights may be rounded, which NumPy's are not
@@ -40,6 +40,13 @@ def check_wide(dtype, widths, seed=0):
 @pytest.mark.parametrize("dtype", accuracy.DTYPES)
 def test_errors_of_wide_vectors(exact_backend, dtype, seed):
     check_wide(dtype, (1, 100, 768, 1536, 4096, 20000), seed)
+
+
+@pytest.mark.parametrize("dtype", accuracy.DTYPES)
+def test_errors_of_equal_products(exact_backend, dtype, seed):
+    """In calls that NumPy multiplies as it does large ones: its chains are as long there."""
+    widths = (24, 64, 65, 128, 768, 1536)
+    check_wide(dtype, widths, seed, ("constant",), sizes=((64,), 256))
 
 
 @pytest.mark.long

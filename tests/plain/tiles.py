@@ -60,8 +60,8 @@ def _dot(a, b, total):
 
 
 def product_tile(
-    tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-    fetch, fetch_stride,
+    tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+    accumulate, fetch, fetch_stride,
 ):  # fmt: skip
     pairs = type(tag) is np.int32
     kind, link = (U32, _dot) if pairs else (dtype_of(tag), fma)
@@ -72,7 +72,7 @@ def product_tile(
         return
     left = read_rows(kind, a, a_stride, rows, depth)
     right = read_rows(kind, b, b_stride, depth, columns)
-    _multiplied(link, left, right, c, c_stride, accumulate)
+    _multiplied(link, left, right, c, c_stride, accumulate, chain)
 
 
 def final_tile(

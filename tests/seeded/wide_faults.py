@@ -13,7 +13,7 @@ _SYMMETRY = _SUMS.format("similarity_of_a_set_with_itself_is_symmetric")
 WIDE_FAULTS = {
     "features_in_one_chain": (
         "_core/constants.py",
-        "FEATURE_CHAIN = 128",
+        "FEATURE_CHAIN = 64",
         "FEATURE_CHAIN = 1 << 40",
         _ONE_SIGN,
     ),
@@ -41,10 +41,16 @@ WIDE_FAULTS = {
         "I64(FEATURE_CHAIN * 4)",
         _WAYS,
     ),
+    "chains_of_values_as_short_as_those_of_features": (
+        "_numba/machine/tile.py",
+        "_border(builder, begin[0], chain_length, depth)",
+        "_border(builder, begin[0], I64(FEATURE_CHAIN), depth)",
+        _WAYS,
+    ),
     "few_rows_cut_elsewhere": (
         "_numba/machine/tile.py",
-        "FEATURE_CHAIN * item, width)",
-        "2 * FEATURE_CHAIN * item, width)",
+        "FEATURE_CHAIN * item), width)",
+        "2 * FEATURE_CHAIN * item), width)",
         _WAYS,
     ),
     "squares_of_keys_in_one_chain": (

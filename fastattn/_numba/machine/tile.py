@@ -2,8 +2,8 @@
 
 Both products of attention are this tile. Scores are query rows times a panel of packed keys; the
 fused output is weight rows times value rows. Each element of the result is a chain of fused
-multiply-adds over the depth, in order, or the sum of several, cut every `FEATURE_CHAIN` steps: how
-many rows and vectors a tile has changes no bit.
+multiply-adds over the depth, in order, or the sum of several, cut by constants: how many rows and
+vectors a tile has changes no bit.
 """
 
 from llvmlite import ir
@@ -44,7 +44,7 @@ def _emit_tile(builder, element, rows, vectors, step, args, fetched=None, finish
 
     The accumulators live in SSA values that circulate as phis, never in memory.
     """
-    a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate = args
+    a, a_stride, b, b_stride, c, c_stride, depth, chain_length, groups, accumulate = args
     fetch, fetch_stride, whole = fetched or (I64(0), I64(0), False)
     item = item_bytes(element)
     packed = vector_ir(element)
@@ -80,7 +80,7 @@ def _emit_tile(builder, element, rows, vectors, step, args, fetched=None, finish
     places = [at(c_group, c_stride, row, vector) for row, vector in cells]
     whole_depth = Loop(builder, [I64(0), b, fetch_group, accumulate])
     *begin, adding = whole_depth.values
-    stop = _border(builder, begin[0], FEATURE_CHAIN, depth)
+    stop = _border(builder, begin[0], chain_length, depth)
     chain = Loop(builder, [*begin, *[zero] * len(cells)])
     index, b_row, line, *sums = chain.values
     columns = [
@@ -155,7 +155,7 @@ def _merged(builder, condition, values, emit):
 
 def _border(builder, first, length, end):
     """Where a stretch of a depth ends, which begins at `first`."""
-    stop = builder.add(first, I64(length))
+    stop = builder.add(first, length)
     return builder.select(builder.icmp_signed("<", stop, end), stop, end)
 
 
@@ -169,21 +169,21 @@ def _product_step(builder, wide, column, total):
 
 @intrinsic(prefer_literal=True)
 def product_tile(
-    typing_context, tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth, groups,
-    accumulate, fetch, fetch_stride,
+    typing_context, tag, rows, vectors, whole, a, a_stride, b, b_stride, c, c_stride, depth, chain,
+    groups, accumulate, fetch, fetch_stride,
 ):  # fmt: skip
     """C (+)= A times B over `depth`; strides in bytes; `rows`, `vectors` and `whole` literal.
 
     A and C have `groups` times `rows` rows, at least one group: all in one call, since between two
     of them the stores of what is passed would wait for those of the first one's results. Requires A
     readable for its rows x depth, B for depth x (vectors * 16), C for its rows x (vectors * 16); C
-    overlaps neither. The chain starts from zero; where `accumulate` is true it is added to C.
-    Each step asks for the cache line at `fetch`, or for one per vector of float32 (`whole`), and
-    moves on by `fetch_stride`; nothing need be there. With an int32 as `tag`, elements of A and B
-    are pairs of bfloat16, and C is of float32.
+    overlaps neither. Every chain of `chain` steps starts from zero; C holds their sum, and what it
+    held before where `accumulate` is true. Each step asks for the cache line at `fetch`, or for one
+    per vector of float32 (`whole`), and moves on by `fetch_stride`; nothing need be there. With an
+    int32 as `tag`, elements of A and B are pairs of bfloat16, and C is of float32.
     """
     sig = types.void(
-        tag, rows, vectors, whole, *[types.int64] * 8, types.boolean, *[types.int64] * 2
+        tag, rows, vectors, whole, *[types.int64] * 9, types.boolean, *[types.int64] * 2
     )
     shape = rows.literal_value, vectors.literal_value, whole.literal_value
     step = _dot_step if tag is types.int32 else _product_step
@@ -195,7 +195,7 @@ def product_tile(
 
     def codegen(context, builder, sig, args):
         name = f"fastattn.product_tile.{tag}.{shape}"
-        kinds = [I64] * 8 + [ir.IntType(1), I64, I64]
+        kinds = [I64] * 9 + [ir.IntType(1), I64, I64]
         outlined(context, builder, name, kinds, ir.VoidType(), emit, args[4:])
         return context.get_dummy_value()
 
@@ -241,7 +241,8 @@ def final_tile(
     shape = rows.literal_value, vectors.literal_value
 
     def emit(builder, args):
-        *product, most, streamed = args
+        *product, groups, most, streamed = args
+        product += [I64(FEATURE_CHAIN), groups]
 
         def finish(builder, totals, places):
             _emit_final(builder, totals, places, most, streamed)
@@ -268,10 +269,10 @@ def _emit_distances(builder, element, rows, factor, args):
     )
     whole = Loop(builder, [I64(0), b, _FALSE])
     *begin, adding = whole.values
-    stop = _border(builder, begin[0], FEATURE_CHAIN, depth)
+    stop = _border(builder, begin[0], I64(FEATURE_CHAIN), depth)
     some = Loop(builder, [*begin, *zeros])
     first, b_first, *sums = some.values
-    end = _border(builder, first, SQUARE_CHAIN, stop)
+    end = _border(builder, first, I64(SQUARE_CHAIN), stop)
     chain = Loop(builder, [first, b_first, *zeros])
     index, b_row, *totals = chain.values
     column = load_ir(builder, b_row, kind)
@@ -340,7 +341,7 @@ def _emit_scores(builder, element, rows, args):
     turn = builder.select(builder.icmp_signed("==", line_stride, I64(64)), step_stride, turn)
     whole = Loop(builder, [I64(0), fetch, *bases, _FALSE])
     *begin, adding = whole.values
-    stop = _border(builder, begin[0], FEATURE_CHAIN * item, width)
+    stop = _border(builder, begin[0], I64(FEATURE_CHAIN * item), width)
     chain = Loop(builder, [*begin, *[ir.Constant(kind, [0.0] * LANES)] * rows])
     offset, fetched, *rest = chain.values
     bases, linked = rest[:4], rest[4:]

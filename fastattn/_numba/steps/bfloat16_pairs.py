@@ -345,7 +345,7 @@ def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block,
                 c = block + row * block_stride + offset
                 product_columns(
                     PAIR, group, groups, a, score_stride, strip, 2 * strip_stride, c, block_stride,
-                    (keys + 1) // 2, count, first > low, False, fetch, fetch_stride,
+                    (keys + 1) // 2, FUSE_KEYS, count, first > low, False, fetch, fetch_stride,
                 )  # fmt: skip
         first += keys
 

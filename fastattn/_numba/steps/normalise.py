@@ -157,6 +157,7 @@ def fuse_listed(tag, call, segment, rows, low, high, values, value_stride, block
                     block + row * block_stride + offset,
                     block_stride,
                     keys,
+                    FUSE_KEYS,
                     count,
                     first > low,
                     reading,

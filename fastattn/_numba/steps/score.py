@@ -8,6 +8,7 @@ import numpy as np
 
 from fastattn._core.constants import (
     BLOCK_ROWS,
+    FEATURE_CHAIN,
     FEATURE_RUN,
     PANEL_KEYS,
     SCORE_STRIDE,
@@ -59,10 +60,12 @@ def rows_at_once(tag, rows, vectors):
 
 @device
 def product_columns(
-    tag, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors, accumulate, whole,
-    fetch, fetch_stride,
+    tag, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, chain, vectors, accumulate,
+    whole, fetch, fetch_stride,
 ):  # fmt: skip
     """`groups` of `rows` (see `rows_at_once`) times any number of vectors, in the widest tiles.
+
+    Their sums are cut in chains of `chain` steps.
 
     Beside it cache lines are asked for, a line a step or a row of B a step (`whole`), from `fetch`
     on, `fetch_stride` apart.
@@ -74,68 +77,68 @@ def product_columns(
         if rows == 1 and vectors >= 4:
             wide = 4
             product_tile(
-                tag, 1, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                fetch, fetch_stride,
+                tag, 1, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                accumulate, fetch, fetch_stride,
             )  # fmt: skip
         elif rows == 1:
             wide = 1
             product_tile(
-                tag, 1, 1, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                fetch, fetch_stride,
+                tag, 1, 1, 1, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                accumulate, fetch, fetch_stride,
             )  # fmt: skip
         elif rows == 4:
             wide = 4
             if whole:
                 product_tile(
-                    tag, 4, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                    fetch, fetch_stride,
+                    tag, 4, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                    accumulate, fetch, fetch_stride,
                 )  # fmt: skip
             else:
                 product_tile(
-                    tag, 4, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                    fetch, fetch_stride,
+                    tag, 4, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                    accumulate, fetch, fetch_stride,
                 )  # fmt: skip
         elif rows == 8 and vectors == 2:
             wide = 2
             product_tile(
-                tag, 8, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                fetch, fetch_stride,
+                tag, 8, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                accumulate, fetch, fetch_stride,
             )  # fmt: skip
         elif rows == 8:
             wide = 1
             product_tile(
-                tag, 8, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                fetch, fetch_stride,
+                tag, 8, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                accumulate, fetch, fetch_stride,
             )  # fmt: skip
         elif width >= 4 and vectors >= 4:
             wide = 4
             if whole:
                 product_tile(
-                    tag, 6, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                    fetch, fetch_stride,
+                    tag, 6, 4, 1, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                    accumulate, fetch, fetch_stride,
                 )  # fmt: skip
             else:
                 product_tile(
-                    tag, 6, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                    fetch, fetch_stride,
+                    tag, 6, 4, 0, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                    accumulate, fetch, fetch_stride,
                 )  # fmt: skip
         elif width >= 4 and vectors == 3:
             wide = 3
             product_tile(
-                tag, 6, 3, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                fetch, fetch_stride,
+                tag, 6, 3, 0, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                accumulate, fetch, fetch_stride,
             )  # fmt: skip
         elif width >= 2 and vectors >= 2:
             wide = 2
             product_tile(
-                tag, 6, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                fetch, fetch_stride,
+                tag, 6, 2, 0, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                accumulate, fetch, fetch_stride,
             )  # fmt: skip
         else:
             wide = 1
             product_tile(
-                tag, 6, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, groups, accumulate,
-                fetch, fetch_stride,
+                tag, 6, 1, 0, a, a_stride, b, b_stride, c, c_stride, depth, chain, groups,
+                accumulate, fetch, fetch_stride,
             )  # fmt: skip
         vectors -= wide
         b += wide * step
@@ -150,8 +153,8 @@ def _score_run(
 ):  # fmt: skip
     if factor is None:
         product_columns(
-            kind, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors, False, False,
-            a, 0,
+            kind, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, FEATURE_CHAIN,
+            vectors, False, False, a, 0,
         )  # fmt: skip
     else:
         for row in range(0, groups * rows, rows):
