@@ -150,11 +150,11 @@ def attention(
     included, never reaches a result. A NaN in a visible input reaches exactly the rows that see it.
 
     Accuracy: at most 1.5 times the error of plain NumPy in the same dtype, for weights as for
-    outputs. A log-sum-exp near 0 is as exact as the distances of the scores to the largest, unless
-    that one and the logarithm of the sum cancel. float16 and bfloat16 are computed in float32 and
-    rounded once; what float16 cannot hold becomes inf. Values larger than the largest float divided
-    by S may overflow, since sums of them are divided last: scale them by a power of two, and the
-    output back.
+    outputs. A log-sum-exp near 0 is as exact as the distances of the scores to the largest; where
+    that one and the logarithm of the sum cancel, as exact as both, whose roundings are left.
+    float16 and bfloat16 are computed in float32 and rounded once; what float16 cannot hold becomes
+    inf. Values larger than the largest float divided by S may overflow, since sums of them are
+    divided last: scale them by a power of two, and the output back.
 
     Where the CPU multiplies pairs of bfloat16 faster than float32 (AMD from Zen 4 on), queries,
     keys and values of bfloat16 are multiplied as they are, weights are rounded to bfloat16 and

@@ -1,5 +1,7 @@
 """Turning scores into weights: softmax and its logarithms, as SciPy defines them, with a mask."""
 
+import decimal
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -63,9 +65,11 @@ def logsumexp(
     """
     with np.errstate(all="ignore"):
         scores = masked(x, scale, mask)
+        bias = masked(np.zeros(scores.shape), 1.0, mask)
+        terms = [np.asarray(term, np.float64) for term in (x, scale, bias, 1.0 if b is None else b)]
         if b is not None:
-            b = np.asarray(b, dtype=np.float64)
-            shape = broadcast_shapes(scores.shape, b.shape)
+            shape = broadcast_shapes(scores.shape, terms[-1].shape)
+            b = terms[-1]
             scores, b = np.broadcast_to(scores, shape), np.broadcast_to(b, shape)
             # A factor that makes up for an exponential which underflows is part of the score.
             mantissa, power = np.frexp(b)
@@ -73,11 +77,34 @@ def logsumexp(
             scores = np.where(far, scores + power * np.log(2), scores)
             b = np.where(far, mantissa, b)
         row_max, at_max, rest = parts_of_sum(scores, axis, b)
-        result, sign = row_max + log_of_sum(at_max, rest), np.sign(at_max + rest)
+        result, sign = np.asarray(row_max + log_of_sum(at_max, rest)), np.sign(at_max + rest)
+        terms = [np.broadcast_to(term, scores.shape) for term in terms]
+        _in_sixty_digits(row_max, result, terms, b is not None)
         if not return_sign:
             result = np.where(sign < 0, np.nan, result)
     results = [result, sign] if keepdims else [np.squeeze(one, axis=axis) for one in (result, sign)]
     return (results[0], results[1]) if return_sign else results[0]
+
+
+def _in_sixty_digits(
+    row_max: Float64Array, result: Float64Array, terms: list[Float64Array], has_factors: bool
+) -> None:
+    """Compute results near 0 again, where maximum and logarithm, or factors, cancel.
+
+    What is left is made of digits that both have lost. `terms`: x, scale, bias and factor.
+    """
+    size = np.maximum(np.abs(row_max), 1.0 if has_factors else 0.0)
+    for index in np.argwhere(np.abs(result) < size / 4):
+        at = tuple(
+            slice(None) if count == 1 else i for count, i in zip(result.shape, index, strict=True)
+        )
+        total = Decimal(0)
+        with decimal.localcontext(prec=60):
+            for x, scale, bias, factor in zip(*(term[at].ravel() for term in terms), strict=True):
+                if factor != 0 and bias > -np.inf:
+                    score = Decimal(float(x)) * Decimal(float(scale)) + Decimal(float(bias))
+                    total += Decimal(float(factor)) * score.exp()
+            result[tuple(index)] = float(abs(total).ln())
 
 
 def parts_of_sum(

@@ -12,6 +12,7 @@ import pytest
 
 from fastattn._numba.machine.elementary import exp2_lowest, exp2_product, exp_nonpositive
 from fastattn._numba.machine.emit import LANES
+from fastattn._numba.machine.exponential import exp_pair
 from fastattn._numba.machine.logarithm import log_of_sum
 from fastattn._numba.machine.memory import load, store
 from fastattn._numba.machine.simd import cast, splat
@@ -120,6 +121,36 @@ def test_logarithm_of_a_sum_and_a_base(seed):
             error = abs(context.subtract(Decimal(logarithm_of(base, large, small)), exact))
             ulp = np.spacing(abs(float(exact)))
             assert error <= ulp + 2.0**-58 * (base != 0), (base, large, small)
+
+
+@numba.njit
+def exp_pairs(tag, item, source, target, count):
+    for i in range(0, count, 2 * LANES):
+        place, end = source + i * item, target + i * item
+        number, rest = exp_pair(load(tag, place), load(tag, place + LANES * item))
+        store(end, number)
+        store(end + LANES * item, rest)
+
+
+def test_exponentials_of_pairs(seed):
+    """To 2^-103 of themselves near 0, whatever stands in the second number."""
+    rng = np.random.default_rng(seed)
+    x = np.empty((256, 2, LANES))
+    x[:, 0] = -np.exp(rng.uniform(-40, np.log(700), x[:, 0].shape))
+    x[::3, 0] = -x[::3, 0] / 3
+    x[:, 1] = np.spacing(x[:, 0]) * rng.uniform(-0.5, 0.5, x[:, 0].shape)
+    x[::2, 1], x[0, 0, 0] = 0, 0
+    pairs = evaluate(exp_pairs, x)
+    with decimal.localcontext(prec=60):
+        for (number, rest), result in zip(
+            np.moveaxis(x, 1, 0).reshape(2, -1).T, np.moveaxis(pairs, 1, 0).reshape(2, -1).T,
+            strict=True,
+        ):  # fmt: skip
+            exact = (Decimal(number) + Decimal(rest)).exp()
+            error = abs((Decimal(result[0]) + Decimal(result[1])) / exact - 1)
+            # What underflows of the second number is lost.
+            lost = Decimal(2.0**-1074) / exact
+            assert error <= Decimal(2.0**-106 * (8 + abs(number))) + lost, (number, rest)
 
 
 def test_logarithm_of_what_is_no_number():

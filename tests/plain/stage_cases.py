@@ -167,6 +167,32 @@ def _logsumexp() -> Iterator[Case]:
     few = np.log(np.full((4, 7), 1 / 7))
     few[:, 5:] = -50, -np.inf
     yield Case("logsumexp, few equal ones near 0", lambda: fastattn.logsumexp(few))
+    for dtype in (F32, F64):
+        kind = np.dtype(dtype).type
+        level = np.stack([draw(14, (3, 40), dtype) - kind(row) for row in (0, 5)])
+        level -= np.log(np.exp(level).sum(axis=-1, keepdims=True))
+        level[0, 0, 3] = -np.inf
+        bias = draw(15, (3, 40), dtype)
+        bias[0, :5] = -np.inf
+        yield from _each(f"{dtype}, cancelled", level, which=_RELATIVES[2:])
+        yield from _each(f"{dtype}, one cancelled", level[1, 1], which=_RELATIVES[2:])
+        yield from _each(
+            f"{dtype}, cancelled across", level, 1, mask=bias > -1, which=_RELATIVES[2:]
+        )
+        shown = np.arange(40) >= 0
+        yield from _each(f"{dtype}, cancelled, shown", level, mask=shown, which=_RELATIVES[2:])
+        for scale in (1.0, 0.3):
+            moved = (level[1] - bias) / kind(scale)
+            yield from _each(
+                f"{dtype}, cancelled with scale {scale}", moved, scale=scale, mask=bias,
+                which=_RELATIVES[2:],
+            )  # fmt: skip
+        for sign in (1, -1):
+            yield each(
+                f"{dtype}, cancelled, b {sign}", level[1], np.full(40, sign), return_sign=True
+            )
+        yield each(f"{dtype}, b that cancel", np.array([[0, 1e-6]], dtype), np.array([2, -1.0]))
+        yield each(f"{dtype}, b of 0", level[1], np.arange(40) % 2 * 2)
     yield each(
         "b, of a subnormal sum", np.array([[0.0, 0.0, -744.0]]), np.array([[1.0, -1.0, 1.0]])
     )

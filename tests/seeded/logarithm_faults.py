@@ -4,7 +4,6 @@ _WEIGHTS = "tests/contract/test_weights.py::test_"
 _LOGARITHMS = "tests/stages/test_logarithms.py::test_"
 AT_ANY_SIZE = _WEIGHTS + "weights_are_outputs_at_any_size_of_score -k numba-beside"
 SMALL_REST = _LOGARITHMS + "a_rest_below_the_last_place_of_one_counts -k numba"
-TIES = _LOGARITHMS + "equal_maxima_that_cancel_their_number -k numba"
 EVERY_WAY = _LOGARITHMS + "bits_of_peaked_rows_are_the_same_every_way -k numba"
 OF_ATTENTION = _LOGARITHMS + "lse_of_attention_near_zero -k numba"
 OVER_SEGMENTS = _LOGARITHMS + "lse_near_zero_over_segments_states_and_splits -k numba"
@@ -92,12 +91,6 @@ LOGARITHM_FAULTS = {
         "if lane_max(below) >= cast(tag, 2.0):",
         "plain: log_softmax, late, mask",
     ),
-    "equal_maxima_taken_for_the_rest": (
-        "_numba/stages/weigh.py",
-        "WHOLE_SUM = 8.0",
-        "WHOLE_SUM = 2.0",
-        "plain: logsumexp, float32, axis -1",
-    ),
     "chunks_forget_the_maxima": (
         "_numba/stages/weigh.py",
         "            store_scalar(sums + offset, at_max)\n",
@@ -115,6 +108,55 @@ LOGARITHM_FAULTS = {
         "(twice_rest + base_rest)",
         "base_rest",
         "plain: logsumexp, float64, axis 0",
+    ),
+    # Maxima and logarithms that cancel.
+    "cancelled_rows_not_looked_at": (
+        "_numba/stages/softmax_finish.py",
+        "    if not is_near_zero(lse, row_max, factors):\n",
+        "    if lse == lse:\n",
+        "plain: logsumexp, float64, one cancelled",
+    ),
+    "cancelled_rows_beside_others_not_looked_at": (
+        "_numba/stages/softmax_finish.py",
+        "bound = absolute(base) * splat(NEAR)",
+        "bound = splat(0.0)",
+        "plain: logsumexp, float32, cancelled",
+    ),
+    "second_numbers_of_exponentials_forgotten": (
+        "_numba/stages/near_zero.py",
+        "paired(total, error + (lost + rest))",
+        "paired(total, error + lost)",
+        "plain: logsumexp, float64, cancelled",
+    ),
+    "what_coefficients_lack_forgotten": (
+        "_numba/machine/exponential.py",
+        "(lost + alike(x, INVERSE_RESTS[i]))",
+        "lost",
+        "plain: logsumexp, float64, cancelled",
+    ),
+    "products_with_a_scale_rounded": (
+        "_numba/stages/near_zero.py",
+        "number, rest = times(number, call.rest)",
+        "number = number * call.rest",
+        "plain: logsumexp, float64, cancelled with scale 0.3",
+    ),
+    "sums_with_a_mask_rounded": (
+        "_numba/stages/near_zero.py",
+        "                    rest += lost\n",
+        "",
+        "plain: logsumexp, float64, cancelled with scale 0.3",
+    ),
+    "negative_sums_taken_for_positive": (
+        "_numba/stages/near_zero.py",
+        "lack, rest = 1.0 if is_negative else -1.0, 0.0",
+        "lack, rest = -1.0, 0.0",
+        "plain: logsumexp, float64, cancelled, b -1",
+    ),
+    "factors_that_cancel_each_other_not_looked_at": (
+        "_numba/stages/near_zero.py",
+        "    if factors != 0 and size < 1.0:\n        size = 1.0\n",
+        "",
+        "plain: logsumexp, float64, b that cancel",
     ),
     # Factors.
     "factors_of_the_maxima_forgotten": (

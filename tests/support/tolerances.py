@@ -23,8 +23,8 @@ SEGMENT_KEYS = 512
 UNDERFLOW_ROUNDINGS = 64.0
 # Roundings of a log-sum-exp near 0: exponential, their sum, logarithm, result.
 LOGARITHM_ROUNDINGS = 4.0
-# What is left of terms that cancel, in parts of their spacing: float32 is computed in float64.
-LOST_IN_CANCELLING = 2.0**-7
+# What is lost of a log-sum-exp whose terms cancel, in squares of the dtype's epsilon.
+LOST_IN_CANCELLING = 16.0
 # A log-sum-exp is never off by more than this many times what SciPy's is, over a distribution.
 SCIPY_RATIO = 2.0
 # Single operations against SciPy's or NumPy's formula in float64.
@@ -73,6 +73,16 @@ def weight_beside_output(dtype) -> float:
 def near_zero_error(dtype, distance: ArrayLike = 0.0) -> np.ndarray:
     """Relative error of a logarithm of a sum near 1, whose rest is that far below its maximum."""
     return epsilon(dtype) * (LOGARITHM_ROUNDINGS + np.asarray(distance))
+
+
+def cancelled_error(dtype, result: float) -> float:
+    """Absolute error of a log-sum-exp whose maximum and logarithm cancel."""
+    return float(near_zero_error(dtype)) * abs(result) + LOST_IN_CANCELLING * epsilon(dtype) ** 2
+
+
+def lost_of_factors(dtype) -> float:
+    """The same of factors of both signs and any size, whose terms may be larger than their sum."""
+    return 32 * LOST_IN_CANCELLING * epsilon(dtype) ** 2
 
 
 def output_error(dtype, features: int, score_size: float, keys: int, value_size: float) -> float:

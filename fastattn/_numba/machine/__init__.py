@@ -9,5 +9,5 @@ tile.py         the register tile                         tile_small.py  that of
 storage.py      halves and int8, widened and rounded
 halves.py       lines of halves, in and out of the stages bfloat16.py  vectors of pairs of bfloat16
 sums.py         sums over more features than a tile takes logarithm.py  of sums, right near 0
-two_floats.py   numbers as the sum of two
+two_floats.py   numbers as the sum of two                 exponential.py  of such numbers
 """

@@ -106,7 +106,8 @@ def _clamp_below(builder, x, lowest):
 def exp2_product(typing_context, x, factor, lowest):
     """2^(x * factor) for x * factor <= 0, the product unrounded; 0 from 2^-126 (2^-1022) down.
 
-    `lowest` is -127 / factor in float32, -1023 / factor in float64: `exp2_lowest(factor)`.
+    Right of whole numbers above 0 too. `lowest` is -127 / factor in float32, -1023 / factor in
+    float64: `exp2_lowest(factor)`.
     """
     element = x.element
     sig = x(x, x, x)

@@ -231,7 +231,9 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
             store(own, splat(cast(tag, 1.0)) / total)
             store(own + step, splat(zero) - total)
         else:
-            finish_logarithms(tag, call, output, group, count, own, parts)
+            finish_logarithms(
+                tag, call, x, mask, given, output, group, count, own, parts, scratch + call.at_lanes
+            )  # fmt: skip
         if not sideways:
             store(own, splat(load_scalar(tag, own)))
             store(own + step, splat(load_scalar(tag, own + step)))

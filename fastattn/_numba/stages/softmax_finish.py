@@ -20,8 +20,19 @@ from ..machine.memory import (
     stream,
     transpose_four,
 )
-from ..machine.simd import any_nan, cast, fma, item_size, narrowed, select_above, splat, widened
+from ..machine.simd import (
+    absolute,
+    any_nan,
+    cast,
+    fma,
+    item_size,
+    narrowed,
+    select_above,
+    splat,
+    widened,
+)
 from ..machine.two_floats import paired
+from .near_zero import NEAR, is_near_zero, log_again
 
 
 @device(inlined=True)
@@ -66,10 +77,11 @@ def finish_line(tag, call, source, lanes, stats, stats_step, target, streamed):
 
 
 @device
-def finish_logarithms(tag, call, output, group, count, own, parts):
+def finish_logarithms(tag, call, x, mask, factors, output, group, count, own, parts, room):
     """The logarithms of up to sixteen rows: results of logsumexp, or what log_softmax subtracts.
 
-    Side by side as far as the sums of all are ordinary numbers.
+    Side by side as far as the sums of all are ordinary numbers. Results near 0 are computed again,
+    from the rows at `x`, `mask` and `factors`.
     """
     item = item_size(tag)
     results = call.operation == LOGSUMEXP_RESULT
@@ -82,9 +94,16 @@ def finish_logarithms(tag, call, output, group, count, own, parts):
         # NaN where a sum or a base is no ordinary number.
         odd = select_above(splat(SMALLEST_NORMAL), total, splat(np.nan), zero)
         if not any_nan(odd + ((total - total) + (base - base))):
-            logarithms = narrowed(tag, log_of_normal(base, zero, total, rest, zero))
-            store(own + LANES * item, logarithms)
+            logarithms = log_of_normal(base, zero, total, rest, zero)
+            store(own + LANES * item, narrowed(tag, logarithms))
             if results:
+                bound = absolute(base) * splat(NEAR)
+                if any_nan(select_above(bound, absolute(logarithms), splat(np.nan), zero)):
+                    store(parts, logarithms)
+                    for r in range(count):
+                        lse = load_float64(parts, r)
+                        lse = look_again(tag, call, x, mask, 0, group + r, lse, False, own, r, room)
+                        store_scalar(own + (LANES + r) * item, cast(tag, lse))
                 store_results(tag, call, output, group, count, own + LANES * item)
             return
     for r in range(count):
@@ -93,17 +112,30 @@ def finish_logarithms(tag, call, output, group, count, own, parts):
             logarithm = log_of_sum(0.0, 0.0, at_max, rest)
             store_scalar(own + (LANES + r) * item, cast(tag, logarithm))
             continue
+        total = at_max + rest
         if call.sign:
             target = output + (group + r) * call.output_row + call.sign
-            total = at_max + rest
             sign = np.nan if total != total else np.float64(total > 0.0) - np.float64(total < 0.0)
             store_number(tag, call.output_code, target, cast(tag, sign))
             if total < 0.0:
                 at_max, rest = -at_max, -rest
         lse = log_of_sum(np.float64(load_scalar(tag, own + r * item)), 0.0, at_max, rest)
+        lse = look_again(tag, call, x, mask, factors, group + r, lse, total < 0.0, own, r, room)
         store_scalar(own + (LANES + r) * item, cast(tag, lse))
     if results:
         store_results(tag, call, output, group, count, own + LANES * item)
+
+
+@device
+def look_again(tag, call, x, mask, factors, row, lse, is_negative, own, r, room):
+    """The log-sum-exp of a row, computed again if near 0; its maximum is the r-th at `own`."""
+    row_max = np.float64(load_scalar(tag, own + r * item_size(tag)))
+    if not is_near_zero(lse, row_max, factors):
+        return lse
+    if factors != 0:
+        factors += row * call.factors_row
+    x, mask = x + row * call.x_row, mask + row * call.mask_row
+    return log_again(tag, call, x, mask, factors, lse, is_negative, room)
 
 
 @device(inlined=True)

@@ -35,10 +35,10 @@ from ..machine.simd import (
 )
 from .softmax_finish import final
 
-# From here on a sum is as good as its parts: what is small beside it counts for little. Below, up
-# to seven equal maxima are told from the rest, which counts where their logarithm is cancelled.
-# Rows that are not peaked have sums above it, and are gone through once.
-WHOLE_SUM = 8.0
+# From here on a sum is as good as its parts: what is small beside it counts for little. Below, the
+# maximum is told from the rest, of which the logarithm is made. Rows that are not very peaked have
+# sums above it, and are gone through once.
+WHOLE_SUM = 2.0
 
 
 @device
