@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 
+from fastattn._numba.machine import elementary
 from fastattn._numba.machine.elementary import exp2_lowest, exp2_product, exp_nonpositive
 from fastattn._numba.machine.emit import LANES
 from fastattn._numba.machine.exponential import exp_pair
@@ -74,6 +75,21 @@ def sample(seed, count=1 << 20):
     line = -rng.uniform(0, 104, count).astype(np.float32)
     ends = np.linspace(FIRST, LAST, 2 * LANES).astype(np.uint32).view(np.float32)
     return np.concatenate([patterns, line, ends])
+
+
+@pytest.mark.skipif(not elementary.SCALES, reason="no instruction that scales")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda kind: kind.__name__)
+def test_exp_is_the_same_where_no_instruction_scales(seed, dtype, monkeypatch):
+    """Down to the smallest subnormal numbers, and beyond."""
+    x = sample(seed).astype(dtype)
+    if dtype == np.float64:
+        x = np.concatenate([x, -np.random.default_rng(seed).uniform(650, 750, 1 << 16)])
+    x[:3] = 0.0, -np.inf, np.nan
+    scaled = evaluate(exp_all, x)
+    assert (scaled[np.abs(x) < 100] > 0).all()
+    monkeypatch.setattr(elementary, "SCALES", False)
+    multiplied = evaluate(numba.njit(exp_all.py_func), x)
+    np.testing.assert_array_equal(scaled, multiplied)
 
 
 def test_exp_of_a_sample(seed):

@@ -7,6 +7,12 @@ _CITIZEN = "tests/cython/test_compiled.py"
 _FORKS = f"{_CITIZEN} -k forked"
 
 COMPILED_FAULTS = {
+    "subnormal_exponentials_are_cut_off": (
+        "_numba/machine/emit.py",
+        "    every, nearest = ir.Constant(kinds[3], -1), I32(4)",
+        "    every, nearest = ir.Constant(kinds[3], -1), I32(11)",
+        "tests/test_elementary.py -k no_instruction_scales",
+    ),
     "forked_child_counts_on_threads_it_does_not_have": (
         "_cython/pool.h",
         "    pool.started = 0;\n",

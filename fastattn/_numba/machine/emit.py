@@ -34,6 +34,9 @@ def has(features):
 # there, which ends the process.
 CONVERTS_HALVES = "+f16c" in _features() or platform.machine().lower() in ("aarch64", "arm64")
 
+# Whether it multiplies by a power of two in one instruction.
+SCALES = "+avx512f" in _features()
+
 # Six rows of accumulators, the vectors of one step of the depth and one broadcast must fit.
 _COUNT, _BYTES = _registers()
 TILE_VECTORS = {
@@ -140,6 +143,23 @@ def fma_ir(builder, a, b, c):
         builder.module, ir.FunctionType(kind, [kind, kind, kind]), f"llvm.fma.{suffix}"
     )
     return builder.call(function, [a, b, c])
+
+
+def scaled_ir(builder, x, power):
+    """`x * 2^power`, rounded once; the power is a vector of whole numbers. Where `SCALES`."""
+    count = 16 if isinstance(x.type.element, ir.FloatType) else 8
+    name = f"llvm.x86.avx512.mask.scalef.p{'s' if count == 16 else 'd'}.512"
+    part = ir.VectorType(x.type.element, count)
+    kinds = [part, part, part, ir.IntType(count), I32]
+    scale = cgutils.get_or_insert_function(builder.module, ir.FunctionType(part, kinds), name)
+    every, nearest = ir.Constant(kinds[3], -1), I32(4)
+    if count == LANES:
+        return builder.call(scale, [x, power, x, every, nearest])
+    halves = []
+    for first in (0, count):
+        a, b = (shuffle_ir(builder, v, v, range(first, first + count)) for v in (x, power))
+        halves.append(builder.call(scale, [a, b, a, every, nearest]))
+    return shuffle_ir(builder, *halves, range(LANES))
 
 
 def _like(kind, element):
