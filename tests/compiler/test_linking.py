@@ -1,13 +1,15 @@
 """Device functions are linked into kernels, not compiled; and compiled where Numba cannot link."""
 
 import ast
+import textwrap
 
 import children
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import toy_kernels as toy
 
-from fastattn._numba.compiler import linking
+from fastattn._numba.compiler import compile, linking
 
 # What linking needs of Numba and nothing else does: a class at import, a method when it is used.
 LACKING = {
@@ -46,3 +48,25 @@ def test_a_numba_that_cannot_link_compiles(lacking):
 def test_python_cannot_call_device_functions(arguments):
     with pytest.raises(TypeError):
         toy.busy(*arguments)
+
+
+def test_code_to_compile_ahead_is_linked():
+    """What Numba made machine code of must not be optimised again: see `_numba.objects`."""
+    code, name = linking.linked_code(compile.device(toy.count.function), compile.ENTRY_SIGNATURE)
+    module = llvm.parse_assembly(code)
+    defined = [function.name for function in module.functions if not function.is_declaration]
+    assert name in defined
+    assert any("busy" in other for other in defined)
+
+
+def test_a_numba_that_cannot_link_compiles_nothing_ahead():
+    code = """
+    import toy_kernels as toy
+    from fastattn._numba.compiler import compile, linking
+    try:
+        linking.linked_code(compile.device(toy.count.function), compile.ENTRY_SIGNATURE)
+    except RuntimeError as error:
+        print(error)
+    """
+    told = children.run(f"{LACKING['method']}\n{textwrap.dedent(code)}", FASTATTN_CACHE="0")
+    assert "this Numba cannot link device functions" in told

@@ -7,6 +7,12 @@ _CITIZEN = "tests/cython/test_compiled.py"
 _FORKS = f"{_CITIZEN} -k forked"
 
 COMPILED_FAULTS = {
+    "machine_code_is_optimised_again": (
+        "_numba/compiler/linking.py",
+        "    if not isinstance(result.library, _LinkedLibrary):",
+        "    if False:",
+        "tests/test_linking.py -k compiles_nothing_ahead",
+    ),
     "subnormal_exponentials_are_cut_off": (
         "_numba/machine/emit.py",
         "    every, nearest = ir.Constant(kinds[3], -1), I32(4)",

@@ -36,7 +36,7 @@ DEVICE_OPTIONS = {
     "pipeline_class": DeviceCompiler,
 }
 
-_ENTRY_SIGNATURE = sigutils.normalize_signature("void(int64, int64)")
+ENTRY_SIGNATURE = "void(int64, int64)"
 
 # Numba compiles in one thread at a time anyway. A fork waits for it: the child of a process that
 # was just compiling would wait for ever for Numba's own lock, whose holder it does not have.
@@ -145,7 +145,8 @@ class Entry(Compiled):
     def _make(self) -> Any:
         # numba.cfunc() would compile at once, under the global cache folder of that moment; its
         # class separates making, enabling the cache, and compiling.
-        return CFunc(self.function, _ENTRY_SIGNATURE, locals={}, options=dict(OPTIONS))
+        signature = sigutils.normalize_signature(ENTRY_SIGNATURE)
+        return CFunc(self.function, signature, locals={}, options=dict(OPTIONS))
 
     def _compile(self, compiled: Any) -> None:
         compiled.compile()
@@ -205,4 +206,15 @@ def warm(compiled: Iterable[Compiled]) -> None:
         one.warm()
 
 
-__all__ = ["OPTIONS", "Compiled", "Driver", "Entry", "device", "driver", "entry", "refusal", "warm"]
+__all__ = [
+    "ENTRY_SIGNATURE",
+    "OPTIONS",
+    "Compiled",
+    "Driver",
+    "Entry",
+    "device",
+    "driver",
+    "entry",
+    "refusal",
+    "warm",
+]

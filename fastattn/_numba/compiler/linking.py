@@ -19,7 +19,7 @@ import numba
 from numba.core import codegen, compiler, typed_passes
 from numba.core.compiler_machinery import register_pass
 
-__all__ = ["DeviceCompiler"]
+__all__ = ["DeviceCompiler", "linked_code"]
 
 _logger = logging.getLogger("fastattn.compile")
 
@@ -88,3 +88,19 @@ class DeviceCompiler(compiler.Compiler):
         if _refusal() is None:
             return _LinkedCompiler.define_pipelines(self)
         return super().define_pipelines()
+
+
+def linked_code(function, signature):
+    """Compile a device function for a signature; return its LLVM code, with all that it calls,
+    optimised function by function only, and its name in there.
+
+    Raises
+    ------
+    RuntimeError
+        If this Numba cannot link device functions.
+    """
+    function.compile(signature)
+    (result,) = function.overloads.values()
+    if not isinstance(result.library, _LinkedLibrary):
+        raise RuntimeError(f"this Numba cannot link device functions: {_refusal()}")
+    return str(result.library._get_module_for_linking()), result.fndesc.mangled_name
