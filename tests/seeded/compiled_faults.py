@@ -11,13 +11,13 @@ COMPILED_FAULTS = {
         "_numba/compiler/linking.py",
         "    if not isinstance(result.library, _LinkedLibrary):",
         "    if False:",
-        "tests/test_linking.py -k compiles_nothing_ahead",
+        "tests/compiler/test_linking.py -k compiles_nothing_ahead",
     ),
     "subnormal_exponentials_are_cut_off": (
         "_numba/machine/emit.py",
         "    every, nearest = ir.Constant(kinds[3], -1), I32(4)",
         "    every, nearest = ir.Constant(kinds[3], -1), I32(11)",
-        "tests/test_elementary.py -k no_instruction_scales",
+        "tests/machine/test_elementary.py -k no_instruction_scales",
     ),
     "forked_child_counts_on_threads_it_does_not_have": (
         "_cython/pool.h",

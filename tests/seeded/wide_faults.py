@@ -85,8 +85,8 @@ WIDE_FAULTS = {
     ),
     "cosines_of_attention_beyond_one": (
         "_numba/steps/blocks.py",
-        "    cosine = call.metric == COSINE\n",
-        "    cosine = False\n",
+        "        if call.metric == COSINE:\n",
+        "        if False:\n",
         "plain: attention, cosines of a set with itself, 1.0",
     ),
     "cosines_clamped_beside_their_power_of_two": (

@@ -231,6 +231,14 @@ def halves_rounded(builder, numbers):
     return builder.trunc(builder.or_(found, sign), narrow)
 
 
+def opaque_ir(builder, number):
+    """The same integer, without a word of how it came about.
+
+    LLVM cannot then put together what loops add to it, and keep each sum on the stack.
+    """
+    return builder.asm(ir.FunctionType(number.type, [number.type]), "", "=r,0", [number], False)
+
+
 def pointer_ir(builder, address, kind):
     """An integer address as a pointer to `kind`."""
     return builder.inttoptr(address, kind.as_pointer())

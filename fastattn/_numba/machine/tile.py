@@ -21,6 +21,7 @@ from .emit import (
     fma_ir,
     item_bytes,
     load_ir,
+    opaque_ir,
     outlined,
     pointer_ir,
     prefetch_ir,
@@ -83,13 +84,14 @@ def _emit_tile(builder, element, rows, vectors, step, args, fetched=None, finish
     stop = _border(builder, begin[0], chain_length, depth)
     chain = Loop(builder, [*begin, *[zero] * len(cells)])
     index, b_row, line, *sums = chain.values
+    # Before the loads: LLVM takes it for a store, across which no load joins its multiplication.
+    if fetched:
+        for beyond in range(0, vectors * LANES * item if whole else 1, 64):
+            prefetch_ir(builder, builder.add(line, I64(beyond)))
     columns = [
         load_ir(builder, builder.add(b_row, I64(vector * LANES * item)), packed)
         for vector in range(vectors)
     ]
-    if fetched:
-        for beyond in range(0, vectors * LANES * item if whole else 1, 64):
-            prefetch_ir(builder, builder.add(line, I64(beyond)))
     offset = builder.mul(index, I64(item))
     linked = []
     for row in range(rows):
@@ -339,19 +341,18 @@ def _emit_scores(builder, element, rows, args):
     # Lines are asked for in columns of sixteen: where four steps of the depth end, the next begins.
     turn = builder.sub(I64(64), builder.mul(step_stride, I64(3)))
     turn = builder.select(builder.icmp_signed("==", line_stride, I64(64)), step_stride, turn)
-    whole = Loop(builder, [I64(0), fetch, *bases, _FALSE])
+    whole = Loop(builder, [I64(0), fetch, _FALSE])
     *begin, adding = whole.values
     stop = _border(builder, begin[0], I64(FEATURE_CHAIN * item), width)
     chain = Loop(builder, [*begin, *[ir.Constant(kind, [0.0] * LANES)] * rows])
-    offset, fetched, *rest = chain.values
-    bases, linked = rest[:4], rest[4:]
+    offset, fetched, *linked = chain.values
     for line in range(4):
         near = builder.add(fetched, builder.mul(line_stride, I64(line)))
         prefetch_ir(builder, near, nearest=True)
         prefetch_ir(builder, builder.add(near, beyond))
     quads = [
         load_ir(builder, builder.add(base, step), vector_ir(element, 4))
-        for base in bases
+        for base in [opaque_ir(builder, builder.add(base, offset)) for base in bases]
         for step in steps
     ]
     for column, keys in enumerate(transposed(builder, quads)):
@@ -362,7 +363,6 @@ def _emit_scores(builder, element, rows, args):
     after = builder.add(offset, I64(4 * item))
     last = builder.icmp_signed("==", builder.and_(after, I64(16 * item - 1)), I64(0))
     moved = [builder.add(fetched, builder.select(last, turn, step_stride))]
-    moved += [builder.add(base, I64(4 * item)) for base in bases]
     chain.close([after, *moved, *linked], builder.icmp_signed("<", after, stop))
     for place, result in zip(c_rows, linked, strict=True):
         longer = builder.fadd(load_ir(builder, place, kind), result)

@@ -137,24 +137,44 @@ def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block,
 @device
 def reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch):
     """Steps shape and reveal."""
+    high_padded = padded(high)
+    biased = call.mask_kind != NO_MASK or call.alibi != 0 or call.query_ids != 0
+    if biased or call.rescaled or call.metric == COSINE:
+        shape_block(tag, call, segment, first_row, block, rows, low, high, biased, scratch)
+    elif not alike or high < high_padded or begin_of(call, segment, block, scratch) > low:
+        for r in range(rows):
+            reveal_span(tag, call, segment, block, r, low, high_padded, scratch)
+
+
+@device
+def begin_of(call, segment, row, scratch):
+    """The column of a segment from where on a row of the task sees keys."""
+    return load_int64(slot(call, scratch, BEGIN, row), 0) - segment * SEGMENT_KEYS
+
+
+@device
+def reveal_span(tag, call, segment, block, r, low, high, scratch):
+    """Step reveal by the range of keys that row r of a block sees; columns low to high."""
+    begin = begin_of(call, segment, block + r, scratch)
+    end = load_int64(slot(call, scratch, END, block + r), 0) - segment * SEGMENT_KEYS
+    if begin > low or end < high:
+        row = scratch + call.at_scores + r * SCORE_STRIDE * item_size(tag)
+        reveal_row(tag, row, low, high, begin, end)
+
+
+@device
+def shape_block(tag, call, segment, first_row, block, rows, low, high, biased, scratch):
+    """Steps shape and reveal where scores are not just revealed by ranges of keys."""
     item = item_size(tag)
     start = segment * SEGMENT_KEYS
     high_padded = padded(high)
-    biased = call.mask_kind != NO_MASK or call.alibi != 0 or call.query_ids != 0
-    cosine = call.metric == COSINE
-    if alike and not biased and not call.rescaled and not cosine and high == high_padded:
-        begin = load_int64(slot(call, scratch, BEGIN, block), 0) - start
-        if begin <= low:
-            return
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
         factors = factors_of(call, first_row + block + r)
-        if cosine:
+        if call.metric == COSINE:
             clamp_row(tag, largest_cosine(tag, factors), row, low, high_padded)
         if call.rescaled:
             shape_row(tag, call, factors, row, low, high_padded)
-        begin = load_int64(slot(call, scratch, BEGIN, block + r), 0) - start
-        end = load_int64(slot(call, scratch, END, block + r), 0) - start
         if biased:
             head, i = divmod(first_row + block + r, call.queries)
             if call.mask_kind != NO_MASK:
@@ -168,8 +188,7 @@ def reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, s
                 own = load_int64(call.entry_query_ids + head * call.query_ids_head, i)
                 ids = call.entry_key_ids + head * call.key_ids_head + 8 * start
                 documents_row(tag, row, low, high, own, ids)
-        if begin > low or end < high_padded:
-            reveal_row(tag, row, low, high_padded, begin, end)
+        reveal_span(tag, call, segment, block, r, low, high_padded, scratch)
 
 
 @device
