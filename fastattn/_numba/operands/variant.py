@@ -145,6 +145,7 @@ def step(name: str) -> Callable:
         raise NotImplementedError("only kernels call this")
 
     def choose(*arguments):
+        # With NUMBA_DISABLE_JIT all functions are plain ones: `compile.refusal` says so later.
         variants = [one.variant for one in arguments if getattr(one, "variant", None)]
         return getattr(variants[0], name).py_func
 

@@ -46,7 +46,7 @@ from .decode_small import (
     GROUP_KEYS,
     chunk_of_values,
     group_of_keys,
-    score_small_runs,
+    runs_of,
     strip_ahead,
 )
 from .score import product_columns, rows_at_once, score_columns
@@ -163,6 +163,9 @@ def score_pairs_tile(
     small_pair_scores(rows, source, stride, queries, query_stride, c, c_stride, size, is_run, fetch)
 
 
+score_pairs_runs = runs_of(score_pairs_tile)
+
+
 @device
 def score_small_pairs(tag, call, segment, queries, rows, low, high, scratch):
     """As `decode_small.score_decode_small`."""
@@ -171,8 +174,8 @@ def score_small_pairs(tag, call, segment, queries, rows, low, high, scratch):
     for column in range(low // GROUP_KEYS * GROUP_KEYS, high, GROUP_KEYS):
         source, stride, fetch = group_of_keys(call, segment * SEGMENT_KEYS + column, size, scratch)
         c = scratch + call.at_scores + column * 4
-        score_small_runs(
-            score_pairs_tile, 0, DECODE_ROWS if rows > 1 else 1, source, stride, 0, queries,
+        score_pairs_runs(
+            0, DECODE_ROWS if rows > 1 else 1, source, stride, 0, queries,
             query_stride, c, call.features // 2, size, fetch,
         )  # fmt: skip
 

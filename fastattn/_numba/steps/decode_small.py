@@ -48,32 +48,38 @@ def group_of_keys(call, j, size, scratch):
     return source, stride, fetch
 
 
-@device
-def score_small_runs(
-    tile, code, rows, source, stride, scales, queries, query_stride, c, depth, size, fetch
-):  # fmt: skip
-    """Scores of two sixteens of keys of `depth` features, or words of them, in `size` bytes.
+def runs_of(tile):
+    """Make the function that scores two sixteens of keys by a tile, run by run, see `sums`.
 
-    Run by run, see `sums`. `tile` is `score_tile`, or what multiplies otherwise.
+    The tile is its own, not an argument: a function that is one is found by its address, which is
+    another in every process, so that no kernel could be kept on disk.
     """
-    is_run = stride == size
-    if depth <= FEATURE_RUN:
-        tile(
-            code, rows, source, stride, scales, queries, query_stride, c, SCORE_STRIDE * 4, size,
-            is_run, fetch,
-        )  # fmt: skip
-        return
-    room, width = room_for_sums(), GROUP_KEYS * 4
-    for first in range(0, depth, FEATURE_RUN):
-        stop = min(first + FEATURE_RUN, depth)
-        skip, count = first * size // depth, (stop - first) * size // depth
-        # Where the steps before have come to.
-        ahead = fetch + (skip * RUN_AHEAD if is_run else skip)
-        tile(
-            code, rows, source + skip, stride, scales, queries + 4 * first, query_stride,
-            run_target(room, first), width, count, is_run, ahead,
-        )  # fmt: skip
-        end_run(np.float32(0), room, rows, width, depth, stop, c, SCORE_STRIDE * 4)
+
+    @device
+    def score_runs(
+        code, rows, source, stride, scales, queries, query_stride, c, depth, size, fetch
+    ):  # fmt: skip
+        """Scores of keys of `depth` features, or words of them, in `size` bytes."""
+        is_run = stride == size
+        if depth <= FEATURE_RUN:
+            tile(
+                code, rows, source, stride, scales, queries, query_stride, c, SCORE_STRIDE * 4,
+                size, is_run, fetch,
+            )  # fmt: skip
+            return
+        room, width = room_for_sums(), GROUP_KEYS * 4
+        for first in range(0, depth, FEATURE_RUN):
+            stop = min(first + FEATURE_RUN, depth)
+            skip, count = first * size // depth, (stop - first) * size // depth
+            # Where the steps before have come to.
+            ahead = fetch + (skip * RUN_AHEAD if is_run else skip)
+            tile(
+                code, rows, source + skip, stride, scales, queries + 4 * first, query_stride,
+                run_target(room, first), width, count, is_run, ahead,
+            )  # fmt: skip
+            end_run(np.float32(0), room, rows, width, depth, stop, c, SCORE_STRIDE * 4)
+
+    return score_runs
 
 
 @device
@@ -84,6 +90,9 @@ def score_tile(
     small_scores(
         code, rows, source, stride, scales, queries, query_stride, c, c_stride, size, is_run, fetch
     )
+
+
+score_small_runs = runs_of(score_tile)
 
 
 @device
@@ -99,7 +108,7 @@ def score_decode_small(tag, call, segment, queries, rows, low, high, scratch):
             scales = source + GROUP_KEYS * size
         c = scratch + call.at_scores + column * 4
         score_small_runs(
-            score_tile, call.key_code, DECODE_ROWS if rows > 1 else 1, source, stride, scales,
+            call.key_code, DECODE_ROWS if rows > 1 else 1, source, stride, scales,
             queries, query_stride, c, call.features, size, fetch,
         )  # fmt: skip
 
