@@ -19,7 +19,7 @@ from fastattn._core.arrays import (
     same_memory,
 )
 from fastattn._core.environment import default_environment
-from fastattn._core.reduced import Rows, order_of, within_reach
+from fastattn._core.reduced import Rows, order_of, rows_beyond_reach, within_reach
 from fastattn._core.scales import LEAST_NORMAL, scale_of
 from fastattn._core.threads import resolve
 
@@ -201,12 +201,13 @@ def logsumexp(
 
     A result near 0 is right to a few ulp of itself. Where the largest entry is near 0, its part of
     the sum and the rest are added apart. Where it and the logarithm of the sum cancel, as in a
-    normalised row of log-probabilities, or factors do, so that the result is below a quarter of the
-    largest entry, the row is gone through again, in twice the precision, which takes five to ten
-    times as long where entries lie side by side, and up to twenty elsewhere: then ``scale * x +
-    mask`` is not rounded either, and what is lost is a few times the square of the dtype's epsilon.
-    Where factors of both signs leave little of a sum, and so a large negative result, an error of
-    their terms remains.
+    normalised row of log-probabilities, so that the result is below a quarter of the largest entry
+    (with factors: of that or 1, whichever is more), the row is gone through again, in twice the
+    precision, which takes five to ten times as long where entries lie side by side, and up to
+    twenty elsewhere, on one thread a row: then ``scale * x + mask`` is not rounded either, and what
+    is lost is a few times the square of the dtype's epsilon. Where factors of both signs leave
+    little of a sum, and so a large negative result, an error of their terms remains; factors beyond
+    2^±250 are taken into the entries, and an ulp of those remains.
 
     Examples
     --------
@@ -271,10 +272,17 @@ def _with_factors(
     both = new_array((*rows.outer, 2), FLOAT64)
     target, signs = both[..., 0], both[..., 1]
     with default_environment():
-        scores, factors, scale = within_reach(rows, scale)
-        backends.pick(backend).logsumexp(
-            scores, rows.mask, target, scale, workers, factors, signs if return_sign else None
-        )
+        assert rows.factors is not None
+        compute = backends.pick(backend).logsumexp
+        signed = signs if return_sign else None
+        compute(rows.x, rows.mask, target, scale, workers, rows.factors, signed)
+        beyond = rows_beyond_reach(rows.factors)
+        if beyond is not None:  # those rows alone: what another one holds changes no bit of a row
+            scores, factors, mask = within_reach(rows, scale, beyond)
+            again = new_array((len(scores), 2), FLOAT64)
+            signed = again[:, 1] if return_sign else None
+            compute(scores, mask, again[:, 0], 1.0, workers, factors, signed)
+            both[beyond] = again
         result = result_array(out, shape, rows.dtype, ())
         result[...] = target.reshape(shape)
         sign = signs.reshape(shape).astype(rows.dtype)[()] if return_sign else None

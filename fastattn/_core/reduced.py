@@ -10,7 +10,7 @@ import numpy as np
 from .arrays import FLOAT64, as_array, broadcast_shapes, check_dtype, check_size, dtypes
 from .masks import check_mask_dtype, warn_of_zeros_and_ones
 
-__all__ = ["Rows", "order_of", "within_reach"]
+__all__ = ["Rows", "order_of", "rows_beyond_reach", "within_reach"]
 
 
 class Rows(NamedTuple):
@@ -72,21 +72,35 @@ class Rows(NamedTuple):
 _LARGEST_POWER = 250
 
 
-def within_reach(rows: Rows, scale: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return scores, factors and scale in which no factor makes up for a lost exponential.
+def rows_beyond_reach(factors: np.ndarray) -> np.ndarray | None:
+    """Say which rows, (*outer), have a factor that could make up for a lost exponential.
 
-    Powers of two of factors that could are taken into the scores, factor by factor.
+    None: no row has one.
+    """
+    if factors.dtype.itemsize < 8 or factors.dtype.kind != "f":
+        return None
+    beyond = _is_far(factors).any(axis=-1)
+    return np.asarray(beyond) if beyond.any() else None
+
+
+def within_reach(
+    rows: Rows, scale: float, some: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the scaled scores, factors and mask of some rows, (number, n), with no such factor.
+
+    Powers of two of those are taken into the scores, factor by factor.
     """
     assert rows.factors is not None
-    if rows.factors.dtype.itemsize < 8 or rows.factors.dtype.kind != "f":
-        return rows.x, rows.factors, scale
-    mantissa, power = np.frexp(rows.factors)
-    far = (abs(power) > _LARGEST_POWER) & np.isfinite(rows.factors)
-    if not far.any():
-        return rows.x, rows.factors, scale
-    scores = rows.x.astype(FLOAT64) * scale
+    factors, scores = rows.factors[some], rows.x[some].astype(FLOAT64) * scale
+    far, (mantissa, power) = _is_far(factors), np.frexp(factors)
     scores = np.where(far, scores + power * math.log(2), scores)
-    return scores, np.where(far, mantissa, rows.factors), 1.0
+    mask = None if rows.mask is None else rows.mask[some]
+    return scores, np.where(far, mantissa, factors), mask
+
+
+def _is_far(factors: np.ndarray) -> np.ndarray:
+    far: np.ndarray = (abs(np.frexp(factors)[1]) > _LARGEST_POWER) & np.isfinite(factors)
+    return far
 
 
 def _broadcast_factors(x: np.ndarray, b: Any) -> tuple[np.ndarray, np.ndarray, np.dtype]:

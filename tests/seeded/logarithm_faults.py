@@ -189,4 +189,10 @@ LOGARITHM_FAULTS = {
         "dtype = np.dtype(np.float64)",
         FACTOR_DTYPES,
     ),
+    "rows_with_far_factors_change_the_others": (
+        "_core/reduced.py",
+        "    beyond = _is_far(factors).any(axis=-1)\n",
+        "    beyond = np.full(factors.shape[:-1], _is_far(factors).any())\n",
+        "tests/stages/test_logarithms.py -k 'far_factors and reference'",
+    ),
 }

@@ -346,6 +346,29 @@ def test_factors_with_scale_and_mask(backend, seed):
     np.testing.assert_array_equal(sign, expected[1])
 
 
+def test_far_factors_of_other_rows_change_no_bit(backend):
+    """Nor what is right of a row near 0; a far one's own power of two is rounded with its entry."""
+    scale = 1 / 3
+    row = np.array([-3.0, -1.5])
+    row -= np.log(np.exp(row * scale).sum()) / scale
+    alone = fastattn.logsumexp(row, b=[1.0, 1.0], scale=scale)
+    exact = sum((Decimal(x) * Decimal(scale)).exp() for x in row.tolist()).ln()
+    assert relative_error(alone, exact) < tolerances.FACTORS
+    x, b = np.tile(row, (3, 1)), np.ones((3, 2))
+    b[1, 1], b[2] = 1e-300, -(2.0**-300)
+    lse, sign = fastattn.logsumexp(x, b=b, scale=scale, return_sign=True)
+    assert lse[0] == alone
+    assert sign.tolist() == [1, 1, -1]
+    for i in (1, 2):
+        assert lse[i] == fastattn.logsumexp(x[i], b=b[i], scale=scale, return_sign=True)[0]
+        expected = scipy.special.logsumexp(x[i] * scale, b=b[i], return_sign=True)[0]
+        np.testing.assert_allclose(lse[i], expected, rtol=tolerances.FACTORS)
+    hidden = fastattn.logsumexp(x, b=b, scale=scale, mask=[[True], [False], [True]])
+    assert hidden[0] == alone
+    assert hidden[1] == -np.inf
+    assert np.isnan(hidden[2])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_of_factors_depend_on_the_row_alone(exact_backend, dtype, seed):
     rng = np.random.default_rng(seed)
