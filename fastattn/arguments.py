@@ -111,7 +111,8 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _takes_one(word: str) -> bool:
-    return word.startswith("--") and "=" not in word and word not in ("--", "--window")
+    # Options may be abbreviated: ``--win -5 3`` is a window too, and ``--`` the end of options.
+    return word.startswith("--") and "=" not in word and not "--window".startswith(word)
 
 
 def _is_negative(text: str) -> bool:

@@ -138,8 +138,7 @@ def check_similarity(name: str, similarity: Any) -> None:
 
 
 def _similarity(x: Any) -> Any:
-    if type(x) is not str or x not in SIMILARITIES:
-        check_similarity("similarity", x)
+    check_similarity("similarity", x)
     return x
 
 

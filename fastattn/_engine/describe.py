@@ -129,7 +129,8 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
     """Everything of a record that does not depend on the plan; a missing lse is contiguous."""
     query, key, value, mask = problem.query, problem.key, problem.value, problem.mask
     record, options = Record(ATTENTION), problem.options
-    left, right = options.window or (None, None)
+    assert options.window is not None  # the face has resolved it
+    left, right = options.window
     right = UNBOUNDED if right is None else right
     adds = mask is not None and mask.dtype != np.bool_
     adds = adds or problem.extras.alibi_slopes is not None

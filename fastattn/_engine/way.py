@@ -28,7 +28,6 @@ class Stored(NamedTuple):
 
     native: bool  # numbers as they are computed with
     small: bool  # halves in the machine's byte order, or int8 with scales
-    scaled: bool  # int8 with scales
     contiguous: bool  # within a row
     columns: bool  # one number a row lies beside that of the next row
     item: int  # bytes of an element
@@ -245,7 +244,6 @@ def _stored(
     return Stored(
         native=dtype == computed and dtype.isnative,
         small=scaled or _is_half(dtype),
-        scaled=scaled,
         contiguous=step == item or features == 0,
         columns=step != computed_item and row == computed_item,
         item=item,

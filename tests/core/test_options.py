@@ -175,7 +175,8 @@ def test_jobs_offer_what_the_table_says():
     assert {option.name for option in OPTIONS} & set(fields) == known
     for option in offered:
         assert_same(fields[option.name].default, option.neutral, option.name)
-        assert f"{option.name}" in Job.__doc__
+        told = rf"^    ([\w]+, )*{option.name}\b(, [\w]+)*( :|$)"
+        assert re.search(told, Job.__doc__, re.M), option.name
     static = {option.name for option in offered if option.kind == STATIC}
     assert {"scale"} == static & {*FILES, *INTEGERS, *PER_HEAD}
     assert set(RECORDED) == {

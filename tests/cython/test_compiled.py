@@ -182,7 +182,7 @@ def work(_):
     return compute()
 compute()
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    pool.map_async(work, range(6)).get(timeout=30)
+    pool.map_async(work, range(6)).get(timeout=300)
 """
     run(code)
 

@@ -149,7 +149,7 @@ def work(_):
 if __name__ == "__main__":
     big()
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map_async(work, range(6)).get(timeout=30) == [[0]] * 6
+        assert pool.map_async(work, range(6)).get(timeout=300) == [[0]] * 6
 """
     run_forking(code)
 

@@ -189,7 +189,7 @@ def test_few_threads_become_masters_of_parallel_regions():
     pool = [threading.Thread(target=work, args=(call,)) for call in calls]
     for thread in pool:
         thread.start()
-        assert finished.acquire(timeout=30)
+        assert finished.acquire(timeout=300)
     try:
         assert 0 < len(launch._layer.masters) <= 4
     finally:

@@ -292,6 +292,9 @@ def test_negative_numbers_with_an_exponent(command, tmp_path, capsys):
     assert main([*command, "--scale", "-1.5e-1"]) == 0, capsys.readouterr().err
     expected = fastattn.attention(**jobs.arrays(), scale=-0.15)
     assert jobs.same_bits(np.load(tmp_path / "out.npy"), expected)
+    # An option may be abbreviated, that of two numbers too.
+    assert code_of([*command, "--windo", "-5", "3"]) == 2
+    assert "'-5' is neither a distance" in capsys.readouterr().err
     assert code_of([*command, "--scale", "-inf"]) == 2
     assert "'-inf' is not a finite number" in capsys.readouterr().err
     assert code_of([*command, "--scale", "--json"]) == 2

@@ -120,4 +120,10 @@ FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
         "or --overwrite to start",
         f"{_ADVICE} -k less_memory",
     ),
+    "a_shortened_window_takes_one_number": (
+        "arguments.py",
+        'not "--window".startswith(word)',
+        'word not in ("--", "--window")',
+        "tests/face/test_cli.py -k exponent",
+    ),
 }

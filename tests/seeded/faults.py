@@ -36,7 +36,7 @@ from way_faults import WAY_FAULTS
 from wide_faults import WIDE_FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-LONGEST_RUN = 300
+LONGEST_RUN = 1200
 PLAIN = "plain: "
 
 
