@@ -42,13 +42,7 @@ from ..operands.places import row_place
 from ..operands.prefetch import all_asked, next_lines
 from ..operands.record import PANELS_IN_PLACE, VALUES_LATE, VALUES_STAGED
 from ..operands.variant import Variant, never_scores
-from .decode_small import (
-    GROUP_KEYS,
-    chunk_of_values,
-    group_of_keys,
-    runs_of,
-    strip_ahead,
-)
+from .decode_small import GROUP_KEYS, chunk_of_values, group_of_keys, runs_of, strip_ahead
 from .score import product_columns, rows_at_once, score_columns
 
 PAIR = np.int32(0)
