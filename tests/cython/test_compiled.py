@@ -19,10 +19,9 @@ COMPILED = {"FASTATTN_BACKEND": "cython", "OPENBLAS_NUM_THREADS": "1"}
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 _PREPARED = """
-import os, sys, threading, time, warnings
+import os, sys, threading, time
 import numpy as np
 import fastattn
-warnings.simplefilter("ignore", DeprecationWarning)  # Python's word on forking with threads
 rng = np.random.default_rng(0)
 inputs = rng.standard_normal((3, 2, 4, 1500, 40), dtype=np.float32)
 expected = fastattn.attention(*inputs, threads=1).tobytes()
@@ -35,27 +34,6 @@ def compute():
     assert fastattn.attention(*inputs, threads=2).tobytes() == expected
     return threads_here() > 1
 
-def in_child(work):
-    "Run work in a forked child and return its exit code; negative: killed by that signal."
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            code = 0 if work() else 1
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return "hangs"
 """
 
 needs_numba = pytest.mark.skipif(not available("numba"), reason="numba is not there")
@@ -66,7 +44,7 @@ needs_two = pytest.mark.skipif(
 
 
 def run(code, **variables):
-    return children.run(_PREPARED + code, **COMPILED, **variables)
+    return children.run(children.IN_CHILD + _PREPARED + code, **COMPILED, **variables)
 
 
 @needs_two
@@ -251,7 +229,7 @@ fastattn.fuse(inputs[0], inputs[1, 0, 0, :40])
 print(sorted(name for name in sys.modules if name.split(".")[0] in ("numba", "llvmlite")))
 """
     for variables in (COMPILED, {}):
-        assert children.run(_PREPARED + code, **variables).strip() == "[]"
+        assert children.run(children.IN_CHILD + _PREPARED + code, **variables).strip() == "[]"
 
 
 def test_every_level_of_this_cpu_has_the_same_bits():

@@ -11,34 +11,11 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
-_IN_CHILD = """
-import os, sys, threading, time, warnings
+_PREPARED = """
+import os, sys, threading, time
 import numba
-warnings.simplefilter("ignore", DeprecationWarning)  # Python's word on forking with threads
 import toy_kernels as toy
 from fastattn._numba.compiler import compile, launch
-
-def in_child(work):
-    "Run work in a forked child and return its exit code; negative: killed by that signal."
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            code = int(work() or 0)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return "hangs"
 
 def big():
     call = toy.long_call(0.1).run(0.1 / 40, 2)
@@ -60,7 +37,7 @@ def of_somebody_else(n):
 
 
 def run_forking(code, **variables):
-    return children.run(_IN_CHILD + code, **variables)
+    return children.run(children.IN_CHILD + _PREPARED + code, **variables)
 
 
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
@@ -68,7 +45,7 @@ def test_child_after_parallel_use(layer):
     code = """
 big()
 assert in_child(expect_serial) == 0
-assert in_child(lambda: in_child(expect_serial)) == 0  # and its children
+assert in_child(lambda: in_child(expect_serial) == 0) == 0  # and its children
 assert big() == [0, 1] or launch.serial_reason()
 """
     run_forking(code, NUMBA_THREADING_LAYER=layer)

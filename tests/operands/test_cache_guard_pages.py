@@ -7,15 +7,13 @@ it.
 """
 
 import itertools
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import strategies
 from kv import BORDERS, new_cache, tokens
-from pens import PARTS, Pen, calls, pairs
+from pens import PARTS, Pen, calls, lines_of, pairs
 
 from fastattn._core.constants import PAGE_KEYS
 
@@ -74,17 +72,9 @@ def sweep(backend: str, storage: str, part: str) -> None:
 @pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16", "int8"])
 def test_nothing_outside_the_keys_is_read(exact_backend, storage, part):
     strategies.dtype_of(storage)
-    child = subprocess.run(
-        [sys.executable, "-X", "faulthandler", __file__, exact_backend, storage, part],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-    )
-    last = child.stdout.strip().splitlines()[-1:]
-    assert child.returncode == 0, f"died or failed at {last}:\n{child.stderr[-3000:]}"
+    lines = lines_of(__file__, exact_backend, storage, part)
     expected = len(FEATURES) * len(BORDERS) if part == "segment" else len(pairs(part))
-    assert len(child.stdout.splitlines()) == expected
+    assert len(lines) == expected
 
 
 if __name__ == "__main__":

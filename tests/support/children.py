@@ -84,3 +84,32 @@ def finish(child, timeout=PATIENCE):
 def run(code, timeout=PATIENCE, **variables):
     """Run ``code`` in a child and return what it printed."""
     return finish(start(code, **variables), timeout)
+
+
+# In front of code that forks children of its own.
+IN_CHILD = """
+import os, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's word on forking with threads
+
+def in_child(work):
+    "Run work in a forked child and return its exit code; negative: killed by that signal."
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = 0 if work() in (None, True) else 1
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return "hangs"
+"""

@@ -3,6 +3,9 @@
 import ctypes
 import itertools
 import mmap
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,3 +60,17 @@ def calls(sizes):
     turns = itertools.cycle(itertools.product(ROWS, VALUE_SIZES))
     for (features, keys), (rows, value_features) in zip(sizes, turns, strict=False):
         yield rows, features, keys, value_features
+
+
+def lines_of(file, *arguments):
+    """Run a file's sweep in a child, which a stray read ends; return its lines, one a call."""
+    child = subprocess.run(
+        [sys.executable, "-X", "faulthandler", file, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    lines = child.stdout.splitlines()
+    assert child.returncode == 0, f"died or failed at {lines[-1:]}:\n{child.stderr[-3000:]}"
+    return lines

@@ -113,6 +113,10 @@ def fuse_error(dtype, keys: int, product_size: float) -> float:
 WIDE_ROUNDINGS = {"euclidean": 4.0, "dot": 12.0, "scaled_dot": 12.0, "cosine": 16.0}
 
 
+# Root mean square of a call's scores whose products are all alike, in ulp of the largest.
+EQUAL_PRODUCTS = {"euclidean": 1.0, "dot": 3.0, "scaled_dot": 3.0, "cosine": 7.0}
+
+
 def wide_error(dtype, metric: str, size: float) -> float:
     """Absolute error of a score of this size over any number of features."""
     return WIDE_ROUNDINGS[metric] * epsilon(dtype) * size
