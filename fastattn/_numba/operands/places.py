@@ -134,6 +134,19 @@ def stage_rows(tag, call, side, first, count, feature, features, target, target_
 
 
 @device
+def lines_ahead(call, first):
+    """Address and stride of lines to ask for while the panel of keys from `first` on is scored.
+
+    They follow those that packing it has asked for, where keys lie row behind row.
+    """
+    wanted = first + PANEL_KEYS + PREFETCH_KEYS
+    near = call.key_feature * call.features == call.key_row and call.indices == 0
+    if not near or wanted >= call.keys:
+        return call.entry_key, 0
+    return row_place(call, call.entry_key, call.entry_key_pages, call.key_row, wanted), 64
+
+
+@device
 def pack_entry_panel(tag, call, first, target, scratch):
     """Pack keys first to first + 64 (fewer at the end) of the entry at hand into a panel."""
     item = item_size(tag)

@@ -117,12 +117,12 @@ def score_tile(tag, call, factors, queries, panel, target, stride, vectors):
     if call.metric == EUCLIDEAN:
         score_columns(
             tag, tag, cast(tag, factors.difference_factor), TILE_ROWS, 1, queries, query_stride,
-            panel, panel_stride, target, stride, features, vectors,
+            panel, panel_stride, target, stride, features, vectors, False, panel, 0,
         )  # fmt: skip
     else:
         score_columns(
             tag, tag, None, TILE_ROWS, 1, queries, query_stride, panel, panel_stride, target,
-            stride, features, vectors,
+            stride, features, vectors, False, panel, 0,
         )  # fmt: skip
 
 

@@ -195,7 +195,7 @@ def score_pairs(tag, call, segment, queries, rows, low, high, scratch):
         groups = (rows + group - 1) // group
         score_columns(
             tag, PAIR, None, group, groups, queries, query_stride, place, PANEL_KEYS * 4,
-            scores + first * 4, SCORE_STRIDE * 4, pairs, vectors,
+            scores + first * 4, SCORE_STRIDE * 4, pairs, vectors, False, place, 0,
         )  # fmt: skip
 
 

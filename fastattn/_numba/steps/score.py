@@ -39,7 +39,7 @@ from ..machine.simd import (
 )
 from ..machine.sums import end_run, room_for_sums, run_target
 from ..machine.tile import distance_tile, product_tile
-from ..operands.places import pack_entry_panel
+from ..operands.places import lines_ahead, pack_entry_panel
 from ..operands.record import BOOL_MASK, EUCLIDEAN, FLOAT_MASK, factors_of
 
 
@@ -149,12 +149,13 @@ def product_columns(
 
 @device
 def _score_run(
-    tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+    tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors,
+    whole, fetch, fetch_stride,
 ):  # fmt: skip
     if factor is None:
         product_columns(
             kind, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, FEATURE_CHAIN,
-            vectors, False, False, a, 0,
+            vectors, False, whole, fetch, fetch_stride,
         )  # fmt: skip
     else:
         for row in range(0, groups * rows, rows):
@@ -167,7 +168,8 @@ def _score_run(
 
 @device
 def _score_runs(
-    tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+    tag, kind, factor, rows, a, a_stride, b, b_stride, c, c_stride, depth, vectors, whole,
+    fetch, fetch_stride,
 ):  # fmt: skip
     item = item_size(tag)
     width = vectors * LANES * item
@@ -176,29 +178,33 @@ def _score_runs(
         stop = min(first + FEATURE_RUN, depth)
         _score_run(
             tag, kind, factor, rows, 1, a + first * item, a_stride, b + first * b_stride, b_stride,
-            run_target(room, first), width, stop - first, vectors,
+            run_target(room, first), width, stop - first, vectors, whole,
+            fetch + first * fetch_stride, fetch_stride,
         )  # fmt: skip
         end_run(tag, room, rows, width, depth, stop, c, c_stride)
 
 
 @device
 def score_columns(
-    tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+    tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors,
+    whole, fetch, fetch_stride,
 ):  # fmt: skip
     """Scores of `groups` of `rows` queries (see `rows_at_once`) and up to a panel of keys.
 
     `kind` tells the elements of both, if not the tag's own. Distances, their differences times
-    `factor`, are of six rows; None means products.
+    `factor`, are of six rows; None means products, beside which cache lines
+    are asked for as in `product_columns`.
     """
     if depth <= FEATURE_RUN:
         _score_run(
-            tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors
+            tag, kind, factor, rows, groups, a, a_stride, b, b_stride, c, c_stride, depth, vectors,
+            whole, fetch, fetch_stride,
         )  # fmt: skip
         return
     for row in range(0, groups * rows, rows):
         _score_runs(
             tag, kind, factor, rows, a + row * a_stride, a_stride, b, b_stride, c + row * c_stride,
-            c_stride, depth, vectors,
+            c_stride, depth, vectors, whole, fetch, fetch_stride,
         )  # fmt: skip
 
 
@@ -234,12 +240,19 @@ def score_packed(tag, call, segment, queries, rows, low, high, scratch):
             factor = cast(tag, factors_of(call, 0).difference_factor)
             score_columns(
                 tag, tag, factor, group, groups, queries, query_stride, place, PANEL_KEYS * item, c,
-                SCORE_STRIDE * item, call.features, vectors,
+                SCORE_STRIDE * item, call.features, vectors, False, place, 0,
             )  # fmt: skip
         else:
+            fetch, fetch_stride, whole = place, 0, False
+            if not several:
+                # Keys that come straight from memory come while others are scored, too. Two groups
+                # have too few steps to ask for a line in each.
+                fetch, fetch_stride = lines_ahead(call, segment * SEGMENT_KEYS + panel * PANEL_KEYS)
+                whole = groups <= 2
+                fetch_stride *= 4 if whole else 1
             score_columns(
                 tag, tag, None, group, groups, queries, query_stride, place, PANEL_KEYS * item, c,
-                SCORE_STRIDE * item, call.features, vectors,
+                SCORE_STRIDE * item, call.features, vectors, whole, fetch, fetch_stride,
             )  # fmt: skip
 
 
