@@ -200,17 +200,17 @@ def stage_values(tag, call, first, count, column, columns, target, stride):
 
 @device
 def place_values(tag, call, segment, low, high, scratch):
-    """List where the values of a segment lie, staging columns low to high if they must be.
+    """List where the values of columns low to high of a segment lie, staged if they must be.
 
-    Returns the distance between rows. The list names the first row of each 128 keys, and of the
-    128 keys behind the segment. Values that are staged late stay in the nearest cache: 128 keys at
+    Returns the distance between rows. The list names the first row of each 128 keys among
+    them, and of the 128 behind. Values that are staged late stay in the nearest cache: 128 keys at
     a time, when they are fused. A task of several blocks of rows stages each segment once.
     """
     start = segment * SEGMENT_KEYS
     if call.value_way == VALUES_IN_PLACE:
         base, pages, stride = call.entry_value, call.entry_value_pages, call.value_row
         last = call.keys - 1
-        for chunk in range(SEGMENT_KEYS // FUSE_KEYS + 1):
+        for chunk in range(low // FUSE_KEYS, (high - 1) // FUSE_KEYS + 2):
             j = min(start + chunk * FUSE_KEYS, last) // FUSE_KEYS * FUSE_KEYS
             place = row_place(call, base, pages, stride, j)
             store_int64(scratch + call.at_chunks, chunk, place)

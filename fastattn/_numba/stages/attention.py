@@ -210,8 +210,9 @@ def attend_rows(
     stop_segment = min(stop_segment, (high + SEGMENT_KEYS - 1) // SEGMENT_KEYS)
     narrowing = call.query_ids != 0 and call.key_ids_head == 0 and call.weights == 0
     for segment in range(first_segment, stop_segment):
-        for panel in range(SEGMENT_KEYS // PANEL_KEYS):
-            store_int64(scratch + call.at_packed, panel, 0)
+        if call.task_rows > BLOCK_ROWS:
+            for panel in range(SEGMENT_KEYS // PANEL_KEYS):
+                store_int64(scratch + call.at_packed, panel, 0)
         if narrowing:
             find_documents(call, segment, scratch)
         low, high = segment_span(call, segment, first_row, 0, rows, narrowing, alike, scratch)
