@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, boundscheck=False, wraparound=False
 """Where the compiled kernels are, what runs them, without the interpreter's lock, and kept calls."""
 
 from cpython.object cimport PyObject, PyObject_Hash
@@ -152,11 +152,13 @@ cdef bint _same(object one, object other):
         return True
     if type(one) is not type(other):
         return False
+    cdef Py_ssize_t i, count
     if type(one) is tuple:
-        if len(<tuple> one) != len(<tuple> other):
+        count = len(<tuple> one)
+        if len(<tuple> other) != count:
             return False
-        for a, b in zip(<tuple> one, <tuple> other):
-            if not _same(a, b):
+        for i in range(count):
+            if not _same((<tuple> one)[i], (<tuple> other)[i]):
                 return False
         return True
     if type(one) is float:
