@@ -30,8 +30,8 @@ NAMES = {
     "skylake-avx512": "avx512f avx512vl avx512bw avx512dq avx512cd",
     "znver4": "avx512f avx512bf16 avx512vbmi2 avx512vpopcntdq gfni vaes",
 }
-# The kernel for float32, which reads and writes halves: all that this may take seconds for.
-SAMPLE = ("attention alone, float16",)
+# What reads and writes halves, as attention does, and is compiled in seconds.
+SAMPLE = ("similarity dot, float16",)
 
 PROGRAM = """
     import pickle, sys

@@ -232,7 +232,7 @@ def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return found(name)
 importlib.metadata.version = version"""
-    made = run_setup(tree, "build_ext", "--inplace", before=unknown)
+    made = run_setup(tree, "build_ext", "--inplace", "--force", before=unknown)
     assert made.returncode == 0, made.stderr
     if package == "Cython":
         assert modules(tree)

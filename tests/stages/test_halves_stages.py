@@ -7,7 +7,7 @@ import oracle
 import pytest
 import strategies
 import tolerances
-from test_halves import ANY, SMALL, exact_backends_only, operands
+from halves import ANY, SMALL, exact_backends_only, operands
 
 import fastattn
 from fastattn import reference
