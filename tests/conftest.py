@@ -29,6 +29,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What tests start is no worker, though they may run in one: pytest-benchmark would measure nothing.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
+
+
 def available(backend: str) -> bool:
     """Tell whether a backend is here. One that is here and broken, or stale, is an error."""
     room = backend if backend == "reference" else f"_{backend}"

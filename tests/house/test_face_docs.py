@@ -79,7 +79,8 @@ def test_links_of_the_pages_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    ("name", "ending"), [("run", ".venv/bin/fastattn example digits"), ("test", "-m pytest")]
+    ("name", "ending"),
+    [("run", ".venv/bin/fastattn example digits"), ("test", "-m pytest -n 2 --dist loadfile")],
 )
 def test_commands_of_the_readme(name, ending):
     part = re.search(rf"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.S)
