@@ -1,11 +1,17 @@
 """Arrays that touch unmapped memory: a read or write outside them ends the process."""
 
+import atexit
+import contextlib
 import ctypes
+import functools
 import itertools
+import json
 import mmap
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -62,15 +68,52 @@ def calls(sizes):
         yield rows, features, keys, value_features
 
 
+@functools.cache
+def _server():
+    """A process that has imported what sweeps need, and forks for each: that takes a second."""
+    server = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        text=True,
+    )
+    atexit.register(server.communicate)  # which closes its input, and waits
+    return server
+
+
 def lines_of(file, *arguments):
     """Run a file's sweep in a child, which a stray read ends; return its lines, one a call."""
-    child = subprocess.run(
-        [sys.executable, "-X", "faulthandler", file, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=False,
-    )
-    lines = child.stdout.splitlines()
-    assert child.returncode == 0, f"died or failed at {lines[-1:]}:\n{child.stderr[-3000:]}"
+    server = _server()
+    with tempfile.TemporaryDirectory() as folder:
+        told, wrong = (os.path.join(folder, name) for name in ("lines", "errors"))
+        print(json.dumps([told, wrong, file, *arguments]), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        with open(told, encoding="utf-8") as lines, open(wrong, encoding="utf-8") as errors:
+            lines, errors = lines.read().splitlines(), errors.read()
+    assert code == 0, f"died or failed at {lines[-1:]}:\n{errors[-3000:]}"
     return lines
+
+
+def serve():
+    """Do what `lines_of` asks for, each in a child of its own, and tell how that ended."""
+    import strategies  # noqa: F401
+
+    import fastattn  # noqa: F401
+
+    with contextlib.suppress(ModuleNotFoundError):
+        import numba  # noqa: F401
+    for line in sys.stdin:
+        told, wrong, file, *arguments = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            for descriptor, path in ((1, told), (2, wrong)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+            sys.argv = [file, *arguments]
+            runpy.run_path(file, run_name="__main__")
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
