@@ -223,7 +223,7 @@ def _states() -> Iterator[Case]:
     yield Case("states, merged from the left", left_to_right)
     yield Case("states, merged from the right", right_first)
     outputs, lses = draw(1, (3, 4, 5)), draw(2, (3, 4))
-    yield Case("states, of results", lambda: fastattn.merge_states(outputs, lses))
+    yield Case("merge_states, of results", lambda: fastattn.merge_states(outputs, lses))
 
 
 GROUPS = (_options, _shapes, _values, _scales, _numbers_of_heads, _documents, _states)

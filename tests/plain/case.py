@@ -5,6 +5,7 @@ ways of large ones; bits depend on none.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,13 @@ __all__ = [
 
 F32, F64, F16 = "float32", "float64", "float16"
 BF16 = "bfloat16"
+# What names of cases begin with instead of the function's.
+_FUNCTIONS = {
+    "cache": "KVCache",
+    "shared": "allocate_shared",
+    "states": "attention_state",
+    "varlen": "attention_varlen",
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,16 @@ class Case:
     threads: int = 1
 
     @property
+    def operation(self) -> str:
+        """The public function, or class, that it calls."""
+        word = re.match("(pairs, )?([a-z_]+)", self.name)[2]
+        return _FUNCTIONS.get(word, word)
+
+    @property
     def pairs(self) -> bool:
         """Whether it may multiply bfloat16 as it is."""
-        return not self.widens and ("pairs" in self.name or BF16 in self.name)
+        multiplies = self.operation in ("attention", "attention_varlen", "KVCache")
+        return multiplies and not self.widens and ("pairs" in self.name or BF16 in self.name)
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:

@@ -248,7 +248,7 @@ _FAULTS = {
         "_numba/steps/score.py",
         "            if bias == 0.0:",
         "            if bias != 0.0:",
-        "plain: states, of results",
+        "plain: merge_states, of results",
     ),
     "float_mask_cannot_hide_nan": (
         "_numba/steps/score.py",
