@@ -73,7 +73,7 @@ lose a microsecond to names; ``tests/core/test_options.py`` holds all of them to
 in ``_numba``, its face in a file of its own, its name in ``fastattn/__init__.py`` and README.md,
 and the same tests. Backends, warm-up and the build follow the row.
 
-**Add a way to multiply**: a file in ``_numba/steps`` that makes its `Variant`, an entry of it in
-``_numba/stages/attention.py``, a row in ``_engine/variants.py`` that says which calls take it. What
-it reads otherwise than others is decided in ``_engine/way.py``.
+**Add a way to multiply**: a file in ``_numba/steps`` that makes its `VariantSteps`, an entry of it
+in ``_numba/stages/attention.py``, a row in ``_engine/variants.py`` that says which calls take it.
+What it reads otherwise than others is decided in ``_engine/way.py``.
 """

@@ -15,21 +15,21 @@ from fastattn._core.problem import Problem
 
 from .bfloat16 import can_pair, takes_pairs
 
-__all__ = ["KERNEL", "VARIANTS", "Variant", "choose", "in_use"]
+__all__ = ["KERNEL", "VARIANTS", "VariantRule", "choose", "in_use"]
 
 # The kernel they are variants of: their entries are called this and the name of the variant.
 KERNEL = "attend"
 
 
-class Variant(NamedTuple):
-    """A way to multiply.
+class VariantRule(NamedTuple):
+    """Which calls may take a variant, and on which machine.
 
     Attributes
     ----------
     name
-        What the `products` of a call's `Way` are called.
+        Of the variant, as the `products` of a call's `Way` are called.
     admits
-        Whether a problem may take it.
+        Whether a problem may.
     pays
         Whether it is worth it on this machine; it is told whether the CPU is able.
     """
@@ -39,12 +39,12 @@ class Variant(NamedTuple):
     pays: Callable[[bool], bool] = bool
 
 
-def _computes(name: str) -> Variant:
+def _computes(name: str) -> VariantRule:
     dtype = np.dtype(name)
-    return Variant(name, lambda problem: problem.dtype == dtype)
+    return VariantRule(name, lambda problem: problem.dtype == dtype)
 
 
-VARIANTS = (Variant("pairs", can_pair, takes_pairs), _computes("float32"), _computes("float64"))
+VARIANTS = (VariantRule("pairs", can_pair, takes_pairs), _computes("float32"), _computes("float64"))
 
 
 def in_use(entries: Collection[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -140,31 +141,35 @@ def test_the_written_check_is_the_loop_over_the_rows():
             assert type(found[at]) is type(expected)
 
 
-X, CACHE = np.zeros((1, 4, 8), np.float32), fastattn.KVCache(1, 1, 8)
-CACHE.append(X[None], X[None])
-MODULE = fastattn.MultiHeadAttention(8, 2, seed=0)
-CALLS = {
-    "attention": lambda **given: fastattn.attention(X, X, X, **given),
-    "explain": lambda **given: fastattn.explain(X, X, X, **given),
-    "attention_varlen": lambda **given: fastattn.attention_varlen(
-        X[0], X[0], X[0], [0, 4], [0, 4], **given
-    ),
-    "KVCache.attend": lambda **given: CACHE.attend(X[None], **given),
-    "attention_state": lambda **given: fastattn.attention_state(X, X, X, **given),
-    "MultiHeadAttention.__call__": lambda **given: MODULE(X, **given),
-    "attention_allocation": lambda **given: fastattn.attention_allocation(X[0], X[0], **given),
-}
+@pytest.fixture(scope="module")
+def faces():
+    """Each face that takes options, as a function of these alone."""
+    x = np.zeros((1, 4, 8), np.float32)
+    cache = fastattn.KVCache(1, 1, 8)
+    cache.append(x[None], x[None])
+    module = fastattn.MultiHeadAttention(8, 2, seed=0)
+    return {
+        "attention": functools.partial(fastattn.attention, x, x, x),
+        "explain": functools.partial(fastattn.explain, x, x, x),
+        "attention_varlen": functools.partial(
+            fastattn.attention_varlen, x[0], x[0], x[0], [0, 4], [0, 4]
+        ),
+        "KVCache.attend": functools.partial(cache.attend, x[None]),
+        "attention_state": functools.partial(fastattn.attention_state, x, x, x),
+        "MultiHeadAttention.__call__": functools.partial(module, x),
+        "attention_allocation": functools.partial(fastattn.attention_allocation, x[0], x[0]),
+    }
 
 
 @pytest.mark.parametrize(
     ("form", "option"),
-    [(form, option) for form in CALLS for option in offered_by(form)],
+    [(form, option) for form in (*FORMS, *OTHERS) for option in offered_by(form)],
     ids=lambda x: getattr(x, "name", x),
 )
-def test_every_form_looks_at_every_option(form, option):
+def test_every_form_looks_at_every_option(faces, form, option):
     """A signature that takes an option and forgets it would let anything pass."""
     with pytest.raises((TypeError, ValueError), match=option.name):
-        CALLS[form](**{option.name: object()})
+        faces[form](**{option.name: object()})
 
 
 def test_jobs_offer_what_the_table_says():

@@ -123,7 +123,7 @@ def test_kernel_rooms_stand_on_those_below(path):
 def test_no_step_knows_a_variant():
     """Steps ask what a record knows; files that name a variant are imported by stages alone."""
     steps = [path for path in KERNELS if kernel_room_of(module_of(path)) == "steps"]
-    own = {module_of(path) for path in steps if "import Variant" in path.read_text("utf-8")}
+    own = {module_of(path) for path in steps if "import VariantSteps" in path.read_text("utf-8")}
     assert own == {"fastattn._numba.steps.floats", "fastattn._numba.steps.bfloat16_pairs"}
     for path in KERNELS:
         known = own & set(imports_of(path))
@@ -132,10 +132,10 @@ def test_no_step_knows_a_variant():
 
 def test_every_variant_has_a_kernel():
     from fastattn._engine.variants import KERNEL, VARIANTS
-    from fastattn._numba.operands.variant import Variant
+    from fastattn._numba.operands.variant import VariantSteps
     from fastattn._numba.stages import attention
 
-    kernels = {one.name: one for one in vars(attention).values() if isinstance(one, Variant)}
+    kernels = {one.name: one for one in vars(attention).values() if isinstance(one, VariantSteps)}
     assert kernels.keys() == {one.name for one in VARIANTS}
     for name, variant in kernels.items():
         assert getattr(attention, f"{KERNEL}_{name}").features == variant.features

@@ -158,7 +158,7 @@ class World:
         vars(module).update(self.coverage.names())
         exec(compile(self.coverage.marked(file, source), str(path), "exec"), vars(module))
         if name == "variant":
-            steps = vars(module.Variant)["__annotations__"].keys() & vars(module).keys()
+            steps = vars(module.VariantSteps)["__annotations__"].keys() & vars(module).keys()
             vars(module).update({one: words.step(one) for one in steps})
         if name == "elementary":
             elementary.learn(module)

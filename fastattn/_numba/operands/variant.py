@@ -1,9 +1,9 @@
 """What differs between the ways to multiply: a variant names its steps, others ask for them.
 
-A variant is one file of `steps`, which makes a `Variant`, and one entry of `stages.attention`. It
-is a value while kernels are compiled and nothing afterwards: the record that a kernel reads knows
-it (`reader_of`), and a function made by `step` becomes that of the record's variant. So a
-kernel holds the code of one variant, and no step asks which.
+A variant is one file of `steps`, which makes its `VariantSteps`, and one entry of
+`stages.attention`. It is a value while kernels are compiled and nothing afterwards: the record that
+a kernel reads knows it (`reader_of`), and a function made by `step` becomes that of the record's
+variant. So a kernel holds the code of one variant, and no step asks which.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ..compiler.compile import DEVICE_OPTIONS, device
 from .record import RecordType
 
 __all__ = [
-    "Variant",
+    "VariantSteps",
     "fuse_decode_small",
     "fuse_listed",
     "fuse_visible_row",
@@ -46,8 +46,10 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class Variant:
-    """A way to multiply queries with keys, and weights with values.
+class VariantSteps:
+    """The steps that are a variant's own: how it multiplies queries with keys, weights with values.
+
+    Which calls may take it, `fastattn._engine.variants` says.
 
     Attributes
     ----------
@@ -99,7 +101,7 @@ class Variant:
 class VariantType(types.Dummy):
     """The type of one variant: all that a compiled function knows of it."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: VariantSteps) -> None:
         self.variant = variant
         super().__init__(name=f"Variant({variant.name})")
 
@@ -107,7 +109,7 @@ class VariantType(types.Dummy):
 register_model(VariantType)(models.OpaqueModel)
 
 
-@typeof_impl.register(Variant)
+@typeof_impl.register(VariantSteps)
 def _type_of_variant(variant, context):
     return VariantType(variant)
 

@@ -41,7 +41,7 @@ from ..operands.pack import PREFETCH_KEYS, pack_ahead
 from ..operands.places import row_place
 from ..operands.prefetch import all_asked, next_lines
 from ..operands.record import PANELS_IN_PLACE, VALUES_LATE, VALUES_STAGED
-from ..operands.variant import Variant, never_scores
+from ..operands.variant import VariantSteps, never_scores
 from .decode_small import GROUP_KEYS, chunk_of_values, group_of_keys, runs_of, strip_ahead
 from .score import product_columns, rows_at_once, score_columns
 
@@ -374,7 +374,7 @@ def fuse_visible_pairs(
         store(target + offset, total + chain)
 
 
-PAIRS = Variant(
+PAIRS = VariantSteps(
     name="pairs",
     tag=np.float32(0),
     features="avx512bf16",

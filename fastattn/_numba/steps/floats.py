@@ -10,7 +10,7 @@ from ..machine.memory import load_scalar
 from ..machine.simd import item_size
 from ..operands.pack import scale_row
 from ..operands.places import place_values, stage_values
-from ..operands.variant import Variant, never_fuses, never_scores
+from ..operands.variant import VariantSteps, never_fuses, never_scores
 from .decode import score_decode
 from .decode_small import fuse_decode_small, score_decode_small
 from .normalise import (
@@ -45,8 +45,8 @@ def keep_sums(tag, call, rows, result, scratch):
     """Exact weights leave nothing to correct."""
 
 
-def _multiplying(tag, score_small, fuse_small) -> Variant:
-    return Variant(
+def _multiplying(tag, score_small, fuse_small) -> VariantSteps:
+    return VariantSteps(
         name=tag.dtype.name,
         tag=tag,
         features="",
