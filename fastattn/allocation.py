@@ -12,9 +12,11 @@ from fastattn._core import backends, names
 from fastattn._core.arrays import (
     FLOAT64,
     as_array,
+    as_numbers,
     check_dtype,
     check_size,
     deliver,
+    is_bool,
     new_array,
     result_array,
 )
@@ -102,8 +104,8 @@ def allocate(
         is below the sum of its lower bounds, is no whole number of units, or cannot be spent; the
         text names the row. Nothing is returned then, and what `out` holds is no result.
     TypeError
-        If an operand is complex, extended precision, object, masked, sparse or lazy, or `where`
-        not bool.
+        If an operand is complex, extended precision, object, masked, sparse or lazy, a budget or
+        bound is a bool, or `where` is none.
 
     Notes
     -----
@@ -191,7 +193,9 @@ class _Rows:
     def __init__(
         self, weights: Any, budget: Any, lower: Any, upper: Any, where: Any, axis: Any
     ) -> None:
-        self.given = given = _numbers("weights", weights)
+        self.given = given = as_array("weights", weights)
+        check_dtype("weights", given.dtype, given.shape)
+        check_size(given.shape, FLOAT64, "weights")
         if given.ndim == 0:
             raise ValueError(f"weights are one number, {weights!r}: receivers need an axis")
         self.axis = _axis(axis, given.shape)
@@ -322,21 +326,20 @@ class _Rows:
 
 
 def _axis(axis: Any, shape: tuple[int, ...]) -> int:
+    choice = f"weights of shape {shape}: an int from {-len(shape)} to {len(shape) - 1}"
     try:
         place = operator.index(axis)
     except TypeError:
-        place = len(shape)
-    if isinstance(axis, (bool, np.bool_)) or not -len(shape) <= place < len(shape):
-        raise ValueError(
-            f"axis {axis!r} does not exist in weights of shape {shape}: an int from "
-            f"{-len(shape)} to {len(shape) - 1}"
-        )
+        raise TypeError(f"axis {axis!r} is no axis of {choice}") from None
+    if is_bool(axis):
+        raise TypeError(f"axis {axis!r} is no axis of {choice}")
+    if not -len(shape) <= place < len(shape):
+        raise ValueError(f"axis {axis!r} does not exist in {choice}")
     return place % len(shape)
 
 
 def _numbers(name: str, x: Any) -> np.ndarray:
-    array = as_array(name, x)
-    check_dtype(name, array.dtype, array.shape)
+    array = as_numbers(name, x)
     check_size(array.shape, FLOAT64, name)
     return array
 

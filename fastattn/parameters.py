@@ -52,8 +52,11 @@ class Sizes(NamedTuple):
         names.refuse_missing(embed_dim=embed_dim)
         widths = (embed_dim, *(embed_dim if n is None else n for n in (kdim, vdim)))
         for name, n in zip(("embed_dim", "kdim", "vdim"), widths, strict=True):
-            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-                raise ValueError(f"{name} must be a positive integer, not {n!r}")
+            wrong = f"{name} must be a positive integer, not {n!r}"
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+                raise TypeError(wrong)
+            if n < 1:
+                raise ValueError(wrong)
         size, of_key, of_value = map(int, widths)
         return cls(size, of_key, of_value, flag("bias", bias), flag("add_bias_kv", add_bias_kv))
 

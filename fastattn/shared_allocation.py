@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Never
 import numpy as np
 
 from fastattn._core import backends, names
-from fastattn._core.arrays import FLOAT64, as_array, check_dtype, check_size, finite_number
+from fastattn._core.arrays import (
+    FLOAT64,
+    as_array,
+    as_numbers,
+    check_dtype,
+    check_size,
+    finite_number,
+    is_bool,
+)
 from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 
@@ -101,7 +109,8 @@ def allocate_shared(
         If a weight, budget or capacity is negative or NaN, a weight or budget infinite, or the
         shapes do not fit; the text names row and column.
     TypeError
-        If an operand is complex, extended precision, object, masked, sparse or lazy.
+        If an operand is complex, extended precision, object, masked, sparse or lazy, or a budget or
+        capacity a bool.
 
     See Also
     --------
@@ -213,21 +222,22 @@ def allocate_shared(
 
 
 def _at_least_one(max_iter: Any) -> int:
-    if not isinstance(max_iter, (bool, np.bool_)):
-        try:
-            count = operator.index(max_iter)
-        except TypeError:
-            count = 0
-        if count >= 1:
-            return count
-    raise ValueError(f"max_iter must be an integer of at least 1, got {max_iter!r}")
+    wrong = f"max_iter must be an integer of at least 1, got {max_iter!r}; the default is 10_000"
+    try:
+        count = operator.index(max_iter)
+    except TypeError:
+        raise TypeError(wrong) from None
+    if is_bool(max_iter):
+        raise TypeError(wrong)
+    if count < 1:
+        raise ValueError(wrong)
+    return count
 
 
 def _bounds(name: str, x: Any, shape: tuple[int, ...], axis: int) -> np.ndarray:
     """Return one bound for every row (axis 0) or column (axis 1) of the weights, checked."""
     line, whose = (("row", "requester"), ("column", "receiver"))[axis]
-    given = as_array(name, x)
-    check_dtype(name, given.dtype, given.shape)
+    given = as_numbers(name, x)
     if given.shape not in ((), (shape[axis],)):
         raise ValueError(
             f"{name} have shape {given.shape} and weights {shape}: one number for every {whose}, "

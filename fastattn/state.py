@@ -9,7 +9,7 @@ import numpy as np
 
 from fastattn._core import backends, names
 from fastattn._core import problem as problems
-from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_half
+from fastattn._core.arrays import FLOAT32, as_array, check_dtype, is_bool, is_half
 from fastattn._core.constants import SEGMENT_KEYS
 from fastattn._core.environment import default_environment
 from fastattn._core.options import Extras, Options, asked
@@ -351,7 +351,9 @@ def merge_states(
             f"outputs must have the shape of lses and one axis more, Ev: {shown}; stack both along "
             "the same axis"
         )
-    if not isinstance(axis, (int, np.integer)) or not -lses.ndim <= axis < lses.ndim:
+    if is_bool(axis) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis must be an int, the one of lses that counts parts, not {axis!r}")
+    if not -lses.ndim <= axis < lses.ndim:
         raise ValueError(f"axis {axis!r} does not exist in lses: {shown}")
     at = axis % lses.ndim
     parts = np.moveaxis(lses, at, -1)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fastattn._core.arrays import is_bool
+
 __all__ = ["MOST_UNITS", "Unit"]
 
 MOST_UNITS = 2**52  # sums of amounts rounded up must be exact too
@@ -24,8 +26,9 @@ class Unit:
     """
 
     def __init__(self, unit: Any) -> None:
-        if isinstance(unit, (bool, np.bool_, str, bytes)) or np.ndim(unit) != 0:
-            raise TypeError(f"unit must be one positive number, not {unit!r}")
+        wrong = f"unit must be one positive number, not {unit!r}; None hands out any amounts"
+        if is_bool(unit) or isinstance(unit, (str, bytes)) or np.ndim(unit) != 0:
+            raise TypeError(wrong)
         self.size: float
         if isinstance(unit, (int, np.integer)):
             self.size = int(unit)
@@ -33,7 +36,7 @@ class Unit:
             try:
                 self.size = float(unit)
             except (TypeError, ValueError) as error:
-                raise TypeError(f"unit must be one positive number, not {unit!r}") from error
+                raise TypeError(wrong) from error
         self.is_int = type(self.size) is int
         if not 0 < self.size < (2**63 if self.is_int else np.inf):
             raise ValueError(

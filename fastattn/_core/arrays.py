@@ -22,6 +22,7 @@ __all__ = [
     "MOST_DIMS",
     "Layout",
     "as_array",
+    "as_numbers",
     "broadcast_arrays",
     "broadcast_shapes",
     "check_dims",
@@ -32,6 +33,7 @@ __all__ = [
     "dtypes",
     "finite_number",
     "flag",
+    "is_bool",
     "is_direct",
     "is_half",
     "new_array",
@@ -155,6 +157,18 @@ def computed(dtype: np.dtype) -> np.dtype:
     return FLOAT64 if dtype.num == _FLOAT64_NUMBER else FLOAT32
 
 
+def as_numbers(name: str, x: Any) -> np.ndarray:
+    """Accept an array of numbers that an option is, and no bools: those are what options switch."""
+    array = as_array(name, x)
+    check_dtype(name, array.dtype, array.shape)
+    if array.dtype.kind == "b":
+        raise TypeError(
+            f"{name} of shape {array.shape} has dtype bool, and numbers are meant: True for 1 and "
+            f"False for 0 is `np.asarray({name}, np.float64)`"
+        )
+    return array
+
+
 def per_head(
     name: str, x: Any, batch: tuple[int, ...], dtype: np.dtype, lowest_hides: bool = False
 ) -> np.ndarray:
@@ -162,9 +176,8 @@ def per_head(
 
     -inf is accepted where `lowest_hides`.
     """
-    array = as_array(name, x)
+    array = as_numbers(name, x)
     shape = array.shape
-    check_dtype(name, array.dtype, shape)
     if not batch and shape == (1,):
         array = array.reshape(())
     padded = (1,) * (len(batch) - array.ndim) + array.shape
@@ -309,10 +322,15 @@ def same_memory(one: np.ndarray, other: np.ndarray) -> bool:
     )
 
 
+def is_bool(x: Any) -> bool:
+    """Tell a bool of Python or NumPy, or an array of such, from a number: it is equal to one."""
+    return isinstance(x, bool) or getattr(x, "dtype", None) == np.bool_
+
+
 def finite_number(name: str, x: Any, hint: str) -> float:
     """Return the real number `x` as a float; `hint` is the end of the error's sentence."""
     if type(x) is not float:
-        if isinstance(x, (bool, np.bool_, str, bytes, complex)) or np.ndim(x) != 0:
+        if is_bool(x) or isinstance(x, (str, bytes, complex)) or np.ndim(x) != 0:
             raise TypeError(f"{name} must be a finite number, not {x!r}; {hint}")
         try:
             x = float(x)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import FLOAT64, as_array, broadcast_shapes, check_dtype, check_size, dtypes
+from .arrays import FLOAT64, as_array, broadcast_shapes, check_dtype, check_size, dtypes, is_bool
 from .masks import check_mask_dtype, warn_of_zeros_and_ones
 
 __all__ = ["Rows", "order_of", "rows_beyond_reach", "within_reach"]
@@ -132,9 +132,11 @@ def _axes(axis: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the reduced axes, non-negative and ascending."""
     if axis is None:
         return tuple(range(len(shape)))
-    if not shape and axis in (0, -1):
-        return ()
     try:
+        if any(map(is_bool, axis if isinstance(axis, (list, tuple)) else (axis,))):
+            raise TypeError
+        if not shape and axis in (0, -1):
+            return ()
         return tuple(sorted(np.lib.array_utils.normalize_axis_tuple(axis, len(shape), "axis")))
     except (np.exceptions.AxisError, OverflowError):
         raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, check_dtype, finite_number
+from fastattn._core.arrays import as_numbers, finite_number
 
 __all__ = [
     "LARGEST",
@@ -50,11 +50,8 @@ def scale_of(x: Any) -> float | Scales:
         number = finite_number("scale", x, _HINT)
         is_normal = number >= LEAST_NORMAL or number <= -LEAST_NORMAL
         return number if is_normal else Scales((), struct.pack("d", number))
-    array = as_array("scale", x)
+    array = as_numbers("scale", x)
     shape = array.shape
-    check_dtype("scale", array.dtype, shape)
-    if array.dtype.kind == "b":
-        raise TypeError(f"scale of shape {shape} has dtype bool; it must hold finite numbers")
     numbers = np.array(array, dtype=np.float64, order="C")
     wrong = np.argwhere(~np.isfinite(numbers))
     if len(wrong):

@@ -42,8 +42,6 @@ REFUSED = [
     ([1, 2], 1, {"unit": 1, "method": "adams"}, ["'adams'", "'dhondt'"]),
     ([1, 2], 1, {"on_unspent": "ignore"}, ["'ignore'", "'keep'"]),
     ([1, 2], 1, {"axis": 1}, ["axis 1", "(2,)"]),
-    (TWO, 1, {"axis": (0, 1)}, ["axis (0, 1)", "from -2 to 1"]),
-    (TWO, 1, {"axis": True}, ["axis True"]),
     (TWO, 1, {"out": np.empty(2)}, ["out has shape (2,)", "(2, 2)"]),
     (1.0, 1, {}, ["need an axis"]),
     (TWO, [1, 2, 3], {}, ["(3,)", "(2,)"]),
@@ -58,6 +56,8 @@ WRONG_TYPES = [
     ([1, 2], 1, {"unit": "1"}, ["unit", "'1'"]),
     ([1, 2], 1, {"unit": True}, ["unit", "True"]),
     ([1, 2], 1, {"unit": [1, 2]}, ["unit"]),
+    (TWO, 1, {"axis": (0, 1)}, ["axis (0, 1)", "from -2 to 1"]),
+    (TWO, 1, {"axis": True}, ["axis True", "an int from -2 to 1"]),
     (np.ma.masked_array([1.0, 2.0]), 1, {}, ["masked", ".filled(0)"]),
     ([1, 2], 3, {"unit": 1, "out": np.empty(2)}, ["out has dtype float64", "int64"]),
 ]

@@ -335,7 +335,6 @@ def test_nothing_to_hand_out(backend):
         ([[1.0]], 1, 1, {"tol": -1e-9}, "tol must not be negative"),
         ([[1.0]], 1, 1, {"tol": np.nan}, "tol must be a finite number"),
         ([[1.0]], 1, 1, {"max_iter": 0}, "max_iter must be an integer of at least 1, got 0"),
-        ([[1.0]], 1, 1, {"max_iter": 2.5}, "max_iter must be an integer"),
     ],
 )
 def test_errors_name_row_and_column(backend, weights, budgets, capacities, options, words):
@@ -343,9 +342,11 @@ def test_errors_name_row_and_column(backend, weights, budgets, capacities, optio
         fastattn.allocate_shared(weights, budgets, capacities, backend=backend, **options)
 
 
-def test_complex_weights_are_refused(backend):
+def test_complex_weights_and_parts_of_rounds_are_refused(backend):
     with pytest.raises(TypeError, match="complex"):
         fastattn.allocate_shared([[1j]], 1, 1, backend=backend)
+    with pytest.raises(TypeError, match="max_iter must be an integer"):
+        fastattn.allocate_shared([[1.0]], 1, 1, max_iter=2.5, backend=backend)
 
 
 _LONG_SHARING = """

@@ -126,4 +126,16 @@ FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
         'word not in ("--", "--window")',
         "tests/face/test_cli.py -k exponent",
     ),
+    "arrays_of_bools_are_numbers": (
+        "_core/arrays.py",
+        '    if array.dtype.kind == "b":',
+        '    if array.dtype.kind == "?":',
+        "tests/face/test_face_bools.py",
+    ),
+    "a_bool_in_an_array_is_a_number": (
+        "_core/arrays.py",
+        'isinstance(x, bool) or getattr(x, "dtype", None) == np.bool_',
+        "isinstance(x, bool)",
+        "tests/face/test_face_bools.py",
+    ),
 }

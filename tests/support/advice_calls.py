@@ -58,6 +58,7 @@ WRONG: dict[str, Wrong] = {
         ", out=out", out="np.empty((2, 3, 5, 4), np.float32)", into="out"
     ),
     # --- numbers per head
+    "sinks of bools": attend(", sinks=sinks", sinks="[True, False, True]"),
     "a sink beyond float32": Wrong(
         "attention(query, key, value, sinks=sinks)",
         {name: f"{x}.astype(np.float32)" for name, x in OPERANDS.items()} | {"sinks": "1e300"},
