@@ -4,11 +4,11 @@ Importing NumPy and this package takes most of the time in which a small command
 interrupted in there would print a traceback, or an error that nobody can catch: so until `main` has
 control, the interrupt ends the process where it is. When `main` has its exit code, all is done and
 said, and what is left is the interpreter's end, which lasts: there the interrupt changes nothing.
-Only in the process of the command, and only where Python's own handler would be called.
+Only in the process of the command, and only where Python's own handler would be called; others do
+not even import `signal`, which takes most of a millisecond.
 """
 
 import os
-import signal
 import sys
 
 _guarded = False  # this process is the command; under -m it has another name when it runs
@@ -18,19 +18,27 @@ _WORDS = b"fastattn: interrupted while it was starting; nothing was done\n"
 def guard_start() -> None:
     """Answer Ctrl-C with a line from now on, if this process is the command."""
     global _guarded
-    if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if not _is_command():
+        return
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         _guarded = True
         signal.signal(signal.SIGINT, _end)
 
 
 def started() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again."""
+    import signal
+
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ended() -> None:
     """Let Ctrl-C be too late from now on, if this process is the command."""
+    import signal
+
     if _guarded and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

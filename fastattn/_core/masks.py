@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from fastattn._core.arrays import FLOAT32, FLOAT64, as_array, is_half
 
 __all__ = ["as_mask", "check_mask_dtype", "warn_of_zeros_and_ones"]
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
 # Along each axis so many elements are looked at before all are.
 _LOOKED_AT = 16
 # Larger masks are not looked through: nobody is warned of them.

@@ -9,7 +9,6 @@ empty dict.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -160,6 +159,8 @@ def refuse(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
             first = next(one for one in known if one != "self")
             reason = text.format(name=name, first=first)
     if reason is None:
-        near = difflib.get_close_matches(name, known, 1, 0.75)
+        from difflib import get_close_matches  # takes a millisecond, which no import should pay
+
+        near = get_close_matches(name, known, 1, 0.75)
         reason = f"is `{near[0]}={name}` meant?" if near else f"it has {', '.join(known)}"
     raise TypeError(f"{asked}: {reason}")

@@ -8,10 +8,8 @@ backend.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -24,16 +22,16 @@ from fastattn._engine.operations import name_kernels
 
 from . import words
 
-_HERE = Path(__file__).resolve().parent
+_HERE = os.path.dirname(os.path.realpath(__file__))
 
 
-def _hidden_kernels() -> Path | None:
+def _hidden_kernels() -> str | None:
     """Find another fastattn on Python's path whose kernels this one hides: in a clone, say."""
     for entry in sys.path:
-        room = Path(entry, "fastattn", "_cython").resolve()
-        files = (room / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES)
-        if room != _HERE and any(file.is_file() for file in files):
-            return room.parent
+        room = os.path.realpath(os.path.join(entry, "fastattn", "_cython"))
+        files = (os.path.join(room, f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
+        if room != _HERE and any(map(os.path.isfile, files)):
+            return os.path.dirname(room)
     return None
 
 
@@ -42,10 +40,12 @@ def _say_missing(error: ModuleNotFoundError) -> ImportError:
 
     What was never built is missing by somebody's choice, or for want of a compiler.
     """
-    package, elsewhere = _HERE.parent, _hidden_kernels()
-    tree = package.parent
-    clone = (tree / "setup.py").is_file()
-    command = shlex.join([sys.executable, "-m", "pip", "install", "-e", str(tree)])
+    import shlex
+
+    package, elsewhere = os.path.dirname(_HERE), _hidden_kernels()
+    tree = os.path.dirname(package)
+    clone = os.path.isfile(os.path.join(tree, "setup.py"))
+    command = shlex.join([sys.executable, "-m", "pip", "install", "-e", tree])
     build = f"`{command}` builds them there"
     if elsewhere is not None:
         ways = [build] if clone else []
@@ -97,7 +97,7 @@ def _check_sources() -> None:
     They would read records otherwise than the engine writes them, or compute other bits.
     """
     built = _native.built_from() if hasattr(_native, "built_from") else None
-    sources = words.sources(_HERE.parent)
+    sources = words.sources(os.path.dirname(_HERE))
     tables = words.digest(vars(layouts), vars(constants))
     if built is None or built != (tables, sources or built[1]):
         raise ImportError(

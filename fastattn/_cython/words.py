@@ -6,9 +6,9 @@ own digest and that of the kernels' sources, so that kernels built from others a
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["digest", "header", "kernel_sources", "sources"]
@@ -37,34 +37,45 @@ def digest(*tables: Mapping[str, Any]) -> int:
     return zlib.crc32("\n".join(sorted(told)).encode())
 
 
-def _crc(paths: Sequence[Path]) -> int:
+def _crc(paths: Iterable[str]) -> int:
     crc = 0
     for path in paths:
-        crc = zlib.crc32(path.read_bytes(), crc)
+        with open(path, "rb") as file:
+            crc = zlib.crc32(file.read(), crc)
     return crc
 
 
-def kernel_sources(package: Path) -> int:
+def _files(folder: str) -> list[str]:
+    return [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+
+
+def kernel_sources(package: str | os.PathLike[str]) -> int:
     """Digest what kernels are compiled from.
 
     The versions of Numba and LLVM are not in it: no kernel leaves them a choice that changes bits,
     so what another version made of the same sources is as good, and is not refused.
     """
-    kernels = (package / "_numba").rglob("*.py")
-    sources = sorted(path for path in kernels if path.name not in _NOT_COMPILED)
-    return _crc([*(package / table for table in _TABLES), *sources])
+    kernels = sorted(
+        path.split(os.sep)
+        for path in _files(os.path.join(package, "_numba"))
+        if path.endswith(".py") and os.path.basename(path) not in _NOT_COMPILED
+    )
+    tables = (os.path.join(package, table) for table in _TABLES)
+    return _crc([*tables, *map(os.sep.join, kernels)])
 
 
-def sources(package: Path) -> int | None:
+def sources(package: str | os.PathLike[str]) -> int | None:
     """Digest what kernels and drivers are made from; None where only what was built is installed.
 
     A wheel is made whole, so only in a clone can sources change under what was built from them: it
     is known by the drivers' source, which no wheel carries.
     """
-    room = package / "_cython"
-    if not (room / "_native.pyx").exists():
+    room = os.path.join(package, "_cython")
+    drivers = os.path.join(room, "_native.pyx")
+    if not os.path.exists(drivers):
         return None
-    return kernel_sources(package) ^ _crc([*sorted(room.glob("*.h")), room / "_native.pyx"])
+    headers = sorted(path for path in _files(room) if path.endswith(".h"))
+    return kernel_sources(package) ^ _crc([*headers, drivers])
 
 
 def _needs(features: str) -> str:

@@ -28,13 +28,13 @@ __all__ = [
     "make_record",
     "plan_problem",
     "point_partials",
-    "prepare",
+    "prepare_attention",
     "rows_of",
     "sizes_alone",
 ]
 
 
-def prepare(kernels: Kernels, problem: Problem, threads: int) -> Execution:
+def prepare_attention(kernels: Kernels, problem: Problem, threads: int) -> Execution:
     """Plan one attention call; runs nothing."""
     problem = apart(problem)
     return Execution(kernels, problem, plan_problem(kernels, problem, threads))

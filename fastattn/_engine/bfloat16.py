@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from fastattn._core.problem import Problem
 __all__ = ["can_pair", "takes_pairs"]
 
 VARIABLE = "FASTATTN_BFLOAT16_DOT"
-_CPUS = Path("/proc/cpuinfo")
+_CPUS = "/proc/cpuinfo"
 
 
 def takes_pairs(able: bool) -> bool:
@@ -40,8 +39,8 @@ def takes_pairs(able: bool) -> bool:
 def _is_faster() -> bool:
     """Tell whether a CPU with the dot of pairs does more of them than of float32's."""
     try:
-        with _CPUS.open(encoding="ascii", errors="replace") as lines:
-            return "AuthenticAMD" in lines.read(256)
+        with open(_CPUS, "rb") as lines:
+            return b"AuthenticAMD" in lines.read(256)
     except OSError:
         return False
 

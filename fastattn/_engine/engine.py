@@ -11,6 +11,8 @@ from .operations import OPERATIONS
 
 __all__ = ["Engine"]
 
+_BY_NAME = {operation.name: operation for operation in OPERATIONS}
+
 
 class Engine:
     """What the face asks of a backend (`fastattn._core.execution.Backend`), on given kernels.
@@ -22,14 +24,13 @@ class Engine:
     def __init__(self, kernels: Kernels) -> None:
         self.name = kernels.name
         self.kernels = kernels
-        self._functions = {
-            operation.name: functools.partial(operation.function, kernels)
-            for operation in OPERATIONS
-        }
+        self._functions: dict[str, Callable[..., Any]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return the function of an operation."""
-        try:
-            return self.__dict__["_functions"][name]  # type: ignore[no-any-return]
-        except KeyError:
-            raise AttributeError(f"no operation is called {name!r}") from None
+        functions = self.__dict__["_functions"]
+        if name not in functions:
+            if name not in _BY_NAME:
+                raise AttributeError(f"no operation is called {name!r}")
+            functions[name] = functools.partial(_BY_NAME[name].function, self.kernels)
+        return functions[name]  # type: ignore[no-any-return]

@@ -20,14 +20,14 @@ from .plan_ragged import RaggedPlan, plan_ragged
 from .record import Record
 from .way import Way, operands_of
 
-__all__ = ["WAVE", "RaggedExecution", "prepare"]
+__all__ = ["WAVE", "RaggedExecution", "prepare_varlen"]
 
 # Sequences planned at a time: the planner's arrays then stay in the caches. Planning a million at
 # once takes a fifth of the time of attending to them, this way a thirtieth.
 WAVE = 16384
 
 
-def prepare(kernels: Kernels, problem: Problem, threads: int) -> RaggedExecution:
+def prepare_varlen(kernels: Kernels, problem: Problem, threads: int) -> RaggedExecution:
     """Plan one ragged call; runs nothing."""
     return RaggedExecution(kernels, apart(problem), threads)
 

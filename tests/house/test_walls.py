@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+from conftest import EXACT
 from imports import PACKAGE, fresh, imports_of, module_of
 
 import fastattn
@@ -195,6 +196,23 @@ def test_import_loads_no_compiler():
     assert fresh(code) == "[]"
 
 
+# Modules of Python that take a millisecond or more to import, and that NumPy does without.
+SLOW = ["difflib", "pathlib", "shlex", "signal", "urllib.parse"]
+
+
+def test_a_first_call_imports_what_it_needs():
+    code = (
+        f"import sys, numpy; [sys.modules.pop(name, None) for name in {SLOW}];"
+        "import fastattn; {}; print(sorted(name for name in sys.modules if name in {}))"
+    )
+    assert fresh(code.format("None", SLOW)) == "[]"
+    call = "fastattn.attention([1.0], [[1.0]], [[1.0]], backend='cython')"
+    others = [f"fastattn._engine.{name}" for name in ("normalize", "ragged", "shared", "stages")]
+    if "cython" in EXACT:
+        assert fresh(code.format(call, SLOW)) == "[]"
+        assert fresh(code.format(call, others)) == "[]"
+
+
 def test_a_call_on_the_reference_loads_no_compiler():
     code = (
         "import sys, fastattn; fastattn.attention([1.0], [[1.0]], [[1.0]], backend='reference');"
@@ -345,3 +363,4 @@ def test_operations_and_kernels_are_one_table():
     assert named - absent == set(ENTRIES)
     for operation in OPERATIONS:
         assert callable(getattr(reference, operation.name)), operation.name
+        assert operation.function.__module__ == f"fastattn._engine.{operation.file}"

@@ -178,8 +178,8 @@ BATCH_FAULTS = {
     ),
     "the_library_answers_ctrl_c_itself": (
         "start.py",
-        "    if _is_command() and signal",
-        "    if signal",
+        "    if not _is_command():\n        return\n",
+        "",
         f"{_SIGNALS} -k library",
     ),
 }

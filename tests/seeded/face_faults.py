@@ -138,4 +138,16 @@ FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
         "isinstance(x, bool)",
         "tests/face/test_face_bools.py",
     ),
+    "a_slow_module_is_imported": (
+        "_core/masks.py",
+        "import os\nimport sys\n",
+        "import os\nimport pathlib\nimport sys\n",
+        "tests/house/test_walls.py -k first_call",
+    ),
+    "all_operations_are_imported": (
+        "_engine/operations.py",
+        "from .launcher import Entry, Launcher\n",
+        "from . import shared\nfrom .launcher import Entry, Launcher\n",
+        "tests/house/test_walls.py -k first_call",
+    ),
 }
