@@ -108,6 +108,7 @@ SOFTMAX = Layout(
     factors factors_row factors_key factors_code
     output output_row output_key output_line output_lane output_code sign
     maxima sums rests sums_stride state_max state_sum state_rest
+    near near_sums first_again stop_again
     scratch scratch_stride
     at_stats at_parts at_lanes at_weights at_block at_turned at_factors block_stride
     """,
@@ -190,7 +191,7 @@ VALUE_WAYS = "in place", "staged", "late", "decode_small"
 VALUES_IN_PLACE, VALUES_STAGED, VALUES_LATE, VALUES_DECODE_SMALL = range(4)
 # What the kernel of softmax and its relatives makes, and which part of the work it does.
 SOFTMAX_RESULT, LOG_SOFTMAX_RESULT, LOGSUMEXP_RESULT = range(3)
-WHOLE, FIND_MAX, FIND_SUM, FINISH = range(4)
+WHOLE, FIND_MAX, FIND_SUM, FINISH, LOOK_AGAIN = range(5)
 # How amounts are rounded: not at all, or to whole units.
 REAL_AMOUNTS, LARGEST_REMAINDER, SAINTE_LAGUE, DHONDT, HUNTINGTON_HILL = range(5)
 # Which part of a round of shared allocation its kernel does.

@@ -22,6 +22,7 @@ from .layouts import (
     FLOAT_MASK,
     LOG_SOFTMAX_RESULT,
     LOGSUMEXP_RESULT,
+    LOOK_AGAIN,
     NO_MASK,
     SOFTMAX,
     SOFTMAX_RESULT,
@@ -48,6 +49,10 @@ _TASK_NUMBERS = 1 << 15
 # it each for itself, all but one for nothing, which doubled the time of a fresh result.
 _PAGE_BYTES = 1 << 21
 _SECONDS_PER_NUMBER = 3e-9
+# Long rows near 0 are gone through once more, each by one worker, in pieces of 30 ms, between which
+# Ctrl-C is seen. A number takes four times as long as elsewhere.
+_AGAIN_NUMBERS = 1 << 21
+_AGAIN_WORK = 4
 
 
 def softmax(
@@ -368,7 +373,19 @@ def _run_phases(
     }
     state_max[np.isnan(maxima).any(axis=0)] = np.nan
     record.point(**states)
+    near = np.full(state, np.nan)  # log-sum-exps that have to be looked at again
     if operation == LOGSUMEXP_RESULT:
         record.set(chunk_keys=0, chunks=1)
+        record.point(near=near)
         blocks //= chunks
     _phase(plan, record, FINISH, blocks, numbers, workers)(*operands)
+    if np.isnan(near).all():
+        return
+    again = np.zeros((state, 2 * LANES))
+    record.point(near_sums=again)
+    block_rows = int(record.words[word["block_rows"]])
+    most = max(LANES, _AGAIN_NUMBERS // block_rows // LANES * LANES)
+    for first in range(0, keys, most):
+        record.set(first_again=first, stop_again=min(first + most, keys))
+        numbers = _AGAIN_WORK * block_rows * most
+        _phase(plan, record, LOOK_AGAIN, blocks, numbers, workers)(*operands)

@@ -21,7 +21,7 @@ from fastattn._engine import launcher, normalize, stages
 from . import lanes
 
 __all__ = [
-    "BF16", "BOTH", "F16", "F32", "F64", "IN_CHUNKS", "NARROW", "STREAMED", "WIDE",
+    "BF16", "BOTH", "F16", "F32", "F64", "IN_CHUNKS", "IN_PIECES", "NARROW", "STREAMED", "WIDE",
     "Case", "attend", "draw", "operands",
 ]  # fmt: skip
 
@@ -82,6 +82,7 @@ STREAMED = (
     (normalize, "_SHIFT_BYTES", 64),
 )  # fmt: skip
 IN_CHUNKS = ((normalize, "_BLOCK_BYTES", 64), (normalize, "_CHUNK_BYTES", 64))
+IN_PIECES = (*IN_CHUNKS, (normalize, "_AGAIN_NUMBERS", 512))
 NARROW = ((lanes.WIDTHS, "float32", 2), (lanes.WIDTHS, "int32", 2), (lanes.WIDTHS, "float64", 1))
 WIDE = ((lanes.WIDTHS, "float64", 4),)
 BOTH = {"return_lse": True, "return_weights": True}

@@ -29,7 +29,7 @@ _WRITTEN = {
         "partial_output", "partial_max", "partial_sum", "partial_rest",
     ),
     "SimilarityCall": ("output",),
-    "SoftmaxCall": ("output", "sign", "maxima", "sums", "rests"),
+    "SoftmaxCall": ("output", "sign", "maxima", "sums", "rests", "near", "near_sums"),
     "FuseCall": ("output",),
     "AllocationCall": ("output", "unspent"),
     "SharedCall": (
@@ -140,7 +140,8 @@ _ADDRESSES = {
     "key_scales", "value_scales", "mask", "lengths", "offsets", "query_ids", "key_ids", "alibi",
     "sinks", "factors", "output", "lse", "weights", "borders", "first_task", "query_splits",
     "key_splits", "state_output", "state_max", "state_sum", "state_rest", "partial_output",
-    "partial_max", "partial_sum", "partial_rest", "x", "sign", "maxima", "sums", "rests", "budget",
+    "partial_max", "partial_sum", "partial_rest", "x", "sign", "maxima", "sums", "rests", "near",
+    "near_sums", "budget",
     "lower", "upper", "allowed", "unspent", "source", "matrix", "budgets", "capacities", "spent",
     "row_factors", "column_factors", "next_row_factors", "next_column_factors", "changes",
 }  # fmt: skip

@@ -7,7 +7,7 @@ import strategies
 
 import fastattn
 
-from .case import BF16, F16, F32, F64, IN_CHUNKS, NARROW, STREAMED, Case, draw, operands
+from .case import BF16, F16, F32, F64, IN_CHUNKS, IN_PIECES, NARROW, STREAMED, Case, draw, operands
 
 
 def _similarity() -> Iterator[Case]:
@@ -198,6 +198,17 @@ def _logsumexp() -> Iterator[Case]:
     )
 
 
+def _long_rows_near_zero() -> Iterator[Case]:
+    for dtype in (F32, F64):
+        x = draw(19, (3, 1100), dtype)
+        x[1:] -= np.log(np.exp(x[1:]).sum(axis=-1, keepdims=True))
+        for name, scores, axis in (("pieces", x, 1), ("pieces across", x.T.copy(), 0)):
+            yield from _each(
+                f"{dtype}, cancelled in {name}", scores, axis, within=IN_PIECES,
+                which=_RELATIVES[2:],
+            )  # fmt: skip
+
+
 def _fuse() -> Iterator[Case]:
     def each(name, weights, value, within=(), threads=1, **options):
         return Case(
@@ -223,4 +234,4 @@ def _fuse() -> Iterator[Case]:
     yield each("strided products", weights[:, :30], value[:30, :20], reduce=False, out=products)
 
 
-GROUPS = (_similarity, _softmax, _layouts_of_softmax, _logsumexp, _fuse)
+GROUPS = (_similarity, _softmax, _layouts_of_softmax, _logsumexp, _long_rows_near_zero, _fuse)

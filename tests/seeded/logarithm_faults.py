@@ -158,6 +158,24 @@ LOGARITHM_FAULTS = {
         "",
         "plain: logsumexp, float64, b that cancel",
     ),
+    "a_piece_forgets_those_before": (
+        "_numba/stages/near_zero.py",
+        "    total, error = load(wide, sums), load(wide, sums + 8 * LANES)\n",
+        "    total, error = zero, zero\n",
+        "plain: logsumexp, float32, cancelled in pieces",
+    ),
+    "rows_of_a_block_share_their_sums": (
+        "_numba/stages/near_zero.py",
+        "call.near_sums + (place + r) * 2",
+        "call.near_sums + place * 2",
+        "plain: logsumexp, float64, cancelled in pieces across",
+    ),
+    "long_rows_near_zero_taken_at_once": (
+        "_engine/normalize.py",
+        "        record.point(near=near)\n",
+        "",
+        "tests/stages/test_near_zero.py -k in_pieces",
+    ),
     # Factors.
     "factors_of_the_maxima_forgotten": (
         "_numba/stages/weigh.py",

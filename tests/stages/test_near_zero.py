@@ -11,6 +11,8 @@ import tolerances
 
 import fastattn
 from fastattn._core import kept
+from fastattn._engine import normalize
+from fastattn._engine.layouts import FIND_MAX, FIND_SUM, FINISH, LOOK_AGAIN
 
 DTYPES = ("float32", "float64")
 KEYS = (2, 3, 17, 40, 700, 1500)
@@ -154,10 +156,40 @@ def test_bits_of_cancelled_rows_are_the_same_every_way(exact_backend, dtype, see
             kept.clear()
             patch.setattr("fastattn._engine.normalize._BLOCK_BYTES", 1 << 11)
             patch.setattr("fastattn._engine.normalize._CHUNK_BYTES", 1 << 11)
+            patch.setattr("fastattn._engine.normalize._AGAIN_NUMBERS", 1 << 9)
             ways["chunks"] = fastattn.logsumexp(x, threads=2)
             ways["chunks across"] = fastattn.logsumexp(np.ascontiguousarray(x.T), 0)
         for way, actual in ways.items():
             oracle.assert_same_bits(actual, expected, about=(way, keys))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_long_rows_are_gone_through_in_pieces(exact_backend, rows, seed, monkeypatch):
+    """Between two of them Ctrl-C is seen, however long a row is."""
+    x = normalised(np.random.default_rng(seed), max(rows, 2), 400_000 // rows, "float32")[:rows]
+    seen, phase = [], normalize._phase
+
+    def watch(plan, record, which, blocks, numbers, workers):
+        words = (record.words[record.layout.word[name]] for name in ("first_again", "stop_again"))
+        seen.append((which, numbers, *map(int, words)))
+        return phase(plan, record, which, blocks, numbers, workers)
+
+    monkeypatch.setattr(normalize, "_phase", watch)
+    monkeypatch.setattr(normalize, "_AGAIN_NUMBERS", 1 << 14)
+    monkeypatch.setattr(normalize, "_BLOCK_BYTES", 1 << 16)
+    columns = np.asfortranarray(x)
+    expected = fastattn.logsumexp(x + 5)  # nothing to look at again
+    assert {which for which, *_ in seen} == {FIND_MAX, FIND_SUM, FINISH}
+    assert (expected > 4).all()
+    for scores in (x, columns):
+        seen.clear()
+        fastattn.logsumexp(scores)
+        pieces = [one for one in seen if one[0] == LOOK_AGAIN]
+        borders = [0, *(stop for *_, stop in pieces)]
+        assert [first for _, _, first, _ in pieces] == borders[:-1]
+        assert borders[-1] == x.shape[1]
+        assert len(pieces) > 1
+        assert max(numbers for _, numbers, *_ in pieces) <= 4 << 14
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

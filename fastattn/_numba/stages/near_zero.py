@@ -13,6 +13,7 @@ from ..compiler.native import load_float64, store_float64
 from ..machine.elementary import exp_nonpositive
 from ..machine.emit import LANES
 from ..machine.exponential import exp_pair
+from ..machine.halves import store_number
 from ..machine.logarithm import log_of_sum
 from ..machine.memory import load, load_as, load_first, native_code, store
 from ..machine.simd import cast, item_size, larger, select_above, splat, widened
@@ -65,15 +66,28 @@ def gather_exactly(call, x, mask, factors, count, room):
 def log_again(tag, call, x, mask, factors, near, is_negative, room):
     """The logarithm of the size of a row's sum, given a number near it and the sum's sign.
 
-    All keys of the row begin at `x`. Scratch `room` has places for 48 float64 numbers.
+    All keys of the row begin at `x`. Scratch `room` has places for 80 float64 numbers.
+    """
+    sums = room + 48 * 8
+    store(sums, splat(0.0))
+    store(sums + 8 * LANES, splat(0.0))
+    sum_again(tag, call, x, mask, factors, near, 0, call.keys, sums, room)
+    return log_of_sums(near, is_negative, sums)
+
+
+@device
+def sum_again(tag, call, x, mask, factors, near, first, stop, sums, room):
+    """Add exponentials of some keys of a row to its sums on the lanes, each a number and its rest.
+
+    A row that is gone through in pieces has whole vectors of keys in all but the last.
     """
     item, wide = item_size(tag), np.float64(0)
     is_plain = call.mask_kind == NO_MASK and call.scaled == 0 and factors == 0
     is_plain = is_plain and call.x_key == item and call.x_code == native_code(tag)
     zero, lowest, away = splat(0.0), splat(near - _FAR), splat(-near)
-    total = error = zero
-    for k in range(0, call.keys, LANES):
-        count = min(call.keys - k, LANES)
+    total, error = load(wide, sums), load(wide, sums + 8 * LANES)
+    for k in range(first, stop, LANES):
+        count = min(stop - k, LANES)
         number, rest = zero, zero
         if is_plain:
             number = widened(load_first(x + k * item, count, cast(tag, -np.inf)))
@@ -93,12 +107,37 @@ def log_again(tag, call, x, mask, factors, near, is_negative, room):
             weight, rest = times_pair(weight, rest, load(wide, room + 16 * LANES), zero)
         total, lost = paired(total, weight)
         total, error = paired(total, error + (lost + rest))
-    store(room, total)
-    store(room + 8 * LANES, error)
+    store(sums, total)
+    store(sums + 8 * LANES, error)
+
+
+@device
+def log_of_sums(near, is_negative, sums):
+    """The logarithm of the size of a row's sum, of its sums on the lanes and the number near it."""
     # What the sum lacks of 1, or of -1.
     lack, rest = 1.0 if is_negative else -1.0, 0.0
     for i in range(LANES):
-        lack, lost = paired(lack, load_float64(room, i))
-        rest += lost + load_float64(room, LANES + i)
+        lack, lost = paired(lack, load_float64(sums, i))
+        rest += lost + load_float64(sums, LANES + i)
     lack += rest
     return log_of_sum(near, 0.0, 1.0, -lack if is_negative else lack)
+
+
+@device
+def add_piece(tag, call, x, mask, output, rows, place, room):
+    """Go through a piece of the keys of some rows, those near 0; the last piece gives results.
+
+    So a row of any length is left within milliseconds. The row at `x` is the one at `place` of
+    the call.
+    """
+    for r in range(rows):
+        near = load_float64(call.near, place + r)
+        if near != near:
+            continue
+        sums = call.near_sums + (place + r) * 2 * LANES * 8
+        first, stop = call.first_again, call.stop_again
+        x_row, mask_row = x + r * call.x_row, mask + r * call.mask_row
+        sum_again(tag, call, x_row, mask_row, 0, near, first, stop, sums, room)
+        if stop == call.keys:
+            lse = cast(tag, log_of_sums(near, False, sums))
+            store_number(tag, call.output_code, output + r * call.output_row, lse)

@@ -20,6 +20,7 @@ from fastattn._engine.layouts import (
     FIND_SUM,
     FINISH,
     LOGSUMEXP_RESULT,
+    LOOK_AGAIN,
     SOFTMAX_RESULT,
     WHOLE,
 )
@@ -41,6 +42,7 @@ from ..machine.simd import any_nan, cast, first_lane, item_size, keep_lanes, nar
 from ..operands.record import NO_MASK, operand_offset, reader
 from ..operands.tasks import take_tasks
 from .gather import gather, gather_factors, score_at
+from .near_zero import add_piece
 from .softmax_finish import finish_line, finish_logarithms, round_out, turn_out
 from .weigh import (
     find_max,
@@ -181,6 +183,12 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
     mask += first * call.mask_step
     output += first * call.output_key
     state = (entry_index * call.padded_rows + row) * item
+    if phase == LOOK_AGAIN:
+        add_piece(tag, call, x, mask, output, rows, state // item, scratch + call.at_lanes)
+        return
+    near = 0
+    if call.near != 0:
+        near = call.near + state // item * 8
     maxima = call.maxima + chunk * call.sums_stride + state
     block, stats = scratch + call.at_block, scratch + call.at_stats
     parts, factors = scratch + call.at_parts, 0
@@ -232,7 +240,8 @@ def normalise_block(tag, call, entry_index, row, rows, chunk, scratch):
             store(own + step, splat(zero) - total)
         else:
             finish_logarithms(
-                tag, call, x, mask, given, output, group, count, own, parts, scratch + call.at_lanes
+                tag, call, x, mask, given, output, near, group, count, own, parts,
+                scratch + call.at_lanes,
             )  # fmt: skip
         if not sideways:
             store(own, splat(load_scalar(tag, own)))

@@ -5,7 +5,7 @@ import numpy as np
 from fastattn._engine.layouts import LOGSUMEXP_RESULT, SOFTMAX_RESULT
 
 from ..compiler.compile import device
-from ..compiler.native import load_float64
+from ..compiler.native import load_float64, store_float64
 from ..machine.emit import LANES
 from ..machine.halves import round_line, round_lines, store_number
 from ..machine.logarithm import SMALLEST_NORMAL, log_of_normal, log_of_sum
@@ -77,11 +77,11 @@ def finish_line(tag, call, source, lanes, stats, stats_step, target, streamed):
 
 
 @device
-def finish_logarithms(tag, call, x, mask, factors, output, group, count, own, parts, room):
+def finish_logarithms(tag, call, x, mask, factors, output, near, group, count, own, parts, room):
     """The logarithms of up to sixteen rows: results of logsumexp, or what log_softmax subtracts.
 
     Side by side as far as the sums of all are ordinary numbers. Results near 0 are computed again,
-    from the rows at `x`, `mask` and `factors`.
+    from the rows at `x`, `mask` and `factors`, or noted at `near` for later.
     """
     item = item_size(tag)
     results = call.operation == LOGSUMEXP_RESULT
@@ -102,7 +102,9 @@ def finish_logarithms(tag, call, x, mask, factors, output, group, count, own, pa
                     store(parts, logarithms)
                     for r in range(count):
                         lse = load_float64(parts, r)
-                        lse = look_again(tag, call, x, mask, 0, group + r, lse, False, own, r, room)
+                        lse = look_again(
+                            tag, call, x, mask, 0, near, group + r, lse, False, own, r, room
+                        )
                         store_scalar(own + (LANES + r) * item, cast(tag, lse))
                 store_results(tag, call, output, group, count, own + LANES * item)
             return
@@ -120,17 +122,25 @@ def finish_logarithms(tag, call, x, mask, factors, output, group, count, own, pa
             if total < 0.0:
                 at_max, rest = -at_max, -rest
         lse = log_of_sum(np.float64(load_scalar(tag, own + r * item)), 0.0, at_max, rest)
-        lse = look_again(tag, call, x, mask, factors, group + r, lse, total < 0.0, own, r, room)
+        lse = look_again(
+            tag, call, x, mask, factors, near, group + r, lse, total < 0.0, own, r, room
+        )
         store_scalar(own + (LANES + r) * item, cast(tag, lse))
     if results:
         store_results(tag, call, output, group, count, own + LANES * item)
 
 
 @device
-def look_again(tag, call, x, mask, factors, row, lse, is_negative, own, r, room):
-    """The log-sum-exp of a row, computed again if near 0; its maximum is the r-th at `own`."""
+def look_again(tag, call, x, mask, factors, near, row, lse, is_negative, own, r, room):
+    """The log-sum-exp of a row, computed again if near 0; its maximum is the r-th at `own`.
+
+    It is only noted where keys were cut into chunks: the row may be long.
+    """
     row_max = np.float64(load_scalar(tag, own + r * item_size(tag)))
     if not is_near_zero(lse, row_max, factors):
+        return lse
+    if near != 0:
+        store_float64(near, row, lse)
         return lse
     if factors != 0:
         factors += row * call.factors_row
