@@ -15,6 +15,7 @@ import pytest
 
 import fastattn
 from fastattn import reference
+from fastattn._core import kept
 from fastattn._core.environment import default_environment
 
 FLUSH_TO_ZERO, DENORMALS_ARE_ZERO, ROUND_UP = 0x8000, 0x0040, 0x4000
@@ -157,8 +158,12 @@ def of_subnormals(option):
 
 
 @needs_mxcsr
+@pytest.mark.parametrize("memo", ["dict", "own"])
 @pytest.mark.parametrize("option", ["scale", "softcap"])
-def test_numbers_that_count_as_zeros_are_told_apart(exact_backend, option):
+def test_numbers_that_count_as_zeros_are_told_apart(exact_backend, option, memo, monkeypatch):
+    if memo == "dict":  # as where nothing is compiled
+        monkeypatch.setattr(kept, "calls", kept.DictCalls())
+        monkeypatch.setattr(kept, "find", kept.calls.find)
     numbers = SUBNORMALS if option == "scale" else [x for x in SUBNORMALS if x > 0]
     for name, call in of_subnormals(option):
         calls.forget()

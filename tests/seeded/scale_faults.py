@@ -66,13 +66,13 @@ SCALE_FAULTS = {
         "_core/scales.py",
         "return number if is_normal else",
         "return number if number - number == 0.0 else",
-        "tests/contract/test_environment.py -k 'told_apart and numba-scale'",
+        "tests/contract/test_environment.py -k 'told_apart and numba-scale-dict'",
     ),
     "caps_that_count_as_zeros_are_refused": (
         "_core/scales.py",
         "    return x > 0.0 or struct",
         "    return x > 0.0 or 0.0 * struct",
-        "tests/contract/test_environment.py -k 'told_apart and numba-softcap'",
+        "tests/contract/test_environment.py -k 'told_apart and numba-softcap-dict'",
     ),
     "similarities_share_the_scale_of_the_first": (
         "_numba/stages/similarity.py",
