@@ -154,7 +154,8 @@ def attention(
     that one and the logarithm of the sum cancel, as exact as both, whose roundings are left.
     float16 and bfloat16 are computed in float32 and rounded once; what float16 cannot hold becomes
     inf. Values larger than the largest float divided by S may overflow, since sums of them are
-    divided last: scale them by a power of two, and the output back.
+    divided last: scale them by a power of two, and the output back. Scores are those of
+    `similarity`: right though their sums overflow with the scale, or without it, but not if both.
 
     Where the CPU multiplies pairs of bfloat16 faster than float32 (AMD from Zen 4 on), queries,
     keys and values of bfloat16 are multiplied as they are, weights are rounded to bfloat16 and

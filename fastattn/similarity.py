@@ -75,9 +75,11 @@ def similarity(
 
     Notes
     -----
-    Norms neither overflow at 1e30 nor underflow at 1e-30, and errors do not grow with E. Beside the
-    result, memory is a few blocks per thread. The bits of an entry depend on its query, its key and
-    the scale alone, and query and key may change places: ``similarity(x, x)`` is symmetric, so that
+    Norms neither overflow at 1e30 nor underflow at 1e-30, and errors do not grow with E. An entry
+    that the dtype holds is found though its sums over features overflow with the scale, or without
+    it; where they do so either way it is inf or NaN, as with NumPy. Beside the result, memory is a
+    few blocks per thread. The bits of an entry depend on its query, its key and the scale alone,
+    and query and key may change places: ``similarity(x, x)`` is symmetric, so that
     ``scipy.spatial.distance.squareform(1 - similarity(x, x))`` takes it.
 
     Examples

@@ -90,27 +90,37 @@ def split_scale(similarity: str, scale: float, shaped: bool, dtype: np.dtype) ->
 
 def split_scales(
     similarity: str, scale: float | np.ndarray, shaped: bool, dtype: np.dtype
-) -> tuple[tuple[float, ...], np.ndarray | None, bool]:
+) -> tuple[tuple[float, ...], np.ndarray | None, bool, bool]:
     """Divide one scale, or one of each head (*batch, Hkv, G).
 
     Returns the factors of the first, a table (*batch, Hkv, G, factors) that repeats nothing where
-    there are several, and whether any of them changes scores behind the product.
+    there are several, whether any of them changes scores behind the product, and whether any puts
+    a power of two onto queries under which sums may overflow that do not without it.
     """
+    # Sums of a cosine stay within 1, and rounding.
+    most = 2.0 ** -_least_exponent(dtype) if similarity == "cosine" else 1.0
+
     if not isinstance(scale, np.ndarray):
         factors = split_scale(similarity, scale, shaped, dtype)
-        return factors, None, _rescales(factors)
+        return factors, None, _rescales(factors), _enlarges(factors, most)
     own = scale[tuple(slice(None) if stride else slice(1) for stride in scale.strides)]
     distinct, which = np.unique(own, return_inverse=True)
     found = [split_scale(similarity, float(one), shaped, dtype) for one in distinct]
     found = found or [split_scale(similarity, 1.0, shaped, dtype)]
     table = np.array(found)[which.reshape(own.shape)]
     spread = np.broadcast_to(table, (*scale.shape, len(FACTORS.floats)))
-    return found[0], spread, any(map(_rescales, found))
+    enlarged = any(_enlarges(one, most) for one in found)
+    return found[0], spread, any(map(_rescales, found)), enlarged
 
 
 def _rescales(factors: tuple[float, ...]) -> bool:
     at = FACTORS.floats.index("power_first")
     return factors[at : at + 3] != (1.0, 1.0, 1.0)
+
+
+def _enlarges(factors: tuple[float, ...], most: float) -> bool:
+    first, second = map(FACTORS.floats.index, ("query_first", "query_second"))
+    return abs(factors[first] * factors[second]) > most
 
 
 def _representable(softcap: float | None, dtype: np.dtype) -> float | None:
@@ -135,7 +145,7 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
     adds = mask is not None and mask.dtype != np.bool_
     adds = adds or problem.extras.alibi_slopes is not None
     softcap = _representable(options.softcap, problem.dtype)
-    factors, table, rescaled = split_scales(
+    factors, table, rescaled, enlarged = split_scales(
         options.similarity, options.scale, adds or softcap is not None, problem.dtype
     )
     record.set(
@@ -153,6 +163,7 @@ def describe(problem: Problem, output: np.ndarray, lse: np.ndarray | None = None
         mask_kind=NO_MASK,
         metric=METRICS[options.similarity],
         rescaled=int(rescaled or softcap is not None),
+        enlarged=int(enlarged),
         softcap=softcap or 0.0,
         **dict(zip(FACTORS.floats, factors, strict=True)),
     )

@@ -73,7 +73,7 @@ ATTENTION = Layout(
     entry_key entry_value entry_key_pages entry_value_pages entry_key_scales entry_value_scales
     entry_mask entry_query_ids entry_key_ids entry_alibi entry_offsets entry_lengths entry_factors
     ragged sequences borders first_task query_splits key_splits offsets_step
-    metric rescaled
+    metric rescaled enlarged
     state_output state_max state_sum state_rest resume suspend
     partial_output partial_max partial_sum partial_rest keeps_rest
     scratch scratch_stride
@@ -86,7 +86,7 @@ SIMILARITY = Layout(
     "SimilarityCall",
     """
     next_task stop_task workers
-    queries keys features metric rescaled factors
+    queries keys features metric rescaled enlarged factors
     entry_rank entry_shape entry_strides
     task_rows row_tasks task_keys key_tasks key_shift streamed
     query query_row query_feature query_code

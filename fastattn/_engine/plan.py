@@ -143,7 +143,7 @@ def scratch_layout(
         segment * features * item,
         segment * columns * item if copies_values else 0,
         task_rows * 6 * 8,
-        (SEGMENT_KEYS // PANEL_KEYS) * 8,
+        (SEGMENT_KEYS // PANEL_KEYS + 1) * 8,  # behind the panels' words, the size of queries
         block * 24,
         PANEL_KEYS * features * item if copies_keys else 0,
         padded(SEGMENT_KEYS // PAGE_KEYS) * 8,

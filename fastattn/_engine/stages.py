@@ -81,7 +81,7 @@ def similarity(
     rows, features = map(int, query.shape[-2:])
     keys = int(key.shape[-2])
     record = Record(SIMILARITY)
-    factors, table, rescaled = split_scales(metric, scale, True, dtype)
+    factors, table, rescaled, enlarged = split_scales(metric, scale, True, dtype)
     if table is None:
         entries = _entries(record, [query, key, out], [2, 2, 2])
     else:
@@ -90,6 +90,7 @@ def similarity(
     record.set(
         metric=METRICS[metric],
         rescaled=int(rescaled),
+        enlarged=int(enlarged),
         **dict(zip(FACTORS.floats, factors, strict=True)),
     )
 

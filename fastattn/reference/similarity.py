@@ -52,8 +52,12 @@ def default_scale(metric: str, features: int) -> float:
 def split_scale(
     scale: Float64Array, *, even: bool = False
 ) -> tuple[Float64Array, NDArray[np.int32]]:
-    """Write `scale` as ``rest * 2**exponent``; multiplying by the power of two is exact."""
-    rest, exponent = np.frexp(scale)
+    """Write `scale` as ``rest * 2**exponent``; multiplying by the power of two is exact.
+
+    The rest is 1 or more, so that nothing is larger before it is applied.
+    """
+    half, above = np.frexp(scale)
+    rest, exponent = 2 * half, above - 1
     odd = exponent % 2 if even else 0
     return np.ldexp(rest, odd), exponent - odd
 
@@ -69,9 +73,20 @@ def unit_rows(rows: Float64Array) -> Float64Array:
 
 def _dot(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64Array:
     rest, exponent = split_scale(scale)
+    products = _scaled_products(query, key, exponent)
+    # What overflows with the power of two may be in range without it until all is summed.
+    without = np.ldexp(query @ np.swapaxes(key, -1, -2), exponent)
+    spilt = ~np.isfinite(products) & np.isfinite(without)
+    return np.where(spilt, without, products) * rest
+
+
+def _scaled_products(
+    query: Float64Array, key: Float64Array, exponent: NDArray[np.int32]
+) -> Float64Array:
     scaled = np.ldexp(query, exponent)
     if np.array_equal(np.ldexp(scaled, -exponent), np.broadcast_to(query, scaled.shape), True):
-        return (scaled @ np.swapaxes(key, -1, -2)) * rest
+        products: Float64Array = scaled @ np.swapaxes(key, -1, -2)
+        return products
     # The query would lose bits: in each product the larger factor shrinks, or the smaller grows.
     products = scaled[..., :0] @ np.swapaxes(key[..., :0], -1, -2)
     for feature in range(query.shape[-1]):
@@ -80,7 +95,7 @@ def _dot(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64
         larger, smaller = np.where(first_is_larger, *pair), np.where(first_is_larger, *pair[::-1])
         shrunk, grown = np.ldexp(larger, exponent) * smaller, larger * np.ldexp(smaller, exponent)
         products += np.where(exponent < 0, shrunk, grown)
-    return products * rest
+    return products
 
 
 def _cosine(query: Float64Array, key: Float64Array, scale: Float64Array) -> Float64Array:

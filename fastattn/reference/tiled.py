@@ -3,7 +3,8 @@
 1. **pack**: the query takes the power of two of the scale; keys go to panels ``[S/64][E][64]``.
 2. **score**: a tile of rows × panel is a sum of chains of multiply-adds over 64 features each
    (squares: of 16); sixteen chains are a run, and runs are added with what each sum loses kept
-   beside it. Cosines are kept within [-1, 1].
+   beside it. What is not finite is summed again without the power of two, which then comes last.
+   Cosines are kept within [-1, 1].
 3. **shape**: rest of the scale, softcap, float mask, ALiBi. Where only a positive rest is left to
    do, it waits and joins log2 e in the argument of exp2.
 4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf,
@@ -268,9 +269,13 @@ def score(
     for first in range(segment.start, segment.stop, PANEL_KEYS):
         panel = panels[first // PANEL_KEYS]
         batch = broadcast_shapes(query.shape[:-2], panel.shape[:-2])
-        tile = np.zeros((*batch, query.shape[-2], PANEL_KEYS))
+        zero = tile = np.zeros((*batch, query.shape[-2], PANEL_KEYS))
         if start < first + PANEL_KEYS and first < stop:
-            tile = add_runs(query, panel, tile, similarity == "euclidean")
+            tile = add_runs(query, panel, zero, similarity == "euclidean")
+        if similarity != "euclidean" and not np.isfinite(tile).all():
+            power = shaping.power[..., None]
+            without = add_runs(query / power, panel, zero, squared=False) * power
+            tile = np.where(np.isfinite(tile) | ~np.isfinite(without), tile, without)
         tiles.append(tile[..., : segment.stop - first])
     scores = np.concatenate(tiles, axis=-1) if tiles else np.zeros((*query.shape[:-1], 0))
     most = shaping.power[..., None] if similarity == "cosine" else np.inf

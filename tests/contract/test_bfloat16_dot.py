@@ -321,6 +321,21 @@ def test_queries_that_a_scale_would_round_are_scored_again(seed):
 
 
 @with_the_dot
+def test_panels_that_rows_were_scored_again_with_lie_in_the_place_of_others(seed):
+    """Which are packed anew for the rows of the next head, that see more keys."""
+    rng = np.random.default_rng(seed)
+    query, key, value = (random(rng, heads, n, 64) for heads, n in ((3, 24), (1, 512), (1, 512)))
+    query[1, :, 0] = 2.0**-126
+    options = {"scale": 2.0**-6, "threads": 1}
+    found = fastattn.attention(
+        query, key, value, key_lengths=np.array([512, 64, 512]), enable_gqa=True, **options
+    )
+    for h in (0, 2):
+        alone = fastattn.attention(query[h], key[0], value[0], **options)
+        oracle.assert_same_bits(found[h], alone, about=h)
+
+
+@with_the_dot
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_hidden_numbers_do_nothing_and_visible_nan_reaches_who_sees_it(poison, seed):
     """Either half of a pair, the last key, which is alone in its pair; few rows and many."""

@@ -22,6 +22,7 @@ from .case import (
     attend,
     draw,
     operands,
+    spilling,
 )  # fmt: skip
 
 
@@ -129,6 +130,11 @@ def _scales() -> Iterator[Case]:
                 name = f"{dtype}, scale {scale}, cap {softcap}"
                 arrays = query, key, value
                 yield attend(name, arrays, scale=scale, softcap=softcap, return_lse=True)
+        for rows, keys in ((2, 40), (30, 70)):
+            large = spilling(operands(rows, keys, 4, 4, dtype=dtype))
+            for softcap in (None, 2.0):
+                name = f"{dtype}, {rows} rows that spill, cap {softcap}"
+                yield attend(name, large, similarity="dot", scale=2.0, softcap=softcap)
         many = np.repeat(query, 6, axis=0)
         yield attend(f"{dtype}, many rows scored again", (many, key, value), scale=2.0**-3)
         for scale in (3e-300, 1e300, 7.0):
@@ -139,6 +145,13 @@ def _scales() -> Iterator[Case]:
     wide = operands(2, 17, 1030, 4)
     wide[0][:, 5] = 3e-45
     yield attend("wide rows scored again", wide, scale=0.125)
+    one = spilling(operands(2, 140, 4, 4))
+    one[1][1:, :2] = 0
+    yield attend("one panel of three that spills", one, similarity="dot", scale=2.0)
+    yield attend("wide rows that spill", spilling(wide, 3), similarity="dot", scale=12.0)
+    ordinary = operands(30, 70, 5)
+    yield attend("many ordinary rows", ordinary, scale=3.0)
+    yield attend("many ordinary rows, causal", ordinary, scale=3.0, causal="top_left")
     yield attend("wide cosines", wide, similarity="cosine")
     yield attend("wide distances", wide, similarity="euclidean", scale=1e-3)
     heads = operands(4, 20, 5, batch=(3,))

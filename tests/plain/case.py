@@ -22,7 +22,7 @@ from . import lanes
 
 __all__ = [
     "BF16", "BOTH", "F16", "F32", "F64", "IN_CHUNKS", "IN_PIECES", "NARROW", "STREAMED", "WIDE",
-    "Case", "attend", "draw", "operands",
+    "Case", "attend", "draw", "operands", "spilling",
 ]  # fmt: skip
 
 F32, F64, F16 = "float32", "float64", "float16"
@@ -96,6 +96,14 @@ def draw(seed, shape, dtype=F32, spread=1.0):
 def operands(rows, keys, features, value_features=None, *, batch=(), dtype=F32, seed=7):
     sizes = (rows, features), (keys, features), (keys, value_features or features)
     return [draw(seed + i, (*batch, *size), dtype) for i, size in enumerate(sizes)]
+
+
+def spilling(arrays, power=1):
+    """Operands whose products overflow under a scale of 2**power, not without it, and cancel."""
+    query, key = (x.copy() for x in arrays[:2])
+    most = np.finfo(F64 if query.dtype == F64 else F32).maxexp
+    query[:, :2], key[:, :2], key[::2, :2] = 2.0 ** (most - 2 - power), 0, [6, -6 + 2**-5]
+    return [query, key, *arrays[2:]]
 
 
 def attend(name, arrays, threads=1, within=(), widens=False, **options):

@@ -7,7 +7,20 @@ import strategies
 
 import fastattn
 
-from .case import BF16, F16, F32, F64, IN_CHUNKS, IN_PIECES, NARROW, STREAMED, Case, draw, operands
+from .case import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    IN_CHUNKS,
+    IN_PIECES,
+    NARROW,
+    STREAMED,
+    Case,
+    draw,
+    operands,
+    spilling,
+)  # fmt: skip
 
 
 def _similarity() -> Iterator[Case]:
@@ -30,6 +43,10 @@ def _similarity() -> Iterator[Case]:
     yield compare("streamed", query, key, within=STREAMED, metric="cosine", scale=3.0)
     yield compare("streamed, odd", query[:, :7], key[:80], within=STREAMED, metric="dot")
     yield compare("two workers", query, key, threads=2, metric="dot", scale=2.0**-140)
+    large, small, _ = spilling(operands(7, 70, 9))
+    yield compare("sums that spill", large, small, metric="dot", scale=2.0)
+    yield compare("few sums that spill", large[:2], small, metric="dot", scale=-3.0)
+    yield compare("scaled up", query, key, metric="dot", scale=2.0)
     query[::3, 0], key[::5, 1] = 3e-45, 3e38
     yield compare("scored again", query, key, metric="dot", scale=0.25)
     wide = operands(2, 17, 1030)

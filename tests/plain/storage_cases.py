@@ -8,7 +8,7 @@ import strategies
 
 import fastattn
 
-from .case import BF16, BOTH, F16, F32, F64, Case, attend, draw, operands
+from .case import BF16, BOTH, F16, F32, F64, Case, attend, draw, operands, spilling
 
 
 def _small_storage() -> Iterator[Case]:
@@ -86,6 +86,17 @@ def _pairs() -> Iterator[Case]:
         yield attend(
             f"pairs, scale {scale}, many", [np.repeat(odd[0], 6, 0), *odd[1:]], scale=scale
         )
+    for rows in (2, 30):
+        large = spilling(operands(rows, 70, 8, 20, dtype=BF16))
+        yield attend(f"pairs, {rows} rows that spill", large, similarity="dot", scale=2.0)
+    # Each head is a block, and the second sees but one panel.
+    query = draw(3, (3, 24, 4), BF16)
+    query[1, :, 0] = 3e-38
+    heads = [query, *operands(1, 140, 4, batch=(1,), dtype=BF16)[1:]]
+    yield attend(
+        "pairs, panels in the place of others", heads, scale=0.125, enable_gqa=True,
+        key_lengths=np.array([140, 64, 140]),
+    )  # fmt: skip
     for columns in (20, 64):
         hidden = operands(2, 41, 8, columns, dtype=BF16)
         hidden[2][[3, 4, 40]] = np.inf

@@ -8,8 +8,8 @@ _EACH = _TESTS.format("each_head and dot-float32 and {}")
 SCALE_FAULTS = {
     "rows_that_lose_bits_keep_their_products": (
         "_numba/steps/score_again.py",
-        "    if waiting == 0:",
-        "    if waiting >= 0:",
+        "    if took == 0:\n        return True\n",
+        "    if took == 0:\n        return False\n",
         "plain: attention, float32, scale -0.3, cap None",
     ),
     "panels_of_pairs_taken_for_those_of_floats": (
@@ -20,10 +20,52 @@ SCALE_FAULTS = {
     ),
     "the_power_goes_onto_the_key_where_that_loses_bits": (
         "_numba/steps/score_again.py",
-        "        own = select_above(lost_of_key, zero, own, number)\n"
-        "        other = select_above(lost_of_key, zero, other, scaled_key)\n",
-        "        own, other = number, scaled_key\n",
+        "    own = select_above(lost_of_key, zero, own, number)\n"
+        "    other = select_above(lost_of_key, zero, other, scaled_key)\n",
+        "    own, other = number, scaled_key\n",
         "plain: similarity, two workers",
+    ),
+    "panels_of_floats_leave_those_of_pairs_as_they_were": (
+        "_numba/steps/score_again.py",
+        "                for other in range(_PANELS):",
+        "                for other in range(panel, panel + 1):",
+        "plain: attention, pairs, panels in the place of others",
+    ),
+    "sums_that_spill_are_not_looked_for": (
+        "_numba/steps/score_again.py",
+        "    return grown and not all_finite(tag, scores, count)",
+        "    return False",
+        "plain: attention, float32, 2 rows that spill, cap None",
+    ),
+    "rows_that_took_the_power_are_summed_with_it_again": (
+        "_numba/steps/score_again.py",
+        "number * back_second * back_first, key\n",
+        "number, key\n",
+        "plain: similarity, few sums that spill",
+    ),
+    "large_keys_are_taken_for_small_ones": (
+        "_numba/steps/score_again.py",
+        "    return not largest_query * largest * call.features <= largest_finite(tag) / 2.0",
+        "    return False",
+        "plain: attention, float32, 30 rows that spill, cap None",
+    ),
+    "nan_hides_how_large_others_are": (
+        "_numba/steps/score_again.py",
+        "larger(absolute(keep_lanes(first, 0, left, none)), largest)",
+        "larger(largest, absolute(keep_lanes(first, 0, left, none)))",
+        "tests/contract/test_spilt_sums.py -k 'nan_hides_no_size and numba'",
+    ),
+    "chains_summed_again_begin_at_a_zero": (
+        "_numba/steps/score_again.py",
+        "            run = chain if e % FEATURE_RUN < FEATURE_CHAIN else run + chain",
+        "            run = run + chain",
+        "tests/contract/test_spilt_sums.py -k 'zeros_have and numba-float32-dot'",
+    ),
+    "powers_above_1_go_unsaid": (
+        "_engine/describe.py",
+        "    return abs(factors[first] * factors[second]) > most",
+        "    return False",
+        "tests/contract/test_spilt_sums.py -k 'on_the_way and numba-2.0-float32'",
     ),
     "powers_beyond_the_range_are_cut_off": (
         "_engine/describe.py",

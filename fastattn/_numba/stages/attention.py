@@ -62,7 +62,7 @@ from ..steps.blocks import (
 from ..steps.finish import finish_row, finish_weights, write_output
 from ..steps.floats import FLOAT32, FLOAT64
 from ..steps.normalise import any_nan_in_row
-from ..steps.score_again import score_again
+from ..steps.score_again import measure_queries, score_again
 from ..steps.spans import find_documents, segment_span
 
 
@@ -177,8 +177,8 @@ def attend_block(
     repairing = False
     while True:
         score_block(tag, call, segment, queries, rows, low, high, scratch)
-        if not alike:
-            score_again(tag, call, segment, first_row, block, rows, low, high, scratch)
+        if call.enlarged or not alike:
+            score_again(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
         reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
         if repairing:
             if call.value_way >= VALUES_LATE:
@@ -280,6 +280,8 @@ def attend_task(tag, call, task, scratch):
     rows = min(call.task_rows, call.groups_of_heads * call.queries - first_row)
     enter_entry(call, entry_index)
     alike = prepare_rows(tag, call, entry_index, first_row, rows, scratch)
+    if call.enlarged:
+        measure_queries(tag, call, rows, scratch)
     if call.split:
         forget_partials(tag, call, entry_index, first_row, rows, first_segment, stop_segment)
     attend_rows(

@@ -37,7 +37,7 @@ from ..operands.tasks import put_row, take_tasks
 from ..operands.variant import reader_of, tag_of
 from ..steps.floats import FLOAT32, FLOAT64
 from ..steps.score import clamp_row, largest_cosine, score_columns, shape_row
-from ..steps.score_again import score_sixteen_again
+from ..steps.score_again import largest_of, may_spill, score_row_again
 
 read_call = reader_of(layouts.SIMILARITY)
 QUERY, KEY, OUTPUT, FACTORS = range(4)
@@ -156,16 +156,18 @@ def score_finally(tag, call, factors, queries, panel, groups, output):
 
 
 @device
-def score_panel(tag, call, factors, panel, rows, keys, exact, scratch, output):
+def score_panel(tag, call, factors, panel, rows, keys, exact, spilling, scratch, output):
     """Steps score and shape for all rows of a task and one panel.
 
-    `exact`: nothing is left to do for scores but to keep them within bounds, or to rescale them.
+    `exact`: nothing is left to do for scores but to keep them within bounds, or to rescale them;
+    unless they are `spilling`: some may have to be scored again.
     """
     item = item_size(tag)
     query_stride = (call.features + LANES - 1) // LANES * LANES * item
     vectors = (keys + LANES - 1) // LANES
     whole = 0
-    final = exact and keys == PANEL_KEYS and call.output_key == item and call.rescaled == 0
+    final = exact and not spilling and keys == PANEL_KEYS
+    final = final and call.output_key == item and call.rescaled == 0
     final = final and call.metric != EUCLIDEAN and call.features <= FEATURE_RUN
     if final and call.output_code == native_code(tag) and rows >= TILE_ROWS:
         whole = rows // TILE_ROWS
@@ -184,12 +186,10 @@ def score_panel(tag, call, factors, panel, rows, keys, exact, scratch, output):
         score_tile(tag, call, factors, queries, panel, target, stride, vectors)
         for r in range(TILE_ROWS):
             scores = target + r * stride
-            if load_int64(scratch + call.at_exact, row + r) == 0:
-                for vector in range(0, vectors * LANES * item, LANES * item):
-                    score_sixteen_again(
-                        tag, call, factors, queries + r * query_stride, panel + vector,
-                        scores + vector,
-                    )  # fmt: skip
+            took = load_int64(scratch + call.at_exact, row + r)
+            if r < count and (spilling or took == 0):
+                query = queries + r * query_stride
+                score_row_again(tag, call, factors, took, spilling, query, panel, scores, keys)
             if call.metric == COSINE:
                 clamp_row(tag, largest_cosine(tag, factors), scores, 0, vectors * LANES)
             if call.rescaled:
@@ -217,6 +217,10 @@ def compare_task(tag, call, task, scratch):
         factors = read_factors(call.factors + operand_offset(call, FACTORS, entry_index))
     query += first_row * call.query_row
     exact = pack_queries(tag, call, factors, query, rows, scratch)
+    largest = 0.0
+    if call.enlarged:
+        width = (call.features + LANES - 1) // LANES * LANES * item_size(tag)
+        largest = largest_of(tag, scratch + call.at_query, width, rows, call.features)
     key = call.key + operand_offset(call, KEY, entry_index)
     output = call.output + operand_offset(call, OUTPUT, entry_index)
     output += first_row * call.output_row
@@ -228,7 +232,11 @@ def compare_task(tag, call, task, scratch):
         keys = min(start + PANEL_KEYS, call.keys) - first
         pack_panel(tag, call, factors, key + first * call.key_row, keys, panel)
         place = output + first * call.output_key
-        score_panel(tag, call, factors, panel, rows, keys, exact, scratch, place)
+        # Of few rows all scores are looked at, which takes less than to look at the keys.
+        spilling = call.enlarged != 0
+        if spilling and rows >= TILE_ROWS:
+            spilling = may_spill(tag, call, largest, panel, keys)
+        score_panel(tag, call, factors, panel, rows, keys, exact, spilling, scratch, place)
 
 
 @device
