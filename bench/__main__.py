@@ -11,10 +11,11 @@ import argparse
 import os
 import shlex
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bench import readme, report, sheet, startup
-from bench.cases import CASES, select
+from bench.cases import CASES, Case
 from bench.contenders import CONTENDERS
 
 SCALING_CASES = ["prefill", "long-causal", "encoder-128", "decode-grouped", "softmax-out"]
@@ -25,6 +26,17 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def select(patterns: list[str] | None) -> list[Case]:
+    """The cases whose names match one of the shell patterns, in the order of the table."""
+    if not patterns:
+        return list(CASES)
+    chosen = [case for case in CASES if any(fnmatchcase(case.name, p) for p in patterns)]
+    if not chosen:
+        names = ", ".join(case.name for case in CASES)
+        raise SystemExit(f"no case matches {' '.join(patterns)}; there are: {names}")
+    return chosen
 
 
 def _part(text: str) -> tuple[int, int]:

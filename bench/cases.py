@@ -244,6 +244,15 @@ def fuse(name: str, *, batch: tuple[int, ...], queries: int, keys: int, features
     return Case(name, "fuse", shapes, flops=flops, bytes=4.0 * elements)
 
 
+def linear(name: str, *, rows: int, features: int, outputs: int, packed: bool = True) -> Case:
+    """A linear layer with its bias; weights packed before the clock starts, or not."""
+    shapes = {"x": (rows, features), "weight": (outputs, features), "bias": (outputs,)}
+    moved = 4.0 * (rows * (features + outputs) + outputs * (features + 1))
+    flops, bound = 2.0 * rows * features * outputs, "read" if rows < 24 else "compute"
+    options = {"packed": packed}
+    return Case(name, "linear", shapes, "float32", options, flops=flops, bytes=moved, bound=bound)
+
+
 def multihead(name: str, *, batch: int, length: int, features: int, heads: int) -> Case:
     """Self-attention by the whole module: projections, heads, output projection."""
     shapes = {"query": (batch, length, features), **draw.module_weights(features)}
@@ -378,22 +387,14 @@ CASES: tuple[Case, ...] = (
         "euclidean-float64", "euclidean", queries=2048, keys=4096, features=64, dtype="float64"
     ),
     fuse("fuse", batch=(1, 8), queries=2048, keys=2048, features=64),
+    linear("linear-row", rows=1, features=4096, outputs=4096),
+    linear("linear-row-unpacked", rows=1, features=4096, outputs=4096, packed=False),
+    linear("linear-few", rows=7, features=3072, outputs=768),
+    linear("linear", rows=512, features=768, outputs=3072),
+    linear("linear-unpacked", rows=512, features=768, outputs=3072, packed=False),
     allocate("allocate", rows=1_000_000, receivers=32),
     allocate("allocate-capped", rows=1_000_000, receivers=32, capped=True),
     allocate("allocate-units", rows=1_000_000, receivers=32, units=True),
     allocate_shared("allocate-shared", rows=8000, receivers=1000, rounds=30),
     allocate_shared("allocate-shared-narrow", rows=500_000, receivers=32, rounds=30),
 )
-
-
-def select(patterns: list[str] | None) -> list[Case]:
-    """The cases whose names match one of the shell patterns, in the order of the table."""
-    from fnmatch import fnmatchcase
-
-    if not patterns:
-        return list(CASES)
-    chosen = [case for case in CASES if any(fnmatchcase(case.name, p) for p in patterns)]
-    if not chosen:
-        names = ", ".join(case.name for case in CASES)
-        raise SystemExit(f"no case matches {' '.join(patterns)}; there are: {names}")
-    return chosen

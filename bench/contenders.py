@@ -128,13 +128,13 @@ _MODULES = {
     "allocate_shared": "bench.shared",
     "multihead": "bench.multihead",
 }
-_OWN = {name: _lazy("bench.own", name) for name in ("attention", "varlen", "cache")}
+_OWN = {name: _lazy("bench.own", name) for name in ("attention", "varlen", "cache", "linear")}
 _OWN |= dict.fromkeys(_STAGES, _lazy("bench.own", "stage"))
 _OWN |= {name: _lazy(at, "own") for name, at in _MODULES.items()}
 _FLOAT32 = dict.fromkeys(("attention", "cache"), _lazy("bench.own", "float32"))
 _NUMBA = dict.fromkeys(_OWN, _lazy("bench.own", "on_numba"))
 _NUMBA |= {name: _lazy(at, "on_numba") for name, at in _MODULES.items()}
-_TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", *_STAGES)}
+_TORCH = {name: _lazy("bench.peer_torch", name) for name in ("attention", "linear", *_STAGES)}
 _TORCH |= {name: _lazy("bench.peer_torch_bulk", name) for name in ("varlen", "cache")}
 _TORCH |= {"multihead": _lazy("bench.multihead", "in_torch")}
 _own_threads = _lazy("bench.own", "set_threads")
@@ -168,6 +168,7 @@ CONTENDERS: dict[str, Contender] = {
             "logsumexp": peer_numpy.rowwise,
             "similarity": peer_numpy.similarity,
             "fuse": peer_numpy.fuse,
+            "linear": peer_numpy.linear,
             "allocate": _lazy("bench.allocation", "numpy_allocate"),
             "allocate_shared": _lazy("bench.shared", "numpy_allocate_shared"),
             "multihead": _lazy("bench.multihead", "in_numpy"),

@@ -92,9 +92,19 @@ def stage(
     return {"": Variant(lambda: function(*operands, **options))}
 
 
+def linear(
+    case: Case, arrays: Arrays, threads: int, backend: str | None = None
+) -> dict[str, Variant]:
+    """``fastattn.linear`` into an array that exists."""
+    x, weight, bias = (arrays[name] for name in ("x", "weight", "bias"))
+    out = np.empty((len(x), len(bias)), x.dtype)
+    held = fastattn.pack_linear(weight) if case.options["packed"] else weight
+    return {"": Variant(lambda: fastattn.linear(x, held, bias, out=out, backend=backend))}
+
+
 def on_numba(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     """The same call on the numba backend."""
-    functions = {"attention": attention, "varlen": varlen, "cache": cache}
+    functions = {"attention": attention, "varlen": varlen, "cache": cache, "linear": linear}
     return functions.get(case.operation, stage)(case, arrays, threads, "numba")
 
 

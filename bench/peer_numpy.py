@@ -104,6 +104,17 @@ def similarity(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     return {"": Variant(cosine if metric == "cosine" else product)}
 
 
+def linear(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    x, weight, bias = arrays["x"], arrays["weight"], arrays["bias"]
+    out = np.empty((len(x), len(bias)), x.dtype)
+
+    def run() -> np.ndarray:
+        np.matmul(x, weight.T, out=out)
+        return np.add(out, bias, out=out)
+
+    return {"": Variant(run)}
+
+
 def fuse(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     weights, value = arrays["weights"], arrays["value"]
     return {"": Variant(lambda: weights @ value)}

@@ -161,6 +161,12 @@ def similarity(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     return {"": Variant(inference(run))}
 
 
+def linear(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
+    """``linear``."""
+    x, weight, bias = (torch.from_numpy(arrays[name]) for name in ("x", "weight", "bias"))
+    return {"": Variant(inference(lambda: functional.linear(x, weight, bias)))}
+
+
 def fuse(case: Case, arrays: Arrays, threads: int) -> dict[str, Variant]:
     """``matmul``."""
     weights, value = torch.from_numpy(arrays["weights"]), torch.from_numpy(arrays["value"])

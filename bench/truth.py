@@ -149,6 +149,12 @@ def _fuse(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
     return (lambda output: output[..., rows, :]), [weights @ arrays["value"].astype(np.float64)]
 
 
+def _linear(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
+    rows = sampled(case.shapes["x"][0])
+    wide = {name: x.astype(np.float64) for name, x in arrays.items()}
+    return (lambda output: output[rows]), [wide["x"][rows] @ wide["weight"].T + wide["bias"]]
+
+
 def _allocate(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
     rows = sampled(case.shapes["weights"][0])
     return (lambda output: output[rows]), [allocation.exact(case, arrays, rows)]
@@ -174,6 +180,7 @@ _EXPECTED: dict[str, Any] = {
     "logsumexp": _rowwise,
     "similarity": _similarity,
     "fuse": _fuse,
+    "linear": _linear,
     "allocate": _allocate,
     "allocate_shared": _allocate_shared,
     "multihead": _multihead,

@@ -126,6 +126,15 @@ The three stages stand on their own too, batched, over any axis, with `out=`:
 >>> np.allclose(output, same)
 True
 
+Linear maps, each row with the bits that it has alone; weights used again and again are packed once:
+
+>>> x, weight = (rng.standard_normal((n, 64), dtype=np.float32) for n in (100, 256))
+>>> bias = np.zeros(256, np.float32)
+>>> mapped = fastattn.linear(x, weight, bias)                         # x @ weight.T + bias
+>>> packed = fastattn.pack_linear(weight)
+>>> np.array_equal(fastattn.linear(x[7], packed, bias), mapped[7])
+True
+
 Many requesters can share receivers of limited capacity. Rows stay within budgets, columns within
 capacities, as close to the weights as that allows, and nothing else would spend more: in tens of
 rounds, also where supply just fits demand.
@@ -153,6 +162,7 @@ from fastattn.attention import attention, explain
 from fastattn.attention_allocation import AllocationResult, attention_allocation
 from fastattn.cache import KVCache
 from fastattn.fusion import fuse
+from fastattn.linear import PackedWeight, linear, pack_linear
 from fastattn.multihead import MultiHeadAttention
 from fastattn.normalize import log_softmax, logsumexp, softmax
 from fastattn.shared_allocation import SharedAllocation, allocate_shared
@@ -164,6 +174,7 @@ __all__ = [
     "AllocationResult",
     "KVCache",
     "MultiHeadAttention",
+    "PackedWeight",
     "SharedAllocation",
     "State",
     "__version__",
@@ -175,10 +186,12 @@ __all__ = [
     "attention_varlen",
     "explain",
     "fuse",
+    "linear",
     "log_softmax",
     "logsumexp",
     "merge_states",
     "numerics_version",
+    "pack_linear",
     "set_threads",
     "show_config",
     "similarity",

@@ -140,6 +140,20 @@ class Backend(Protocol):
     ) -> Repeat | None:
         """Fill out (*batch, L, Ev), or (*batch, L, S, Ev) where not reduced."""
 
+    def linear(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        out: np.ndarray,
+        threads: int,
+    ) -> Repeat | None:
+        """Fill out (*batch, N) from x (*batch, K), weight (N, K) and bias (N,).
+
+        A weight of three dims was packed before: panels (n, K, 64) of 64 columns each, the last
+        one filled up with zeros.
+        """
+
     def allocate(
         self,
         weights: np.ndarray,

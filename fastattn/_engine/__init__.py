@@ -12,7 +12,7 @@ way.py          how keys and values are read: decided here, obeyed by kernels, t
 plan.py plan_ragged.py   tiles, segments, task grid; work balanced by keys: pure functions
 launcher.py     threads, and slices short enough that Ctrl-C is answered
 attention.py states.py ragged.py     planned and run
-stages.py normalize.py   the stages
+stages.py normalize.py   the stages      linear.py   linear maps
 allocation.py   rows of receivers            shared.py   rounds of a whole matrix
 saturation.py newton.py  maximum flows and Newton's method, where rounds are slow
 template.py     planned calls on other arrays

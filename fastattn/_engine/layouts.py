@@ -14,6 +14,7 @@ __all__ = [
     "FORM_PLACES",
     "FUSE",
     "KEY_WAYS",
+    "LINEAR",
     "PANEL_WAYS",
     "SHARED",
     "SIMILARITY",
@@ -127,6 +128,21 @@ FUSE = Layout(
     scratch scratch_stride at_weights at_values at_block at_running
     """,
 )
+LINEAR = Layout(
+    "LinearCall",
+    """
+    next_task stop_task workers
+    rows depth columns stretch weight_way
+    entry_rank entry_shape entry_strides
+    task_rows row_tasks task_columns column_tasks
+    x x_row x_feature x_code
+    weight weight_row weight_feature weight_code
+    bias bias_step bias_code
+    output output_row output_column output_code
+    scratch scratch_stride
+    x_stride sums_stride at_x at_panel at_bias at_sums at_run
+    """,
+)
 ALLOCATION = Layout(
     "AllocationCall",
     """
@@ -189,6 +205,9 @@ PANEL_WAYS = "in place", "widened", "staged"
 PANELS_IN_PLACE, PANELS_WIDENED, PANELS_STAGED = range(3)
 VALUE_WAYS = "in place", "staged", "late", "decode_small"
 VALUES_IN_PLACE, VALUES_STAGED, VALUES_LATE, VALUES_DECODE_SMALL = range(4)
+# How the weights of a linear map are read: packed by each task, in panels packed before, or where
+# they lie by few rows.
+WEIGHTS_IN_ROWS, WEIGHTS_IN_PANELS, WEIGHTS_DECODE = range(3)
 # What the kernel of softmax and its relatives makes, and which part of the work it does.
 SOFTMAX_RESULT, LOG_SOFTMAX_RESULT, LOGSUMEXP_RESULT = range(3)
 WHOLE, FIND_MAX, FIND_SUM, FINISH, LOOK_AGAIN = range(5)

@@ -59,6 +59,7 @@ OPERATIONS = (
     Operation("finish_state", "states", ("fold",)),
     Operation("similarity", "stages", ("compare",)),
     Operation("fuse", "stages", ("fuse",)),
+    Operation("linear", "linear", ("apply",)),
     Operation("softmax", "normalize", ("normalise",)),
     Operation("log_softmax", "normalize", ("normalise",)),
     Operation("logsumexp", "normalize", ("normalise",)),

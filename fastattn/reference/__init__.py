@@ -5,6 +5,7 @@ and nothing here imports anything but NumPy. Hidden keys are *selected* away, ne
 zero, so that what they hold (inf, NaN) cannot matter.
 
 attention.py similarity.py normalize.py fusion.py varlen.py   attention and its stages
+linear.py       linear maps
 allocation.py shared_allocation.py   budgets, in fractions, and shared ones
 pages.py        the keys of a cache, gathered             shapes.py    broadcasting beyond 32 dims
 sums.py         sums as the kernels cut them
@@ -16,6 +17,7 @@ from fastattn.reference import tiled
 from fastattn.reference.allocation import apportion, proportional
 from fastattn.reference.attention import attention, key_ranges, scores
 from fastattn.reference.fusion import fuse, merge_states
+from fastattn.reference.linear import linear
 from fastattn.reference.normalize import log_softmax, logsumexp, softmax
 from fastattn.reference.shared_allocation import allocate_shared
 from fastattn.reference.similarity import default_scale, similarity
@@ -29,6 +31,7 @@ __all__ = [
     "default_scale",
     "fuse",
     "key_ranges",
+    "linear",
     "log_softmax",
     "logsumexp",
     "merge_states",

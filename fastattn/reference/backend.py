@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastattn.reference import allocation, fusion, normalize, shared_allocation
 from fastattn.reference.attention import attention
+from fastattn.reference.linear import linear as linear_of
 from fastattn.reference.pages import from_pages
 from fastattn.reference.similarity import similarity as similarity_of
 from fastattn.reference.varlen import attend_each
@@ -24,6 +25,7 @@ __all__ = [
     "attention_state",
     "finish_state",
     "fuse",
+    "linear",
     "log_softmax",
     "logsumexp",
     "merge_states",
@@ -195,6 +197,13 @@ def logsumexp(
 def fuse(weights: Array, value: Array, out: Array, reduce: bool, threads: int) -> None:
     """Store `fastattn.reference.fuse` into `out`."""
     store(out, fusion.fuse(weights, value, reduce=reduce))
+
+
+def linear(x: Array, weight: Array, bias: Array | None, out: Array, threads: int) -> None:
+    """Store `fastattn.reference.linear` into `out`; weights may be packed, in panels."""
+    if weight.ndim == 3:
+        weight = np.concatenate(list(weight.swapaxes(1, 2)) or [weight[:0, :, 0]])[: out.shape[-1]]
+    store(out, linear_of(x, weight, bias))
 
 
 def allocate_shared(

@@ -62,6 +62,13 @@ def _merged(outputs, lses):
     return fastattn.merge_states(*(np.moveaxis(x, 2, 0) for x in (outputs, lses)))
 
 
+def _linear(x):
+    rng = np.random.default_rng(0)
+    weight, bias = (rng.standard_normal(n).astype(x.dtype) for n in ((70, FEATURES), 70))
+    packed = fastattn.pack_linear(weight)
+    return fastattn.linear(x, weight, bias), fastattn.linear(x, packed, bias)
+
+
 SIZES = {"query": (BATCH, ROWS, FEATURES), "key": (BATCH, KEYS, FEATURES)}
 QKV = (SIZES["query"], SIZES["key"], SIZES["key"])
 SCORES, BUDGET = (BATCH, ROWS, KEYS), (BATCH, ROWS)
@@ -81,7 +88,7 @@ TABLE = {
         ALL_FLOATS,
         {"MultiHeadAttention": (_module, QKV[:2])},
     ),
-    "`similarity`, `softmax`, `log_softmax`, `logsumexp`, `fuse`": (
+    "`similarity`, `softmax`, `log_softmax`, `logsumexp`, `fuse`, `linear`": (
         ALL_FLOATS,
         {
             "similarity": (lambda *x: fastattn.similarity(*x), QKV[:2]),
@@ -90,6 +97,7 @@ TABLE = {
             "log_softmax": (lambda x: fastattn.log_softmax(x), (SCORES,)),
             "logsumexp": (lambda x: fastattn.logsumexp(x), (SCORES,)),
             "fuse": (lambda *x: fastattn.fuse(*x), (SCORES, SIZES["key"])),
+            "linear": (_linear, (SIZES["query"],)),
         },
     ),
     "`allocate`, `attention_allocation`": (

@@ -43,6 +43,8 @@ CALLS = {
     "logsumexp": lambda rng: ((_draw(rng, 40, 7),), fastattn.logsumexp),
     "similarity": lambda rng: ((_draw(rng, 3, 5, 8), _draw(rng, 6, 8)), fastattn.similarity),
     "similarity, one row": lambda rng: ((_draw(rng, 8), _draw(rng, 6, 8)), fastattn.similarity),
+    "linear": lambda rng: ((_draw(rng, 5, 9), _draw(rng, 70, 9), _draw(rng, 70)), fastattn.linear),
+    "linear, one row": lambda rng: ((_draw(rng, 8), _draw(rng, 64, 8)), fastattn.linear),
     "fuse": lambda rng: ((_draw(rng, 5, 9), _draw(rng, 4, 9, 3)), fastattn.fuse),
     "fuse, apart": lambda rng: (
         (_draw(rng, 9), _draw(rng, 9, 3)),

@@ -236,14 +236,21 @@ def test_out_whose_elements_share_memory_is_filled_as_numpy_would(backend):
     assert fastattn.attention(*operands, out=out) is out
 
 
-@pytest.mark.parametrize("stage", ["attention", "softmax", "log_softmax", "similarity", "fuse"])
+@pytest.mark.parametrize(
+    "stage", ["attention", "softmax", "log_softmax", "similarity", "fuse", "linear"]
+)
 @pytest.mark.parametrize("shift", [0, 1, -1, 3])
 def test_out_may_be_an_input_or_overlap_it(backend, stage, shift):
     memory = np.zeros((18, 6))
     x = memory[5:11]
     out = memory[5 + shift : 11 + shift]
     square = draw(6, 6)
-    others = {"attention": (square, square), "similarity": (square,), "fuse": (square,)}
+    others = {
+        "attention": (square, square),
+        "similarity": (square,),
+        "fuse": (square,),
+        "linear": (square,),
+    }
     function = getattr(fastattn, stage)
     x[...] = draw(6, 6, seed=8)
     wanted = function(x.copy(), *others.get(stage, ()))

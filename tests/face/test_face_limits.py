@@ -58,6 +58,7 @@ DIMS = {
         x, b=np.float32([1, -2, 3]), return_sign=True
     )[0],
     "fuse": lambda x, w, s: fastattn.fuse(w, x),
+    "linear": lambda x, w, s: fastattn.linear(x, np.eye(2, 3)),
     "fuse apart": lambda x, w, s: fastattn.fuse(w, x, reduce=False),
     "state": lambda x, w, s: fastattn.attention_state(x, x, x).finish(),
     "merge": lambda x, w, s: fastattn.merge_states(x, w[..., 0])[0],
@@ -104,6 +105,8 @@ BEYOND = {
         huge(2**33, 1), huge(2**33, 1), huge(2**33, 0), return_weights=True
     ),
     "explain": lambda: fastattn.explain(huge(2**45, 4), huge(1, 4), huge(1, 2**30)),
+    "linear": lambda: fastattn.linear(huge(2**40, 4), huge(2**40, 4)),
+    "pack_linear": lambda: fastattn.pack_linear(tiny(2**40, 2**21)),
     "fuse": lambda: fastattn.fuse(huge(2**40, 4), huge(4, 2**40)),
     "fuse apart": lambda: fastattn.fuse(huge(2**40, 4), huge(4, 2**30), reduce=False),
     "softmax": lambda: softmax(np.broadcast_to(np.int8(1), 2**62)),

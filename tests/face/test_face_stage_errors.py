@@ -9,7 +9,17 @@ from conftest import AUTOMATIC
 from refusals import Call, K, Q, V, call, check, zeros
 
 import fastattn
-from fastattn import attention, attention_state, fuse, logsumexp, merge_states, similarity, softmax
+from fastattn import (
+    attention,
+    attention_state,
+    fuse,
+    linear,
+    logsumexp,
+    merge_states,
+    pack_linear,
+    similarity,
+    softmax,
+)
 
 NAN = float("nan")
 
@@ -109,6 +119,78 @@ CASES = {
         ValueError,
         ["(2, 3, 7, 1)", "(2, 3, 7)"],
     ),
+    "linear K": (
+        call(zeros(5, 6), zeros(3, 7), function=linear),
+        ValueError,
+        ["K = 6", "K = 7", "x (5, 6)", "weight (3, 7)", "(N, K)"],
+    ),
+    "linear turned": (
+        call(zeros(5, 6), zeros(6, 7), function=linear),
+        ValueError,
+        ["K = 6", "K = 7", "`weight.T`"],
+    ),
+    "linear packed": (
+        call(zeros(5, 6), pack_linear(zeros(6, 7)), function=linear),
+        ValueError,
+        ["K = 6", "K = 7", "weight (6, 7)"],
+    ),
+    "linear rank": (call(zeros(), zeros(6, 1), function=linear), ValueError, ["too few dims"]),
+    "linear weight": (
+        call(zeros(5, 6), zeros(6), function=linear),
+        ValueError,
+        ["weight of shape (6,)", "(N, K)", "`weight[None]`"],
+    ),
+    "linear weights": (
+        call(zeros(5, 6), zeros(2, 3, 6), function=linear),
+        ValueError,
+        ["weight of shape (2, 3, 6)", "two dims"],
+    ),
+    "linear bias": (
+        call(zeros(5, 6), zeros(3, 6), zeros(5), function=linear),
+        ValueError,
+        ["(5,)", "(3,)", "per row of weight", "weight (3, 6)"],
+    ),
+    "linear bias number": (
+        call(zeros(5, 6), zeros(3, 6), 1.0, function=linear),
+        ValueError,
+        ["()", "`np.full(3, bias)`"],
+    ),
+    "linear bias dims": (
+        call(zeros(5, 6), zeros(3, 6), zeros(1, 3), function=linear),
+        ValueError,
+        ["(1, 3)", "`np.ravel(bias)`"],
+    ),
+    "linear out": (
+        call(zeros(5, 6), zeros(3, 6), function=linear, out=zeros(5, 6)),
+        ValueError,
+        ["(5, 6)", "(5, 3)"],
+    ),
+    "linear complex": (
+        call(zeros(5, 6), zeros(3, 6, dtype=complex), function=linear),
+        TypeError,
+        ["weight", "complex128"],
+    ),
+    "linear objects": (
+        call(zeros(5, 6), zeros(3, 6), np.array([None] * 3), function=linear),
+        TypeError,
+        ["bias", "objects"],
+    ),
+    "linear input": (
+        call(zeros(5, 6), zeros(3, 6), function=linear, input=1),
+        TypeError,
+        ["'input'", "`x=input`"],
+    ),
+    "pack rank": (
+        call(zeros(6), function=pack_linear),
+        ValueError,
+        ["(6,)", "`weight[None]`"],
+    ),
+    "pack complex": (
+        call(zeros(3, 6, dtype=complex), function=pack_linear),
+        TypeError,
+        ["weight", "complex128"],
+    ),
+    "pack axis": (call(zeros(3, 6), function=pack_linear, axis=1), TypeError, ["'axis'", "weight"]),
     "fuse S": (call(zeros(5, 6), V, function=fuse), ValueError, ["S = 6", "S = 7", "(5, 6)"]),
     "fuse rank": (
         call(zeros(7), zeros(7), function=fuse),

@@ -20,6 +20,7 @@ MODULES = [
     "fastattn.attention_allocation",
     "fastattn.cache",
     "fastattn.fusion",
+    "fastattn.linear",
     "fastattn.multihead",
     "fastattn.normalize",
     "fastattn.shared_allocation",

@@ -18,8 +18,8 @@ _GAP = 4096
 # Which record an entry reads, by the first word of its name.
 _LAYOUTS = {
     "attend": layouts.ATTENTION, "fold": layouts.ATTENTION, "compare": layouts.SIMILARITY,
-    "normalise": layouts.SOFTMAX, "fuse": layouts.FUSE, "hand": layouts.ALLOCATION,
-    "share": layouts.SHARED,
+    "normalise": layouts.SOFTMAX, "fuse": layouts.FUSE, "apply": layouts.LINEAR,
+    "hand": layouts.ALLOCATION, "share": layouts.SHARED,
 }  # fmt: skip
 # Fields whose arrays a kernel writes. What is fresh in them is found by its contents.
 _RESULTS = ("output", "lse", "weights", "sign", "unspent")
@@ -31,6 +31,7 @@ _WRITTEN = {
     "SimilarityCall": ("output",),
     "SoftmaxCall": ("output", "sign", "maxima", "sums", "rests", "near", "near_sums"),
     "FuseCall": ("output",),
+    "LinearCall": ("output",),
     "AllocationCall": ("output", "unspent"),
     "SharedCall": (
         "matrix", "spent", "next_row_factors", "next_column_factors", "sums", "rests", "changes",
@@ -143,7 +144,8 @@ _ADDRESSES = {
     "partial_max", "partial_sum", "partial_rest", "x", "sign", "maxima", "sums", "rests", "near",
     "near_sums", "budget",
     "lower", "upper", "allowed", "unspent", "source", "matrix", "budgets", "capacities", "spent",
-    "row_factors", "column_factors", "next_row_factors", "next_column_factors", "changes",
+    "row_factors", "column_factors", "next_row_factors", "next_column_factors", "changes", "weight",
+    "bias",
 }  # fmt: skip
 
 

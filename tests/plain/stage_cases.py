@@ -1,4 +1,4 @@
-"""Small calls of similarity, softmax and its relatives, and fuse."""
+"""Small calls of similarity, softmax and its relatives, fuse and linear."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,8 @@ import numpy as np
 import strategies
 
 import fastattn
+from fastattn._core.constants import LINEAR_RUN
+from fastattn._engine import linear
 
 from .case import (
     BF16,
@@ -251,4 +253,37 @@ def _fuse() -> Iterator[Case]:
     yield each("strided products", weights[:, :30], value[:30, :20], reduce=False, out=products)
 
 
-GROUPS = (_similarity, _softmax, _layouts_of_softmax, _logsumexp, _long_rows_near_zero, _fuse)
+def _linear() -> Iterator[Case]:
+    def each(name, x, weight, bias=None, within=(), threads=1, **options):
+        held = {"": weight, ", packed": fastattn.pack_linear(weight)}
+        for kind, one in held.items():
+            yield Case(
+                f"linear, {name}{kind}", lambda w=one: fastattn.linear(x, w, bias, **options),
+                within=within, threads=threads,
+            )  # fmt: skip
+
+    for dtype in (F32, F64, F16, BF16):
+        for rows, features, columns in ((1, 12, 70), (3, 20, 130), (7, 9, 65), (13, 70, 20)):
+            x, weight = draw(1, (rows, features), dtype), draw(2, (columns, features), dtype)
+            yield from each(f"{dtype}, {rows}", x, weight, draw(3, (columns,), dtype))
+    x, weight, bias = draw(1, (14, 36)), draw(2, (150, 36)), draw(3, (150,))
+    yield from each("no bias", x, weight)
+    yield from each("no features", x[:, :0], weight[:, :0], bias)
+    yield from each("two workers", x, weight, bias, threads=2)
+    yield from each("mixed", x, weight.astype(F64), bias.astype(F16))
+    yield from each("narrow tiles", x, weight, bias, within=NARROW)
+    yield from each("turned", np.asfortranarray(x), np.asfortranarray(weight), bias[::-1])
+    yield from each("strided result", x, weight, bias, out=np.empty((150, 14), F32).T)
+    yield from each("rows apart", x.reshape(7, 2, 36)[:, ::-1], weight, bias)
+    yield from each("stretches", x, weight, bias, within=((linear, "_STRETCH", 16),))
+    small = ((linear, "_TASK_ROWS", 6), (linear, "_PACKING_ROWS", 6), (linear, "_TASK_COLUMNS", 64))
+    yield from each("tasks", x, weight, bias, within=small)
+    for rows, columns in ((2, 70), (7, 5)):
+        depth = LINEAR_RUN + 12
+        wide = draw(4, (rows, depth)), draw(5, (columns, depth)), draw(6, (columns,))
+        yield from each(f"runs, {rows}", *wide)
+
+
+GROUPS = (
+    _similarity, _softmax, _layouts_of_softmax, _logsumexp, _long_rows_near_zero, _fuse, _linear
+)  # fmt: skip

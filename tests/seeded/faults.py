@@ -23,6 +23,7 @@ from batch_faults import BATCH_FAULTS
 from cache_faults import CACHE_FAULTS
 from compiled_faults import COMPILED_FAULTS
 from face_faults import FACE_FAULTS
+from linear_faults import LINEAR_FAULTS
 from logarithm_faults import LOGARITHM_FAULTS
 from machine_faults import MACHINE_FAULTS
 from module_faults import MODULE_FAULTS
@@ -394,6 +395,7 @@ _PLACES = (
     CACHE_FAULTS,
     PAIR_FAULTS,
     PLAIN_FAULTS,
+    LINEAR_FAULTS,
     LOGARITHM_FAULTS,
     COMPILED_FAULTS,
     MACHINE_FAULTS,

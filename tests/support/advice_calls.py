@@ -78,6 +78,21 @@ WRONG: dict[str, Wrong] = {
     "weights of one row of values": Wrong(
         "fuse(weights, value)", {"weights": "np.ones(7)", "value": "[1.0] * 7"}
     ),
+    **{
+        f"linear, {name}": Wrong(
+            "fastattn.linear(x, weight, bias)",
+            {"x": "np.ones((3, 4))", "weight": "np.ones((5, 4))", "bias": "np.ones(5)", **given},
+        )
+        for name, given in {
+            "turned": {"weight": "np.ones((4, 5))"},
+            "one output": {"weight": "np.ones(4)", "bias": "[1.0]"},
+            "one number for all": {"bias": "1.0"},
+            "bias as a row": {"bias": "np.ones((1, 5))"},
+        }.items()
+    },
+    "a packed weight by itself": Wrong(
+        "fastattn.PackedWeight(weight)", {"weight": "np.ones((5, 4))"}, into=""
+    ),
     "one row for a module": Wrong(
         "module(query)",
         {"query": "[1.0] * 4", "module": "MultiHeadAttention(4, 2, seed=0)"},

@@ -113,6 +113,13 @@ def _stages(rng, dtype: str, kind: str) -> Iterator[Call]:
     for metric in ("dot", "scaled_dot", "cosine", "euclidean"):
         yield f"similarity {metric}", lambda m=metric: fastattn.similarity(one, other, metric=m)
     yield "similarity scale", lambda: fastattn.similarity(one, other, metric="dot", scale=1e-310)
+    bias = draw(40)
+    yield "linear", lambda: fastattn.linear(one, other, bias)
+    yield "linear row", lambda: fastattn.linear(one[0], other)
+    yield (
+        "linear pack_linear PackedWeight",
+        lambda: fastattn.linear(one, fastattn.pack_linear(other), bias),
+    )
     for reduce in (True, False):
         yield f"fuse {reduce}", lambda r=reduce: fastattn.fuse(weights, other, reduce=r)
 

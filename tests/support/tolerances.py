@@ -122,6 +122,15 @@ def wide_error(dtype, metric: str, size: float) -> float:
     return WIDE_ROUNDINGS[metric] * epsilon(dtype) * size
 
 
+# Roundings of a linear map: of chains, of runs, of the bias.
+LINEAR_ROUNDINGS = 4.0
+
+
+def linear_error(dtype, size: float) -> float:
+    """Absolute error of a linear map over any number of features, whose terms add up to `size`."""
+    return LINEAR_ROUNDINGS * epsilon(dtype) * size
+
+
 # Small dtypes: computed in float32, then rounded once; the result may be off by this many times
 # what rounding the exact result would be.
 SMALL_ROUNDINGS = 1.5
