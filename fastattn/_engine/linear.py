@@ -24,8 +24,11 @@ _TASK_COLUMNS = 512
 # Rows of a task that packs its weights: packing them costs the less the more rows they meet.
 _PACKING_ROWS = 384
 _STRETCH = 512
+_PACKING_STRETCH = 256
 # Weights that are widened meanwhile lie in the nearest cache.
 _WIDENED_STRETCH = 64
+# Ctrl-C is answered between tasks: products of a task, some hundredths of a second.
+_TASK_PRODUCTS = 1e9
 _LINE = 64
 _FLOPS_PER_SECOND = {4: 4e10, 8: 2e10}
 _BYTES_PER_SECOND = 1.2e10
@@ -42,7 +45,9 @@ def _weight_way(rows: int, weight: np.ndarray, dtype: np.dtype) -> int:
     return WEIGHTS_IN_ROWS
 
 
-def _task_size(rows: int, columns: int, entries: int, way: int, threads: int) -> tuple[int, int]:
+def _task_size(
+    rows: int, columns: int, depth: int, entries: int, way: int, threads: int
+) -> tuple[int, int]:
     """Choose rows and columns of a task, so that all threads have something to do."""
     most_rows = _PACKING_ROWS if way == WEIGHTS_IN_ROWS else _TASK_ROWS
     # Tasks alike, so that none is left over.
@@ -53,7 +58,7 @@ def _task_size(rows: int, columns: int, entries: int, way: int, threads: int) ->
     def tasks() -> int:
         return entries * -(-rows // task_rows) * -(-columns // task_columns)
 
-    while tasks() < wanted:
+    while tasks() < wanted or task_rows * task_columns * depth > _TASK_PRODUCTS:
         if task_columns > PANEL_KEYS and (task_columns >= task_rows or task_rows <= TILE_ROWS):
             task_columns = padded(task_columns // 2, PANEL_KEYS)
         elif task_rows > 4 * TILE_ROWS:
@@ -75,13 +80,22 @@ def _as_matrices(record: Record, x: np.ndarray, out: np.ndarray) -> tuple[int, i
 
 def _stretch(rows: int, depth: int, weight: np.ndarray, way: int, dtype: np.dtype) -> int:
     """Choose over how many features at a time rows meet panels."""
-    stretch = _STRETCH
-    if way == WEIGHTS_IN_PANELS and storage_code(weight.dtype) != storage_code(dtype):
+    stretch = _PACKING_STRETCH if way == WEIGHTS_IN_ROWS else _STRETCH
+    if way == WEIGHTS_IN_PANELS and weight.dtype != dtype:
         stretch = _WIDENED_STRETCH
     elif way == WEIGHTS_DECODE or (way == WEIGHTS_IN_PANELS and rows <= TILE_ROWS):
         # Weights are read in the order of their addresses.
         stretch = LINEAR_RUN
     return min(stretch, max(padded(depth), LANES))
+
+
+def _panel_features(
+    columns: int, stretch: int, weight: np.ndarray, way: int, dtype: np.dtype
+) -> int:
+    """Say of how many features a task makes panels, if it makes any."""
+    if way == WEIGHTS_IN_PANELS:
+        return 0 if weight.dtype == dtype else stretch
+    return 0 if way == WEIGHTS_DECODE and columns % PANEL_KEYS == 0 else stretch
 
 
 def linear(
@@ -102,7 +116,7 @@ def linear(
     entries, rows, x_row, output_row = _as_matrices(record, x, out)
     way = _weight_way(rows, weight, dtype)
     stretch = _stretch(rows, depth, weight, way, dtype)
-    task_rows, task_columns = _task_size(rows, columns, entries, way, threads)
+    task_rows, task_columns = _task_size(rows, columns, depth, entries, way, threads)
     row_tasks, column_tasks = -(-rows // task_rows), -(-columns // task_columns)
     # Rows a power of two apart would fall into the same few cache sets.
     x_stride, sums_stride = stretch * item + _LINE, task_columns * item + _LINE
@@ -134,7 +148,7 @@ def linear(
     lay_out(
         record,
         at_x=whole_rows * x_stride,
-        at_panel=stretch * PANEL_KEYS * item,
+        at_panel=_panel_features(columns, stretch, weight, way, dtype) * PANEL_KEYS * item,
         at_bias=task_columns * item,
         at_sums=whole_rows * sums_stride,
         at_run=whole_rows * sums_stride if depth > LINEAR_RUN else 0,

@@ -80,6 +80,11 @@ def stages(fastattn, query, key, value, pens, at_end) -> None:
     out = pens[4].hold(np.empty((rows, value.shape[1]), query.dtype), at_end)
     fastattn.fuse(weights, value, out=out)
     fastattn.fuse(weights, value, reduce=False)
+    bias = pens[5].hold(np.ones(keys, query.dtype), at_end)
+    out = pens[4].hold(np.empty((rows, keys), query.dtype), at_end)
+    for weight in (key, fastattn.pack_linear(key)):
+        for count in (rows, min(rows, 1)):
+            fastattn.linear(query[:count], weight, bias, out=out[:count])
     fastattn.attention_state(query, key, value).finish()
     fastattn.attention(query, key, value, return_weights=True)
 

@@ -275,7 +275,8 @@ def _linear() -> Iterator[Case]:
     yield from each("turned", np.asfortranarray(x), np.asfortranarray(weight), bias[::-1])
     yield from each("strided result", x, weight, bias, out=np.empty((150, 14), F32).T)
     yield from each("rows apart", x.reshape(7, 2, 36)[:, ::-1], weight, bias)
-    yield from each("stretches", x, weight, bias, within=((linear, "_STRETCH", 16),))
+    short = (linear, "_STRETCH", 16), (linear, "_PACKING_STRETCH", 16)
+    yield from each("stretches", x, weight, bias, within=short)
     small = ((linear, "_TASK_ROWS", 6), (linear, "_PACKING_ROWS", 6), (linear, "_TASK_COLUMNS", 64))
     yield from each("tasks", x, weight, bias, within=small)
     for rows, columns in ((2, 70), (7, 5)):

@@ -333,6 +333,18 @@ def test_streamed_states_are_the_one_call(seed):
         parts[0].merge(parts[2])
 
 
+def test_a_linear_map_by_hand():
+    """Each output is the sum over features of x times its own row of weights, and its bias."""
+    rng = np.random.default_rng(0)
+    x, weight, bias = rng.random((2, 3, 4)), rng.random((5, 4)), rng.random(5)
+    found = reference.linear(x, weight, bias)
+    assert found.shape == (2, 3, 5)
+    for place in np.ndindex(found.shape):
+        terms = [x[place[:2]][k] * weight[place[2], k] for k in range(4)]
+        assert found[place] == pytest.approx(sum(terms) + bias[place[2]], rel=1e-14)
+    np.testing.assert_allclose(reference.linear(x[1, 2], weight, bias), found[1, 2], rtol=1e-14)
+
+
 def test_a_power_of_two_of_scale_meets_the_factor_that_keeps_its_bits():
     """Scores that are representable, of rows that a tiny or a huge scale would empty or fill."""
     tiny, huge = 5e-324, 2.0**1000

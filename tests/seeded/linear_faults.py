@@ -52,6 +52,12 @@ LINEAR_FAULTS = {
         "    elif way == WEIGHTS_IN_PANELS and rows <= TILE_ROWS:\n",
         _TESTS.format("itself_alone and float32"),
     ),
+    "tasks_are_as_long_as_features_are_many": (
+        "_engine/linear.py",
+        " or task_rows * task_columns * depth > _TASK_PRODUCTS",
+        "",
+        "tests/engine/test_linear.py",
+    ),
     "packed_weights_are_told_apart_by_their_panels": (
         "linear.py",
         '    options = "linear", backends.choose(backend), outputs\n',
