@@ -56,7 +56,7 @@ LINEAR_FAULTS = {
         "_engine/linear.py",
         " or task_rows * task_columns * depth > _TASK_PRODUCTS",
         "",
-        "tests/engine/test_linear.py",
+        "tests/engine/test_linear_tasks.py",
     ),
     "packed_weights_are_told_apart_by_their_panels": (
         "linear.py",

@@ -62,6 +62,12 @@ def everything(seed: int = 0) -> str:
                 add(fastattn.similarity(*wide[:2], metric=similarity))
         add(fastattn.similarity(draw(30, 70), draw(90, 70)))
         add(fastattn.similarity(draw(30, 70), draw(90, 70), metric="euclidean"))
+        for features in (40, 4200):
+            weight, bias = draw(130, features), draw(130)
+            for rows in (1, 3, 70):
+                x = draw(rows, features)
+                add(fastattn.linear(x, weight), fastattn.linear(x, weight[:128]))
+                add(fastattn.linear(x, fastattn.pack_linear(weight), bias))
     weights, budgets, capacities = rng.random((300, 70)), rng.random(300), 3 * rng.random(70)
     add(fastattn.allocate_shared(weights, budgets, capacities, max_iter=200).allocation)
     nested = np.tril(weights[:70]) ** 9  # where supply and demand are equal
