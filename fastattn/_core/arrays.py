@@ -324,7 +324,7 @@ def same_memory(one: np.ndarray, other: np.ndarray) -> bool:
 
 def is_bool(x: Any) -> bool:
     """Tell a bool of Python or NumPy, or an array of such, from a number: it is equal to one."""
-    return isinstance(x, bool) or getattr(x, "dtype", None) == np.bool_
+    return isinstance(x, bool) or str(getattr(x, "dtype", "")) in ("bool", "torch.bool")
 
 
 def finite_number(name: str, x: Any, hint: str) -> float:

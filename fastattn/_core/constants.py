@@ -34,7 +34,8 @@ DECODE_FEATURES = 64
 FEATURE_CHAIN = 64
 FEATURE_RUN = 16 * FEATURE_CHAIN
 # In a linear map so many features are a run, and both chains and runs are added one after another,
-# nothing kept beside them: up to a million features that errs no more than NumPy does.
+# nothing kept beside them: up to a million features that errs no more than 2 ulp beyond 1.5 times
+# as much as NumPy does.
 LINEAR_RUN = 64 * FEATURE_CHAIN
 # Squares do not cancel, and distances have registers to spare: a chain of theirs is itself a sum of
 # chains as short as those of NumPy's pairwise sum.

@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from time import monotonic as _now
 
+from .arrays import is_bool
+
 _REFRESH_SECONDS = 1.0  # reading masks and quotas costs more than a small call may
 
 _chosen: int | None = None
@@ -82,7 +84,7 @@ def resolve(threads: int | None = None) -> int:
 
 
 def _validated(threads: object, name: str) -> int:
-    if isinstance(threads, bool):
+    if is_bool(threads):
         raise TypeError(f"{name} must be an integer of at least 1 or None, got {threads!r}")
     try:
         count = operator.index(threads)  # type: ignore[arg-type]

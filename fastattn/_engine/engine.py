@@ -28,9 +28,9 @@ class Engine:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return the function of an operation."""
-        functions = self.__dict__["_functions"]
+        functions = self.__dict__.get("_functions")  # a copy in the making has none
+        if functions is None or name not in _BY_NAME:
+            raise AttributeError(f"no operation is called {name!r}")
         if name not in functions:
-            if name not in _BY_NAME:
-                raise AttributeError(f"no operation is called {name!r}")
             functions[name] = functools.partial(_BY_NAME[name].function, self.kernels)
         return functions[name]  # type: ignore[no-any-return]

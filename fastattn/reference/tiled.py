@@ -275,7 +275,9 @@ def score(
         if similarity != "euclidean" and not np.isfinite(tile).all():
             power = shaping.power[..., None]
             without = add_runs(query / power, panel, zero, squared=False) * power
-            tile = np.where(np.isfinite(tile) | ~np.isfinite(without), tile, without)
+            # Under a cap, which every score is below, an infinite one is as good.
+            usable = np.isfinite(without) if shaping.softcap is None else ~np.isnan(without)
+            tile = np.where(np.isfinite(tile) | ~usable, tile, without)
         tiles.append(tile[..., : segment.stop - first])
     scores = np.concatenate(tiles, axis=-1) if tiles else np.zeros((*query.shape[:-1], 0))
     most = shaping.power[..., None] if similarity == "cosine" else np.inf

@@ -248,6 +248,22 @@ def test_errors_do_not_grow_beyond_those_of_numpy(exact_backend, dtype, kind, se
             assert ours <= allowed, (features, rows, ours, numpys)
 
 
+@pytest.mark.parametrize("features", [16, 64, 100, 256, 768, 3072])
+@pytest.mark.parametrize("kind", ["signed", "positive"])
+def test_errors_are_small(exact_backend, kind, features, seed):
+    """Of many rows and features half of NumPy's; of few, small as they are."""
+    rng = np.random.default_rng(seed)
+    for rows, outputs in ((1, 256), (8, 96), (64, 256)):
+        x, weight = (drawn(rng, kind, (n, features), "float32") for n in (rows, outputs))
+        truth = x.astype(np.float64) @ weight.T.astype(np.float64)
+        ulp = float(abs(truth).max()) * tolerances.epsilon("float32")
+        results = fastattn.linear(x, weight), x @ weight.T
+        ours, numpys = (float(np.sqrt(np.mean(np.square((y - truth) / ulp)))) for y in results)
+        assert ours <= tolerances.LINEAR_ULPS, (rows, ours)
+        if rows >= 64 and features >= 256:
+            assert ours <= tolerances.LINEAR_RATIO * numpys, (ours, numpys)
+
+
 # --- packed weights ------------------------------------------------------------------------------
 
 
@@ -274,11 +290,29 @@ def test_a_packed_weight_is_a_copy_and_stays_as_it_is(exact_backend, seed):
         packed.shape = (3, 4)
     with pytest.raises(AttributeError):
         packed.dtype = np.float64
+    with pytest.raises(AttributeError, match="shape of a PackedWeight"):
+        del packed.shape
+    for wrong in (np.asarray, lambda w: fastattn.linear(w, weight), lambda w: packed_bias(x, w)):
+        with pytest.raises(TypeError, match="a PackedWeight is no array"):
+            wrong(packed)
     with pytest.raises(TypeError, match="pack_linear"):
         fastattn.PackedWeight()
     with pytest.raises(ValueError, match="read-only"):
         packed._panels[...] = 0
     assert packed._panels.ctypes.data % 64 == 0
+
+
+def packed_bias(x, packed):
+    return fastattn.linear(x, np.ones((3, 30), np.float32), packed)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 16, 17, 40, 64, 65])
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 25])
+def test_few_outputs_have_the_bits_of_many(exact_backend, rows, outputs, seed):
+    x, weight, bias = draw(seed, rows, 70, 130)
+    expected = fastattn.linear(x, weight, bias)[:, :outputs]
+    for some in (weight[:outputs], fastattn.pack_linear(weight[:outputs])):
+        oracle.assert_same_bits(fastattn.linear(x, some, bias[:outputs]), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

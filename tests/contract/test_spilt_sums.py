@@ -190,6 +190,18 @@ def test_under_a_cap_they_have_their_sign(backend, seed):
     oracle.assert_close(weights, expected, tolerances.weight_error(np.float32, 8, 3.0))
 
 
+def test_under_a_cap_an_infinite_sum_is_as_good(backend):
+    """Whose sums with the power come to NaN."""
+    query = np.full((1, 3), 2.0**511)
+    key = np.array([[1.2e308, -1.7e308, -1.7e308], [0, 0, 0]]) / 2.0**511
+    options = {"similarity": "dot", "scale": 2.0, "softcap": 3.0, "return_lse": True}
+    lse = fastattn.attention(query, key, key, **options)[1]
+    expected = np.log(np.exp([-3.0]) + 1.0)
+    tiled = reference.tiled.attention(query, key, key, **options)[1]
+    for found in (lse, tiled):
+        oracle.assert_close(found, expected, tolerances.score_error("float64", 3, 3.0))
+
+
 def test_nan_hides_no_size(exact_backend, seed):
     """One query or one key is large, and another one NaN."""
     query, key = spilling(np.random.default_rng(seed), 40, 70, 8, "float32", 2.0)

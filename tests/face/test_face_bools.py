@@ -85,11 +85,28 @@ NUMBERS = [
     (lambda **x: of_scores(fastattn.log_softmax, **x), "scale axis"),
     (lambda **x: of_scores(fastattn.logsumexp, **x), "scale axis"),
     (lambda **x: fastattn.similarity(X, X, **x), "scale* threads"),
+    (lambda **x: fastattn.linear(W, W, **x), "threads"),
     (merged, "axis"),
     (lambda threads: fastattn.set_threads(threads), "threads"),
 ]
 EVERY = [(call, name) for call, names in NUMBERS for name in names.split()]
-ONE = {"True": True, "numpy": np.True_, "0-d": np.array(True)}
+
+
+class Foreign:
+    """A bool of another library, as a tensor of no dims is one."""
+
+    dtype = "torch.bool"
+    shape = ()
+    ndim = 0
+
+    def __float__(self):
+        return 1.0
+
+    def __index__(self):
+        return 1
+
+
+ONE = {"True": True, "numpy": np.True_, "0-d": np.array(True), "foreign": Foreign()}
 
 
 @pytest.mark.parametrize("x", ONE.values(), ids=ONE)

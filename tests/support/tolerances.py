@@ -168,6 +168,9 @@ INT8_ERROR = 0.5 / 127
 ACCURACY_LARGEST_RATIO = 1.5
 ACCURACY_ULPS = 2.0
 ACCURACY_MEAN_RATIO = 1.0
+# Of linear maps of up to some thousand features; beside NumPy's of many rows.
+LINEAR_ULPS = 2.0
+LINEAR_RATIO = 0.8
 
 
 # Shared allocation: what its total may lack of a maximum flow, as a part of it, at the tolerance of

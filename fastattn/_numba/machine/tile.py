@@ -1,9 +1,9 @@
 """The register tile: a few rows times a few vectors of columns, accumulated in registers.
 
-Both products of attention are this tile. Scores are query rows times a panel of packed keys; the
-fused output is weight rows times value rows. Each element of the result is a chain of fused
-multiply-adds over the depth, in order, or the sum of several, cut by constants: how many rows and
-vectors a tile has changes no bit.
+Both products of attention are this tile, and linear maps. Scores are query rows times a panel of
+packed keys; the fused output is weight rows times value rows. Each element of the result is a chain
+of fused multiply-adds over the depth, in order, or the sum of several, cut by constants: how many
+rows and vectors a tile has changes no bit.
 """
 
 from llvmlite import ir

@@ -75,7 +75,10 @@ def apply_panel(tag, call, rows, column, first, depth, target, accumulate, scrat
     """The rows of a task times one panel of packed weights."""
     item = item_size(tag)
     panel = panel_of(tag, call, column, first, depth, scratch)
+    vectors = (min(call.columns - column, PANEL_KEYS) + LANES - 1) // LANES
     group = rows_at_once(tag, rows, _VECTORS)
+    if group == 4 and vectors < _VECTORS:
+        group = TILE_ROWS
     groups = (rows + group - 1) // group
     # What comes next is asked for meanwhile: what follows in the panel.
     fetch, fetch_stride, whole = panel, 0, False
@@ -85,7 +88,7 @@ def apply_panel(tag, call, rows, column, first, depth, target, accumulate, scrat
         fetch_stride = PANEL_KEYS * item if whole else 64
     product_columns(
         tag, group, groups, scratch + call.at_x, call.x_stride, panel, PANEL_KEYS * item, target,
-        call.sums_stride, depth, FEATURE_CHAIN, _VECTORS, accumulate, whole, fetch, fetch_stride,
+        call.sums_stride, depth, FEATURE_CHAIN, vectors, accumulate, whole, fetch, fetch_stride,
     )  # fmt: skip
 
 

@@ -192,8 +192,8 @@ def score_columns(
     """Scores of `groups` of `rows` queries (see `rows_at_once`) and up to a panel of keys.
 
     `kind` tells the elements of both, if not the tag's own. Distances, their differences times
-    `factor`, are of six rows; None means products, beside which cache lines
-    are asked for as in `product_columns`.
+    `factor`, are of six rows; None means products, beside which
+    lines of the cache are asked for as in `product_columns`.
     """
     if depth <= FEATURE_RUN:
         _score_run(
