@@ -59,7 +59,7 @@ class PackedWeight:
         raise AttributeError(f"{name} of a PackedWeight cannot be deleted")
 
     def __array__(self, *arguments: object, **options: object) -> Never:
-        raise TypeError("a PackedWeight is no array: it is what `linear` takes for weight alone")
+        raise TypeError("a PackedWeight is no array: it is what linear takes for weight, alone")
 
     @property
     def dtype(self) -> np.dtype:

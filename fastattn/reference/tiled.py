@@ -3,8 +3,8 @@
 1. **pack**: the query takes the power of two of the scale; keys go to panels ``[S/64][E][64]``.
 2. **score**: a tile of rows × panel is a sum of chains of multiply-adds over 64 features each
    (squares: of 16); sixteen chains are a run, and runs are added with what each sum loses kept
-   beside it. What is not finite is summed again without the power of two, which then comes last.
-   Cosines are kept within [-1, 1].
+   beside it. What is not finite is summed again without the power of two, which then comes last;
+   under a cap infinite sums will do. Cosines are kept within [-1, 1].
 3. **shape**: rest of the scale, softcap, float mask, ALiBi. Where only a positive rest is left to
    do, it waits and joins log2 e in the argument of exp2.
 4. **reveal**: ranges clip the loop to panels that some row sees; other hidden scores become −inf,
@@ -265,7 +265,7 @@ def score(
 ) -> Float64Array:
     """2. Runs of chains over the features; panels that no row sees are skipped."""
     start, stop = (np.min(block.start, initial=segment.stop), np.max(block.stop, initial=0))
-    tiles = []
+    power, tiles = shaping.power[..., None], []
     for first in range(segment.start, segment.stop, PANEL_KEYS):
         panel = panels[first // PANEL_KEYS]
         batch = broadcast_shapes(query.shape[:-2], panel.shape[:-2])
@@ -273,15 +273,12 @@ def score(
         if start < first + PANEL_KEYS and first < stop:
             tile = add_runs(query, panel, zero, similarity == "euclidean")
         if similarity != "euclidean" and not np.isfinite(tile).all():
-            power = shaping.power[..., None]
             without = add_runs(query / power, panel, zero, squared=False) * power
-            # Under a cap, which every score is below, an infinite one is as good.
-            usable = np.isfinite(without) if shaping.softcap is None else ~np.isnan(without)
-            tile = np.where(np.isfinite(tile) | ~usable, tile, without)
+            unusable = np.isnan(without if shaping.softcap else without - without)
+            tile = np.where(np.isfinite(tile) | unusable, tile, without)
         tiles.append(tile[..., : segment.stop - first])
     scores = np.concatenate(tiles, axis=-1) if tiles else np.zeros((*query.shape[:-1], 0))
-    most = shaping.power[..., None] if similarity == "cosine" else np.inf
-    return np.clip(scores, -most, most)
+    return np.clip(scores, -power, power) if similarity == "cosine" else scores
 
 
 def shape(scores: Float64Array, segment: range, block: Rows, shaping: Shaping) -> Float64Array:
