@@ -323,7 +323,7 @@ def same_memory(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def is_bool(x: Any) -> bool:
-    """Tell a bool of Python or NumPy, or an array of such, from a number: it is equal to one."""
+    """Tell a bool, or an array of such, from a number: it is equal to one."""
     return isinstance(x, bool) or str(getattr(x, "dtype", "")) in ("bool", "torch.bool")
 
 

@@ -58,10 +58,10 @@ def _task_size(
     def tasks() -> int:
         return entries * -(-rows // task_rows) * -(-columns // task_columns)
 
-    while tasks() < wanted or task_rows * task_columns * depth > _TASK_PRODUCTS:
+    while (large := task_rows * task_columns * depth > _TASK_PRODUCTS) or tasks() < wanted:
         if task_columns > PANEL_KEYS and (task_columns >= task_rows or task_rows <= TILE_ROWS):
             task_columns = padded(task_columns // 2, PANEL_KEYS)
-        elif task_rows > 4 * TILE_ROWS:
+        elif task_rows > (TILE_ROWS if large else 4 * TILE_ROWS):
             task_rows = padded(task_rows // 2, TILE_ROWS)
         else:
             break

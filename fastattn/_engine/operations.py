@@ -8,6 +8,7 @@ attends has no use for the rest, and a first call takes 2 ms less.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -66,6 +67,16 @@ OPERATIONS = (
     Operation("allocate", "allocation", ("hand_out",), fixed=True),
     Operation("allocate_shared", "shared", ("share",), fixed=True),
 )
+
+
+def _import_all() -> None:
+    for operation in OPERATIONS:
+        import_module(f".{operation.file}", __package__)
+
+
+# A child that is forked while another thread imports a file would wait for that thread for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_import_all)
 
 
 def name_kernels(

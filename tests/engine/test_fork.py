@@ -118,6 +118,20 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     run_forking(code)
 
 
+def test_no_child_is_left_in_the_middle_of_an_import():
+    """Files of operations are imported when they are needed, or before a fork."""
+    code = """
+import numpy as np
+import fastattn
+x = np.ones((2, 3))
+fastattn.attention(x, x, x)
+files = {f"fastattn._engine.{name}" for name in ("linear", "normalize", "shared", "stages")}
+assert not files & set(sys.modules), "they come with others"
+assert in_child(lambda: files <= set(sys.modules)) == 0
+"""
+    run_forking(code)
+
+
 def test_multiprocessing_pool_of_forks():
     code = """
 import multiprocessing

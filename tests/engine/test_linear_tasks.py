@@ -22,4 +22,5 @@ def test_tasks(rows, depth, columns, way):
         tasks = -(-rows // task_rows) * -(-columns // task_columns)
         smallest = task_columns == PANEL_KEYS and task_rows <= 4 * TILE_ROWS
         assert threads == 1 or tasks >= 2 * threads or smallest
+        smallest = task_columns == PANEL_KEYS and task_rows <= TILE_ROWS
         assert task_rows * task_columns * depth <= linear._TASK_PRODUCTS or smallest

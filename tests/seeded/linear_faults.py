@@ -54,8 +54,8 @@ LINEAR_FAULTS = {
     ),
     "tasks_are_as_long_as_features_are_many": (
         "_engine/linear.py",
-        " or task_rows * task_columns * depth > _TASK_PRODUCTS",
-        "",
+        "task_rows * task_columns * depth > _TASK_PRODUCTS",
+        "False",
         "tests/engine/test_linear_tasks.py",
     ),
     "packed_weights_are_told_apart_by_their_panels": (
