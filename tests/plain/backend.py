@@ -131,10 +131,14 @@ def on_plain_kernels(plain):
             launcher.forget()
 
 
+def _is_number(dtype):
+    return dtype.kind in "fiu" or dtype.name == "bfloat16"  # whose kind is that of raw bytes
+
+
 def _poisoned(make):
     def fresh(*arguments, **options):
         made = make(*arguments, **options)
-        if type(made) is np.ndarray and made.dtype.kind in "fiu" and made.size:
+        if type(made) is np.ndarray and _is_number(made.dtype) and made.size:
             poison(made.view() if made.flags.c_contiguous else made.T)
         return made
 

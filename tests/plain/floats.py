@@ -120,7 +120,7 @@ _DTYPES = {
     Float32: F32,
     float: F64,
     **{kind: np.dtype(kind) for kind in (np.float32, np.float64)},
-    **{kind: np.dtype(kind) for kind in (np.uint16, np.uint32, np.int32)},
+    **{kind: np.dtype(kind) for kind in (np.uint8, np.uint16, np.uint32, np.int32)},
 }
 
 

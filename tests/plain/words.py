@@ -85,7 +85,9 @@ def load_float64(address, index):
 
 def _scalar(dtype, address):
     found, known = read_known(dtype, address, 1)
-    return real(dtype, found[0]) if known is None else Unknown(dtype)
+    if known is not None:
+        return Unknown(dtype)
+    return real(dtype, found[0]) if dtype.kind == "f" else found[0]
 
 
 def store_float64(address, index, value):
@@ -142,8 +144,7 @@ def store_first(address, vector, count):
 
 
 def load_scalar(tag, address):
-    kind = dtype_of(tag)
-    return _scalar(kind, address) if kind.kind == "f" else read_array(kind, address, 1)[0]
+    return _scalar(dtype_of(tag), address)
 
 
 def store_scalar(address, scalar):

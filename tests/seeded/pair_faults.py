@@ -15,6 +15,12 @@ PAIR_FAULTS = {
         "max(keys // 2, 1), FUSE_KEYS, count, first > low, False,",
         "plain: attention, pairs, 2 rows, 41 keys, 7 and 9 features",
     ),
+    "pairs_leave_the_bytes_of_others_as_they_lie": (
+        "_numba/steps/bfloat16_pairs.py",
+        "store_scalar(target + 1, load_scalar(BYTE, source))",
+        "store_scalar(target + 1, load_scalar(BYTE, source + 1))",
+        "plain: attention, pairs, swapped",
+    ),
     "pairs_take_a_hidden_half": (
         "_numba/steps/bfloat16_pairs.py",
         "wide, lowest), taken | _SECOND",

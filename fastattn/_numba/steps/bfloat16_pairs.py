@@ -46,7 +46,7 @@ from .decode_small import GROUP_KEYS, chunk_of_values, group_of_keys, runs_of, s
 from .score import product_columns, rows_at_once, score_columns
 
 PAIR = np.int32(0)
-HALF = np.uint16(0)
+HALF, BYTE = np.uint16(0), np.uint8(0)
 BYTES = 2
 # A row of scores has room behind it.
 _CORRECTION = 4 * SEGMENT_KEYS
@@ -102,12 +102,13 @@ def panels_replaced(tag, call):
 
 
 @device
-def load_half(code, address):
-    """The bits of one bfloat16 of either byte order."""
-    word = np.uint32(load_scalar(HALF, address))
-    if code != BFLOAT:
-        word = (word >> np.uint32(8)) | ((word & np.uint32(255)) << np.uint32(8))
-    return np.uint32(word)
+def copy_half(code, source, target):
+    """Copy one bfloat16 of either byte order; nothing is made of it, for it may be of no key."""
+    if code == BFLOAT:
+        store_scalar(target, load_scalar(HALF, source))
+    else:
+        store_scalar(target, load_scalar(BYTE, source + 1))
+        store_scalar(target + 1, load_scalar(BYTE, source))
 
 
 @device
@@ -119,11 +120,10 @@ def copy_key(tag, call, source, target):
             store(target + BYTES * i, load(tag, source + BYTES * i))
             i += 2 * LANES
     while i < call.features:
-        word = load_half(call.key_code, source + i * call.key_feature)
-        store_scalar(target + BYTES * i, np.uint16(word))
+        copy_half(call.key_code, source + i * call.key_feature, target + BYTES * i)
         i += 1
     if call.features % 2:
-        store_scalar(target + BYTES * i, np.uint16(0))
+        store_scalar(target + BYTES * i, HALF)
 
 
 @device
@@ -271,10 +271,11 @@ def stage_pairs(tag, call, first, count, column, columns, target, stride):
                 store_interleaved(place + 4 * e, a + BYTES * e, b + BYTES * e)
                 e += LANES
         while e < features:
-            low, high = load_half(call.value_code, a + e * step), np.uint32(0)
+            copy_half(call.value_code, a + e * step, place + 4 * e)
             if r + 1 < count:
-                high = load_half(call.value_code, b + e * step)
-            store_scalar(place + 4 * e, np.uint32(low | (high << np.uint32(16))))
+                copy_half(call.value_code, b + e * step, place + 4 * e + BYTES)
+            else:
+                store_scalar(place + 4 * e + BYTES, HALF)
             e += 1
         while e % LANES:
             store_scalar(place + 4 * e, np.uint32(0))
