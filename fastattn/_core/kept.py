@@ -62,11 +62,6 @@ class Kept(NamedTuple):
     results: tuple[Made, ...]
 
 
-def _described(array: np.ndarray) -> tuple[Hashable, ...]:
-    # No strides where the shape says them: making, hashing, comparing costs 0.1 µs an array.
-    return array.shape, None if array.flags.c_contiguous else array.strides, array.dtype
-
-
 class DictCalls:
     """Kept calls, found by their options, their threads and the layouts of their arrays.
 
@@ -108,11 +103,14 @@ class DictCalls:
                     return None
             if out is not first and np.may_share_memory(out, first):
                 return None
-        results = [_empty(shape, dtype) for shape, dtype in kept.results[out is not None :]]
-        if out is not None:
-            results.insert(0, out)
+        made = kept.results
+        result = _empty(*made[0]) if out is None else out
+        if len(made) == 1:
+            kept.repeat(*operands[: kept.operands], result)
+            return result
+        results = result, *[_empty(*each) for each in made[1:]]
         kept.repeat(*operands[: kept.operands], *results)
-        return results[0] if len(results) == 1 else tuple(results)
+        return results
 
     def keep(
         self,
@@ -134,19 +132,19 @@ def _signature(
     options: tuple[Hashable, ...], threads: int, out: Any, operands: tuple[Any, ...]
 ) -> tuple[Hashable, ...] | None:
     """Describe a call; None where it is not one of plain arrays."""
-    call: tuple[Hashable, ...] = (options, threads)
-    for array in operands:
-        if array is None:
-            call = (*call, None)
-        elif type(array) is _ndarray:
-            call = (*call, *_described(array))
+    call: list[Hashable] = [options, threads]
+    for array in operands if out is None else (*operands, out):
+        if type(array) is _ndarray:
+            # No strides where the shape says them: making, hashing, comparing them costs 0.1 µs.
+            strides = None if array.flags.c_contiguous else array.strides
+            call += array.shape, strides, array.dtype
+        elif array is None:
+            call.append(None)
         else:
             return None
-    if out is None:
-        return call
-    if type(out) is not _ndarray:
-        return None
-    return (*call, *_described(out), out is operands[0], out.flags.writeable)
+    if out is not None:
+        call += out is operands[0], out.flags.writeable
+    return tuple(call)
 
 
 calls = DictCalls()
