@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any, Never, get_args
 
 import numpy as np
 
 from fastattn._core import backends, names
+from fastattn._core.annotations import Method, OnUnspent
 from fastattn._core.arrays import (
     FLOAT64,
     as_array,
@@ -25,11 +26,11 @@ from fastattn._core.threads import resolve
 from fastattn.units import MOST_UNITS, Unit
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import ArrayLike, BackendName
 
 __all__ = ["allocate"]
 
-METHODS = ("largest_remainder", "sainte_lague", "dhondt", "huntington_hill")
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 @names.closed
@@ -43,10 +44,10 @@ def allocate(
     unit: float | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
-    method: str = "largest_remainder",
-    on_unspent: str = "raise",
+    method: Method = "largest_remainder",
+    on_unspent: OnUnspent = "raise",
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> Any:
@@ -147,8 +148,8 @@ def allocate(
     """
     if unknown:
         names.refuse(allocate, unknown)
-    keep = _choice("on_unspent", on_unspent, ("raise", "keep")) == "keep"
-    method = _choice("method", method, METHODS)
+    keep = _choice("on_unspent", on_unspent, get_args(OnUnspent)) == "keep"
+    _choice("method", method, METHODS)
     if unit is None and method != METHODS[0]:
         raise ValueError(
             f"the method {method!r} hands out whole units: say how large they are, e.g. `unit=1`"

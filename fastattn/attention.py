@@ -16,8 +16,7 @@ from fastattn._core.scales import is_small
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
+    from fastattn._core.annotations import ArrayLike, BackendName, Causal, Similarity, Window
     from fastattn._core.execution import Execution
 
 __all__ = ["attention", "explain"]
@@ -29,12 +28,12 @@ def attention(
     key: ArrayLike,
     value: ArrayLike,
     *,
-    similarity: str = "scaled_dot",
+    similarity: Similarity = "scaled_dot",
     scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
-    causal: bool | str = False,
+    causal: Causal = False,
     query_offset: ArrayLike | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     key_lengths: ArrayLike | None = None,
     query_segments: ArrayLike | None = None,
     key_segments: ArrayLike | None = None,
@@ -45,7 +44,7 @@ def attention(
     return_lse: bool = False,
     return_weights: bool = False,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> Any:
@@ -291,12 +290,12 @@ def explain(
     key: ArrayLike,
     value: ArrayLike,
     *,
-    similarity: str = "scaled_dot",
+    similarity: Similarity = "scaled_dot",
     scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
-    causal: bool | str = False,
+    causal: Causal = False,
     query_offset: ArrayLike | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     key_lengths: ArrayLike | None = None,
     query_segments: ArrayLike | None = None,
     key_segments: ArrayLike | None = None,
@@ -307,7 +306,7 @@ def explain(
     return_lse: bool = False,
     return_weights: bool = False,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> Execution:

@@ -17,7 +17,15 @@ from fastattn.attention import attention
 from fastattn.fusion import fuse
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import (
+        ArrayLike,
+        BackendName,
+        Causal,
+        Method,
+        OnUnspent,
+        Similarity,
+        Window,
+    )
 
 __all__ = ["AllocationResult", "attention_allocation"]
 
@@ -63,18 +71,18 @@ def attention_allocation(
     lower: ArrayLike = 0,
     upper: ArrayLike | None = None,
     unit: float | None = None,
-    method: str = "largest_remainder",
-    on_unspent: str = "raise",
-    similarity: str = "cosine",
+    method: Method = "largest_remainder",
+    on_unspent: OnUnspent = "raise",
+    similarity: Similarity = "cosine",
     scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
-    causal: bool | str = False,
+    causal: Causal = False,
     query_offset: ArrayLike | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     key_lengths: ArrayLike | None = None,
     query_segments: ArrayLike | None = None,
     key_segments: ArrayLike | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> AllocationResult:

@@ -20,7 +20,9 @@ from fastattn._core.threads import resolve
 from fastattn._core.visibility import positions
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, DTypeLike
+    from numpy.typing import DTypeLike
+
+    from fastattn._core.annotations import ArrayLike, BackendName, Causal, Similarity, Window
 
 __all__ = ["KVCache"]
 
@@ -92,6 +94,12 @@ class KVCache:
     >>> cache
     <KVCache (2,), 1 heads of 4, float16, up to 1 keys>
     """
+
+    batch_shape: tuple[int, ...]
+    heads: int
+    head_dim: int
+    value_dim: int
+    dtype: np.dtype
 
     @names.closed
     def __init__(
@@ -182,12 +190,12 @@ class KVCache:
         self,
         query: ArrayLike,
         *,
-        similarity: str = "scaled_dot",
+        similarity: Similarity = "scaled_dot",
         scale: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-        causal: bool | str = "bottom_right",
+        causal: Causal = "bottom_right",
         query_offset: ArrayLike | None = None,
-        window: tuple[int | None, int | None] | None = None,
+        window: Window | None = None,
         query_segments: ArrayLike | None = None,
         key_segments: ArrayLike | None = None,
         softcap: float | None = None,
@@ -196,7 +204,7 @@ class KVCache:
         return_lse: bool = False,
         return_weights: bool = False,
         out: np.ndarray | None = None,
-        backend: str | None = None,
+        backend: BackendName | None = None,
         threads: int | None = None,
         **unknown: Never,
     ) -> Any:

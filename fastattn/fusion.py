@@ -13,7 +13,7 @@ from fastattn._core.recipe import ONE_NUMBER_PER_KEY
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import ArrayLike, BackendName
 
 __all__ = ["fuse"]
 
@@ -25,7 +25,7 @@ def fuse(
     *,
     reduce: bool = True,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> np.ndarray:

@@ -13,7 +13,7 @@ from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import ArrayLike, BackendName
 
 __all__ = ["PackedWeight", "linear", "pack_linear"]
 
@@ -170,7 +170,7 @@ def linear(
     bias: ArrayLike | None = None,
     *,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> np.ndarray:

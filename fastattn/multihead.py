@@ -12,13 +12,14 @@ from fastattn import projections
 from fastattn._core import names
 from fastattn._core.arrays import check_out, deliver, dtypes, flag
 from fastattn._core.environment import default_environment
-from fastattn.attention import attention
-from fastattn.parameters import ADDED, JOINT, Sizes
+from fastattn.parameters import JOINT, Sizes
 
 if TYPE_CHECKING:
     import os
 
-    from numpy.typing import ArrayLike, DTypeLike
+    from numpy.typing import DTypeLike
+
+    from fastattn._core.annotations import ArrayLike, BackendName, Causal, Window
 
 __all__ = ["MultiHeadAttention"]
 
@@ -109,6 +110,13 @@ class MultiHeadAttention:
     >>> np.array_equal(same(x), module(x))
     True
     """
+
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    kdim: int
+    vdim: int
+    add_zero_attn: bool
 
     @names.closed
     def __init__(
@@ -293,14 +301,14 @@ class MultiHeadAttention:
         value: ArrayLike | None = None,
         *,
         mask: ArrayLike | None = None,
-        causal: bool | str = False,
+        causal: Causal = False,
         query_offset: ArrayLike | None = None,
-        window: tuple[int | None, int | None] | None = None,
+        window: Window | None = None,
         key_lengths: ArrayLike | None = None,
         return_weights: bool = False,
         average_weights: bool = False,
         out: np.ndarray | None = None,
-        backend: str | None = None,
+        backend: BackendName | None = None,
         threads: int | None = None,
         **unknown: Never,
     ) -> Any:
@@ -358,8 +366,10 @@ class MultiHeadAttention:
         run = {"backend": backend, "threads": threads}
         matrices = self._matrices(dtype)
         heads = projections.project(tuple(operands.values()), matrices, self.num_heads, **run)
-        attended, weights = self._attend(
+        attended, weights = projections.attend(
             heads,
+            self._parameters,
+            self.add_zero_attn,
             return_weights,
             mask=mask,
             causal=causal,
@@ -377,21 +387,6 @@ class MultiHeadAttention:
         if average_weights:
             weights = projections.mean_of_heads(weights)
         return result, projections.rounded(weights, result_dtype)
-
-    def _attend(
-        self, heads: list[np.ndarray], return_weights: bool, **options: Any
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the output of all heads, (..., H, L, head_dim), and the weights if asked for."""
-        added = self.add_zero_attn or ADDED[0] in self._parameters
-        results = attention(*heads, return_lse=added, return_weights=return_weights, **options)
-        output, *more = results if added or return_weights else (results,)
-        weights = more[-1] if return_weights else None
-        if added:
-            run = {name: options[name] for name in ("backend", "threads")}
-            weights = projections.add_keys(
-                heads[0], output, more[0], weights, self._parameters, self.add_zero_attn, **run
-            )
-        return output, weights
 
     def _matrices(self, dtype: np.dtype) -> projections.Matrices:
         """Return the weights ready for computing in `dtype`, made at the first call that asks."""

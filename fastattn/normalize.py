@@ -26,9 +26,8 @@ from fastattn._core.threads import resolve
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import ArrayLike, Axis, BackendName
 
-    Axis = int | tuple[int, ...] | None
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
@@ -41,7 +40,7 @@ def softmax(
     scale: float = 1.0,
     mask: ArrayLike | None = None,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> np.ndarray:
@@ -109,7 +108,7 @@ def log_softmax(
     scale: float = 1.0,
     mask: ArrayLike | None = None,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> np.ndarray:
@@ -158,7 +157,7 @@ def logsumexp(
     scale: float = 1.0,
     mask: ArrayLike | None = None,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> Any:

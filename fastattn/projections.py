@@ -23,13 +23,14 @@ from fastattn._core.arrays import (
     new_array,
     same_memory,
 )
+from fastattn.attention import attention
 from fastattn.normalize import softmax
 from fastattn.parameters import ADDED, BIASES, JOINT, OUTPUT, SEPARATE
 from fastattn.similarity import similarity
 
 __all__ = [
     "Matrices",
-    "add_keys",
+    "attend",
     "joined",
     "linear",
     "mean_of_heads",
@@ -204,7 +205,25 @@ def joined(attended: np.ndarray, dtype: np.dtype, biased: bool) -> np.ndarray:
     return rows
 
 
-def add_keys(
+def attend(
+    heads: list[np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+    zero: bool,
+    return_weights: bool,
+    **options: Any,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the output of all heads, (..., H, L, head_dim), and the weights if asked for."""
+    added = zero or ADDED[0] in parameters
+    results = attention(*heads, return_lse=added, return_weights=return_weights, **options)
+    output, *more = results if added or return_weights else (results,)
+    weights = more[-1] if return_weights else None
+    if added:
+        run = {name: options[name] for name in ("backend", "threads")}
+        weights = _add_keys(heads[0], output, more[0], weights, parameters, zero, **run)
+    return output, weights
+
+
+def _add_keys(
     query: np.ndarray,
     output: np.ndarray,
     lse: np.ndarray,

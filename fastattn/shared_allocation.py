@@ -22,7 +22,7 @@ from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import ArrayLike, BackendName
 
 __all__ = ["SharedAllocation", "allocate_shared"]
 
@@ -68,7 +68,7 @@ def allocate_shared(
     *,
     tol: float = 1e-9,
     max_iter: int = 10_000,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> SharedAllocation:

@@ -21,7 +21,7 @@ from fastattn._core.scales import broadcast_scales, is_small, scale_of
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import ArrayLike, BackendName, Similarity
 
 __all__ = ["similarity"]
 
@@ -31,10 +31,10 @@ def similarity(
     query: ArrayLike,
     key: ArrayLike,
     *,
-    metric: str = "cosine",
+    metric: Similarity = "cosine",
     scale: ArrayLike | None = None,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> np.ndarray:

@@ -20,8 +20,7 @@ from fastattn.fusion import fuse
 from fastattn.normalize import logsumexp, softmax
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
+    from fastattn._core.annotations import ArrayLike, BackendName, Causal, Similarity, Window
     from fastattn._core.execution import Backend
 
 __all__ = ["State", "attention_state", "merge_states"]
@@ -55,6 +54,9 @@ class State:
     """
 
     __slots__ = ("_backend", "_numbers", "_recipe", "_state", "key_start", "key_stop")
+
+    key_start: int
+    key_stop: int
 
     def __init__(
         self,
@@ -178,19 +180,19 @@ def attention_state(
     value: ArrayLike,
     *,
     key_start: int = 0,
-    similarity: str = "scaled_dot",
+    similarity: Similarity = "scaled_dot",
     scale: ArrayLike | None = None,
     mask: ArrayLike | None = None,
-    causal: bool | str = False,
+    causal: Causal = False,
     query_offset: ArrayLike | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     key_lengths: ArrayLike | None = None,
     query_segments: ArrayLike | None = None,
     key_segments: ArrayLike | None = None,
     softcap: float | None = None,
     alibi_slopes: ArrayLike | None = None,
     enable_gqa: bool = False,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> State:

@@ -15,7 +15,7 @@ from fastattn._core.ragged import head_major, ragged_problem
 from fastattn._core.threads import resolve
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from fastattn._core.annotations import ArrayLike, BackendName, Causal, Similarity, Window
 
 __all__ = ["attention_varlen"]
 
@@ -30,11 +30,11 @@ def attention_varlen(
     key_splits: ArrayLike,
     *,
     key_indices: ArrayLike | None = None,
-    similarity: str = "scaled_dot",
+    similarity: Similarity = "scaled_dot",
     scale: ArrayLike | None = None,
-    causal: bool | str = False,
+    causal: Causal = False,
     query_offset: ArrayLike | None = None,
-    window: tuple[int | None, int | None] | None = None,
+    window: Window | None = None,
     query_segments: ArrayLike | None = None,
     key_segments: ArrayLike | None = None,
     softcap: float | None = None,
@@ -44,7 +44,7 @@ def attention_varlen(
     return_lse: bool = False,
     partial: bool = False,
     out: np.ndarray | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     threads: int | None = None,
     **unknown: Never,
 ) -> Any:

@@ -9,6 +9,7 @@ by name.
 
 Arrays and options:
 
+annotations.py  what signatures say: the words of each option, arrays of any library
 options.py      every option of attention, a row each, and what is made of the rows
 arrays.py       what is an array: acceptance, compute dtype, views, `out`
 foreign.py      arrays of other libraries             masks.py    what a mask may be
@@ -56,7 +57,8 @@ lose a microsecond to names; ``tests/core/test_options.py`` holds all of them to
 2. ``options.py``: its row, with its check, and a field of `Options` or `Extras`. Recipe, problem,
    ragged calls, steps of a decoder, states and the reference's backend take it from there.
 3. ``attention.py`` (`attention`, `explain`), ``varlen.py``, ``cache.py``, ``state.py``, each unless
-   the row says why not: parameter and docstring.
+   the row says why not: parameter and docstring; ``python tests/static_face.py`` then writes the
+   stub that checkers of types read.
 4. ``_engine/layouts.py``: a word of the record, which ``_engine/describe.py`` fills (of an array:
    its row in `EXTRA_WORDS`); ``_numba``: a run-time branch per tile in the step that does it; a
    reason in `refusal` of any backend that cannot.

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, cast, get_args
 
+from fastattn._core.annotations import BackendName
 from fastattn._core.execution import Backend, Execution
 from fastattn._core.places import Packed
 from fastattn._core.problem import Problem
@@ -34,7 +35,7 @@ _MODULES = {
     "numba": "fastattn._numba.backend",
     "reference": "fastattn.reference.backend",
 }
-KNOWN = tuple(_MODULES)
+KNOWN: tuple[BackendName, ...] = get_args(BackendName)
 # The automatic choice takes the first that is there and does the call: kernels that are compiled
 # before those that must be compiled first. The reference is never among them: it is the meaning,
 # orders of magnitude slower and quadratic in memory.
@@ -71,7 +72,7 @@ def choose(backend: Any) -> str | None:
 
 
 @contextmanager
-def use_backend(backend: str | None) -> Iterator[None]:
+def use_backend(backend: BackendName | None) -> Iterator[None]:
     """Let every call in a ``with`` block run on one backend.
 
     Parameters

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from typing import get_args
 
+from fastattn._core.annotations import ConfigMode
 from fastattn._core.threads import resolve
 
 __all__ = ["NUMERICS_VERSION", "VERSION", "configuration", "show_config"]
@@ -56,7 +58,7 @@ def _threads() -> object:
         return str(error)
 
 
-def show_config(mode: str = "stdout") -> dict[str, dict[str, object]] | None:
+def show_config(mode: ConfigMode = "stdout") -> dict[str, dict[str, object]] | None:
     """Print, or return, what fastattn runs on: the text to paste into a bug report.
 
     Parameters
@@ -82,7 +84,7 @@ def show_config(mode: str = "stdout") -> dict[str, dict[str, object]] | None:
     >>> sections["versions"]["fastattn"] == fastattn.__version__
     True
     """
-    if mode not in ("stdout", "dicts"):
+    if mode not in get_args(ConfigMode):
         raise ValueError(f'mode must be "stdout" or "dicts", not {mode!r}')
     sections = configuration()
     if mode == "dicts":

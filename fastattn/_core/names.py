@@ -1,7 +1,7 @@
 """Arguments by the names that other libraries give them: refused in one sentence each.
 
-A public function takes ``**unknown: Never``, so that a type checker knows no such argument, and
-hands what it finds to `refuse`; `closed` keeps it out of the signature that `help` shows. Who
+A public function takes ``**unknown: Never`` and hands what it finds to `refuse`; `closed` keeps it
+out of the signature that `help` shows, and ``__init__.pyi`` from what checkers of types see. Who
 writes ``q=`` passes no ``query``, and Python would complain of that first: what a function needs is
 `MISSING` by default, which whoever reads it refuses (`refuse_missing`). A good call pays for an
 empty dict.

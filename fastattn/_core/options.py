@@ -19,12 +19,13 @@ import functools
 from collections.abc import Callable, Mapping
 from operator import attrgetter, itemgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fastattn._core import names
+from fastattn._core.annotations import Causal, Similarity, Window
 from fastattn._core.arrays import finite_number, flag, per_head
 from fastattn._core.scales import is_positive, scale_of
-from fastattn._core.visibility import Window, check_causal, check_window, segment_ids
+from fastattn._core.visibility import check_causal, check_window, segment_ids
 
 __all__ = [
     "ALLOCATION",
@@ -50,7 +51,7 @@ __all__ = [
     "spelt",
 ]
 
-SIMILARITIES = ("dot", "scaled_dot", "cosine", "euclidean")
+SIMILARITIES: tuple[str, ...] = get_args(Similarity)
 
 # Kinds. An array over the batch dims has integers for each *sequence*, or numbers for each *head*.
 STATIC, SEQUENCE, HEAD, QUERY, KEY = "static", "sequence", "head", "query", "key"
@@ -65,7 +66,7 @@ class Options(NamedTuple):
 
     similarity: str
     scale: Any  # asked: float, `Scales` or None; resolved: float, or float64 (*batch, Hkv, G)
-    causal: bool | str  # resolved: whether, since `query_offset` says where
+    causal: Causal  # resolved: whether, since `query_offset` says where
     window: Window | None  # resolved: never None
     softcap: float | None
     enable_gqa: bool

@@ -7,15 +7,15 @@ Key ``j`` is visible to query row ``i`` when ``j < length``, ``j <= i + offset``
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
+from fastattn._core.annotations import Alignment, Causal, Window
 from fastattn._core.arrays import as_array
 
 __all__ = [
     "LARGEST_POSITION",
-    "Window",
     "alignment_of",
     "check_causal",
     "check_together",
@@ -24,18 +24,16 @@ __all__ = [
     "segment_ids",
 ]
 
-Window = tuple[int | None, int | None]
-
 # Positions are int64 in the kernels; sums of three of these stay far from wrapping, and every one
 # of them is exact in float64.
 LARGEST_POSITION = 2**53
 
 
-def check_causal(causal: Any) -> bool | Literal["top_left", "bottom_right"]:
+def check_causal(causal: Any) -> Causal:
     """Return `causal` as False, True or one of the two words."""
     if isinstance(causal, (bool, np.bool_)):
         return bool(causal)
-    if isinstance(causal, str) and causal in ("top_left", "bottom_right"):
+    if isinstance(causal, str) and causal in get_args(Alignment):
         return causal  # type: ignore[return-value]
     raise ValueError(
         f'causal must be False, True, "top_left" (offset 0) or "bottom_right" (offset S - L), '

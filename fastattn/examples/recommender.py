@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -220,7 +220,7 @@ def item_vectors(world: World, *features: int) -> list[np.ndarray]:
 
 
 def score(
-    world: World, items: np.ndarray, scale: float, threads: int | None, backend: str | None
+    world: World, items: np.ndarray, scale: float, threads: int | None, backend: Any
 ) -> np.ndarray:
     """Score every user's candidates, (users, 1 + OTHERS): the whole model."""
     candidates = items[world.candidates]  # (users, 1 + OTHERS, features)

@@ -150,4 +150,16 @@ FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
         "from . import shared\nfrom .launcher import Entry, Launcher\n",
         "tests/house/test_walls.py -k first_call",
     ),
+    "a_signature_that_checkers_do_not_see": (
+        "fusion.py",
+        "    reduce: bool = True,\n",
+        "    reduce: object = True,\n",
+        "tests/typed -k stub",
+    ),
+    "a_table_of_words_lacks_one": (
+        "_core/options.py",
+        "get_args(Similarity)\n",
+        "get_args(Similarity)[:3]\n",
+        "tests/typed -k tables",
+    ),
 }

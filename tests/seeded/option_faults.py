@@ -36,11 +36,11 @@ OPTION_FAULTS: dict[str, tuple[str, str, str, str]] = {
     "explain_has_a_default_of_its_own": (
         "attention.py",
         "    return_weights: bool = False,\n    out: np.ndarray | None = None,\n"
-        "    backend: str | None = None,\n    threads: int | None = None,\n    **unknown: Never,\n"
-        ") -> Execution:",
+        "    backend: BackendName | None = None,\n    threads: int | None = None,\n"
+        "    **unknown: Never,\n) -> Execution:",
         "    return_weights: bool = True,\n    out: np.ndarray | None = None,\n"
-        "    backend: str | None = None,\n    threads: int | None = None,\n    **unknown: Never,\n"
-        ") -> Execution:",
+        "    backend: BackendName | None = None,\n    threads: int | None = None,\n"
+        "    **unknown: Never,\n) -> Execution:",
         f"{_OPTIONS} -k signatures",
     ),
     "states_of_other_caps_merge": (
