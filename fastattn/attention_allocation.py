@@ -11,6 +11,7 @@ import numpy as np
 from fastattn._core import names
 from fastattn._core.arrays import as_array
 from fastattn._core.environment import default_environment
+from fastattn._core.foreign import is_only_exported
 from fastattn._core.recipe import ONE_NUMBER_PER_KEY
 from fastattn.allocation import allocate
 from fastattn.attention import attention
@@ -175,6 +176,11 @@ def attention_allocation(
     """
     if unknown:
         names.refuse(attention_allocation, unknown)
+    operands: dict[str, Any] = {"query": query, "key": key, "value": value, "budget": budget}
+    operands |= {"lower": lower, "upper": upper, "mask": mask}
+    query, key, value, budget, lower, upper, mask = (
+        as_array(name, x) if is_only_exported(x) else x for name, x in operands.items()
+    )
     labels = _Labels(query, key, value, budget, lower, upper, mask)
     value = None if value is None else _values(value)
     engine: dict[str, Any] = {"backend": backend, "threads": threads}

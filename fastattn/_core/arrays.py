@@ -70,19 +70,15 @@ def as_array(name: str, x: Any) -> np.ndarray:
             f"{name} is a sparse matrix of shape {getattr(x, 'shape', '?')}: pass "
             f"`{name}.toarray()`"
         )
+    if foreign.is_only_exported(x):
+        return foreign.take(name, x)
     try:
         array = np.asarray(x)
     except Exception as error:
         # Foreign types raise whatever they like here (torch: RuntimeError for tensors in a graph).
-        taken = foreign.take(name, x) if foreign.can_be_taken(x) else None
-        if taken is None:
-            raise TypeError(foreign.explain_refusal(name, x, error)) from error
-        return taken
+        return foreign.take(name, x, error)
     if array.dtype.kind == "O" and not isinstance(x, np.ndarray):
         names.refuse_missing(**{name: x})
-        taken = foreign.take(name, x) if foreign.can_be_taken(x) else None
-        if taken is not None:
-            return taken
         reason = foreign.explain_objects(name, x)
         if reason is not None:
             raise TypeError(reason)

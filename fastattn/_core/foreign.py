@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bfloat16", "explain_objects", "explain_refusal", "take"]
+__all__ = ["bfloat16", "explain_objects", "explain_refusal", "is_only_exported", "take"]
 
-# From dlpack.h: device types whose memory the CPU reads, and the code of bfloat16.
+# From dlpack.h: device types whose memory the CPU reads, others that have a name, the code of
+# bfloat16, and where in each kind of capsule the tensor is described.
 _READABLE = (1, 3, 11, 13)
+_DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI"}
 _UINT, _BFLOAT = 1, 4
-_NAME = b"dltensor"
+_VERSION = (1, 0)
+_VERSIONED = b"dltensor_versioned"
+_TENSOR_AT = {b"dltensor": 0, _VERSIONED: 32}
 
 
 class _Tensor(ctypes.Structure):
@@ -55,35 +59,55 @@ def bfloat16() -> Any:
     return bfloat16
 
 
-def take(name: str, x: Any) -> np.ndarray | None:
-    """Look at the memory of an array on the CPU that speaks DLPack; None where that does not work.
+def is_only_exported(x: Any) -> bool:
+    """Tell an array that NumPy knows by DLPack alone, as which it would be one object to it."""
+    return hasattr(x, "__dlpack__") and not hasattr(x, "__array__")
+
+
+def take(name: str, x: Any, error: Exception | None = None) -> np.ndarray:
+    """Look at the memory of an array on the CPU that speaks DLPack, or say what to pass instead.
 
     bfloat16, which NumPy refuses, passes as integers of its size and is viewed as what it is.
+    `error` is what NumPy said of `x`.
     """
     try:
-        if x.__dlpack_device__()[0] not in _READABLE:
-            return None
-        capsule = x.__dlpack__()
-        get = ctypes.pythonapi.PyCapsule_GetPointer
-        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        tensor = _Tensor.from_address(get(capsule, _NAME))
-        nowhere = tensor.data is None
-        half = (tensor.code, tensor.bits, tensor.lanes) == (_BFLOAT, 16, 1)
-        if half:
-            if bfloat16() is None:
-                raise _NoBfloat16
-            tensor.code = _UINT  # of this export alone: every call of __dlpack__ makes its own
-        array = np.from_dlpack(_Export(capsule))
+        return _taken(x)
     except _NoBfloat16:
         raise TypeError(
             f"{name} holds bfloat16, which NumPy learns from ml_dtypes: `pip install ml_dtypes`"
             + _code(", or pass `{}.float()`, which is float32", name, x, "float")
         ) from None
-    except Exception:
+    except Exception as found:
         # Foreign types raise whatever they like here.
-        return None
-    if nowhere and array.size:
-        return None  # memory of NumPy's own, with anything in it
+        raise TypeError(explain_refusal(name, x, error or found)) from (error or found)
+
+
+def _taken(x: Any) -> np.ndarray:
+    if hasattr(x, "is_neg") and x.is_neg():
+        raise BufferError("DLPack knows nothing of a sign kept apart")
+    if x.__dlpack_device__()[0] not in _READABLE:
+        raise BufferError("its memory is not that of the CPU")
+    try:
+        capsule = x.__dlpack__(max_version=_VERSION)  # which knows of arrays that are read-only
+    except TypeError:
+        capsule = x.__dlpack__()
+    get_name, get = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    kind = get_name(capsule)
+    place = get(capsule, kind)
+    if kind == _VERSIONED and ctypes.c_uint32.from_address(place).value != _VERSION[0]:
+        raise BufferError("it is exported by another version of DLPack than 1")
+    tensor = _Tensor.from_address(place + _TENSOR_AT[kind])
+    nowhere = tensor.data is None
+    half = (tensor.code, tensor.bits, tensor.lanes) == (_BFLOAT, 16, 1)
+    if half:
+        if bfloat16() is None:
+            raise _NoBfloat16
+        tensor.code = _UINT  # of this export alone: every call of __dlpack__ makes its own
+    array = np.from_dlpack(_Export(capsule))
+    if nowhere and array.size:  # memory of NumPy's own then, with anything in it
+        raise BufferError("it has no memory")
     return array.view(bfloat16()) if half else array
 
 
@@ -112,7 +136,7 @@ def explain_refusal(name: str, x: Any, error: Exception) -> str:
         )
     if not _strided(x):
         return f"{what} is sparse: pass `{name}.to_dense()`"
-    device = str(getattr(x, "device", ""))
+    device = str(getattr(x, "device", "")) or _device(x)
     if device == "meta":
         return f"{what} has no memory behind it, only a shape {tuple(x.shape)}"
     if device and "cpu" not in device.lower():
@@ -127,13 +151,21 @@ def explain_refusal(name: str, x: Any, error: Exception) -> str:
         return f"{what} is quantized: pass `{name}.dequantize()`"
     return (
         f"{what} and dtype {getattr(x, 'dtype', '?')} does not convert to a NumPy array ({error})"
-        + _code(": pass `{}.float()`", name, x, "float")
+        + (
+            f": pass `{name}.float()`"
+            if hasattr(x, "float")
+            else ": pass a copy of it in float32 or float64, in the memory of the CPU"
+        )
     )
 
 
-def can_be_taken(x: Any) -> bool:
-    """Tell whether DLPack would show what `x` means: it knows nothing of a sign kept apart."""
-    return hasattr(x, "__dlpack__") and not (hasattr(x, "is_neg") and x.is_neg())
+def _device(x: Any) -> str:
+    """Name the device that DLPack tells of, unless it is the CPU."""
+    try:
+        number = int(x.__dlpack_device__()[0])
+    except Exception:
+        return ""
+    return "" if number in _READABLE else _DEVICES.get(number, f"number {number} of DLPack")
 
 
 def _strided(x: Any) -> bool:

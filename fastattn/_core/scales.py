@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastattn._core.arrays import as_numbers, finite_number
+from fastattn._core.arrays import as_array, as_numbers, finite_number
+from fastattn._core.foreign import is_only_exported
 
 __all__ = [
     "LARGEST",
@@ -46,6 +47,8 @@ def scale_of(x: Any) -> float | Scales:
     """Return a finite number, or an array of them, as what a signature can hold."""
     if type(x) is float and LEAST_NORMAL <= x <= LARGEST:
         return x
+    if is_only_exported(x):
+        x = as_array("scale", x)
     if not (isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) > 0):
         number = finite_number("scale", x, _HINT)
         is_normal = number >= LEAST_NORMAL or number <= -LEAST_NORMAL

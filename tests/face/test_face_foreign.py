@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tolerances
-from foreign import Brain16, Exported, Nowhere, Tensor
+from foreign import Brain16, Exported, ExportedBefore, Float8, Nowhere, Tensor
 
 import fastattn
 from fastattn import attention, attention_varlen, explain, softmax
@@ -21,13 +21,14 @@ def draw(*shape, seed=5):
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i8", "u1", "?"])
 @pytest.mark.parametrize("layout", ["plain", "transposed", "every other"])
-def test_what_speaks_dlpack_is_taken_where_it_lies(dtype, layout):
+@pytest.mark.parametrize("exported", [Exported, ExportedBefore])
+def test_what_speaks_dlpack_is_taken_where_it_lies(exported, dtype, layout):
     memory = {
         "plain": lambda x: x.copy(),
         "transposed": lambda x: x.T.copy().T,
         "every other": lambda x: np.repeat(x, 2, -1)[:, ::2],
     }[layout](draw(5, 8).astype(dtype))
-    given = Exported(memory)
+    given = exported(memory)
     key, value = draw(7, 8), draw(7, 4)
     problem = explain(given, key, value).problem
     assert np.shares_memory(problem.query, memory)
@@ -57,10 +58,37 @@ def test_bfloat16_tensors_without_the_type_are_refused(monkeypatch):
         attention(Brain16(), draw(7, 4), draw(7, 4))
 
 
-@pytest.mark.parametrize("device", [2, 10])
-def test_other_devices_are_refused(device):
-    with pytest.raises(TypeError, match="query"):
+@pytest.mark.parametrize(("device", "told"), [(2, "CUDA"), (10, "ROCm"), (99, "number 99")])
+def test_other_devices_are_refused(device, told):
+    with pytest.raises(TypeError, match=rf"query of type .* on the device {told}.*copy it there"):
         attention(Exported(draw(5, 8), device), draw(7, 8), draw(7, 4))
+
+
+def test_what_is_read_only_is_taken_where_it_lies():
+    memory = draw(5, 8)
+    memory.flags.writeable = False
+    for given in (Exported(memory), Brain16(memory)):
+        given.memory.flags.writeable = False
+        seen = explain(given, given, given).problem.query
+        assert np.shares_memory(seen, given.memory)
+    assert np.array_equal(softmax(Exported(memory)), softmax(memory))
+    with pytest.raises(TypeError, match=r"readonly.*copy of it in float32 or float64"):
+        softmax(ExportedBefore(memory))  # which would have to say that it may be written
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (Float8(np.ones((3, 4), np.uint8)), "dtype"),
+        (Exported(np.ones((3, 4), ">f4")), "byte order"),
+        (Exported(np.ones((3, 4), "f4").astype(object)), "dtype"),
+    ],
+)
+def test_numbers_that_are_not_read_say_what_to_pass(given, told):
+    with pytest.raises(TypeError, match=rf"x of type .*{told}.*: pass a copy of it in float32"):
+        softmax(given)
+    with pytest.raises(TypeError, match="complex numbers"):
+        softmax(Exported(np.ones((3, 4), complex)))
 
 
 def test_empty_tensors_lie_nowhere():

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import EXACT
 from imports import PACKAGE, fresh, imports_of, module_of
+from places import ROOT
 
 import fastattn
 
@@ -321,7 +322,10 @@ def test_everything_public_is_typed(name, thing):
 
 
 def test_types_are_shipped():
-    assert (PACKAGE / "py.typed").is_file()
+    shipped = (ROOT / "pyproject.toml").read_text("utf-8")
+    for name in ("py.typed", "__init__.pyi"):
+        assert (PACKAGE / name).is_file()
+        assert f'"{name}"' in shipped
 
 
 def test_attention_and_explain_take_the_same_arguments():

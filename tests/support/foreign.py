@@ -22,7 +22,39 @@ class Exported:
         return self._device, 0
 
     def __dlpack__(self, **options: Any) -> Any:
+        return self.memory.__dlpack__(**options)
+
+    def __len__(self) -> int:
+        return len(self.memory)
+
+    def __getitem__(self, at: Any) -> Any:
+        raise AssertionError("it was read number by number")
+
+
+class ExportedBefore(Exported):
+    """The same of a library that knows the first form of DLPack only."""
+
+    def __dlpack__(self, stream: Any = None) -> Any:
         return self.memory.__dlpack__()
+
+
+def described(capsule: Any) -> Any:
+    """Find what a capsule says of its tensor, in either form of DLPack."""
+    name, get = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    kind = name(capsule)
+    at = {b"dltensor": 0, b"dltensor_versioned": 32}[kind]
+    return foreign._Tensor.from_address(get(capsule, kind) + at)
+
+
+class Float8(Exported):
+    """Numbers that NumPy has no type for."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        capsule = super().__dlpack__(**options)
+        described(capsule).code = 10
+        return capsule
 
 
 class Tensor:
@@ -58,10 +90,8 @@ class Brain16(Exported):
         raise TypeError("Got unsupported ScalarType BFloat16")
 
     def __dlpack__(self, **options: Any) -> Any:
-        capsule = super().__dlpack__()
-        get = ctypes.pythonapi.PyCapsule_GetPointer
-        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        foreign._Tensor.from_address(get(capsule, b"dltensor")).code = 4
+        capsule = super().__dlpack__(**options)
+        described(capsule).code = 4
         return capsule
 
     def float(self) -> Any:
@@ -72,10 +102,8 @@ class Nowhere(Brain16):
     """A tensor whose memory is no memory, as that of an empty one is in other libraries."""
 
     def __dlpack__(self, **options: Any) -> Any:
-        capsule = super().__dlpack__()
-        get = ctypes.pythonapi.PyCapsule_GetPointer
-        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-        foreign._Tensor.from_address(get(capsule, b"dltensor")).data = None
+        capsule = super().__dlpack__(**options)
+        described(capsule).data = None
         return capsule
 
 
