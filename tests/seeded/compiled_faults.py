@@ -5,6 +5,7 @@ Its kernels are compiled from those of the Numba backend, whose faults stand els
 
 _CITIZEN = "tests/cython/test_compiled.py"
 _FORKS = f"{_CITIZEN} -k forked"
+_POOL = "tests/cython/test_pool.py"
 
 COMPILED_FAULTS = {
     "machine_code_is_optimised_again": (
@@ -42,6 +43,30 @@ COMPILED_FAULTS = {
         "enum { LOOK_FOR_RUN = 1000000,",
         "enum { LOOK_FOR_RUN = INT64_MAX / 2,",
         f"{_CITIZEN} -k look_for",
+    ),
+    "a_run_waits_for_threads_that_have_not_come": (
+        "_cython/pool.h",
+        "const uint32_t all = (uint32_t)joined(run);",
+        "const uint32_t all = (uint32_t)(run >> COUNT_BITS & MOST_THREADS);",
+        f"{_POOL} -k nobody_who_has_not_come",
+    ),
+    "a_run_ends_before_those_who_joined_it_have_left": (
+        "_cython/pool.h",
+        "    if (all == 0) return;\n",
+        "    return;\n",
+        f"{_POOL} -k every_task",
+    ),
+    "who_comes_late_joins_a_closed_run": (
+        "_cython/pool.h",
+        "return !(run & CLOSED) && joined(run)",
+        "return joined(run)",
+        f"{_POOL} -k every_task",
+    ),
+    "a_thread_sleeps_through_a_run": (
+        "_cython/pool.h",
+        "        if (number_of(run) == seen) sleep_on(&pool.bell, bell);\n",
+        "        sleep_on(&pool.bell, bell);\n",
+        f"{_POOL} -k every_task",
     ),
     "threads_never_let_go": (
         "_engine/launcher.py",
