@@ -156,7 +156,7 @@ from fastattn._core.backends import use_backend, warmup
 from fastattn._core.config import NUMERICS_VERSION as numerics_version
 from fastattn._core.config import VERSION as __version__
 from fastattn._core.config import show_config
-from fastattn._core.threads import set_threads
+from fastattn._core.threads import set_threads, threads
 from fastattn.allocation import allocate
 from fastattn.attention import attention, explain
 from fastattn.attention_allocation import AllocationResult, attention_allocation
@@ -196,6 +196,7 @@ __all__ = [
     "show_config",
     "similarity",
     "softmax",
+    "threads",
     "use_backend",
     "warmup",
 ]

@@ -115,7 +115,8 @@ def attention(
     backend : {"cython", "numba", "reference"}, optional
         None: `use_backend`, ``FASTATTN_BACKEND``, or ``cython`` where it was built, else ``numba``.
     threads : int, optional
-        At most this many threads. None: `set_threads`, ``NUMBA_NUM_THREADS``, or the machine.
+        At most this many threads. None: a block of `threads`, `set_threads`, ``NUMBA_NUM_THREADS``,
+        ``OMP_NUM_THREADS``, or the machine.
 
     Returns
     -------

@@ -1,13 +1,19 @@
-"""How many threads a call may use: asked for, set, from the environment, or what the machine gives.
+"""How many threads a call may use: asked for, set, from the environment, or what the machine gives;
+and whose they are.
 
 This only counts. The engine owns the threads, and no bit of a result depends on their number.
 """
 
+from __future__ import annotations
+
 import math
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from time import monotonic as _now
+from typing import NamedTuple
 
 from .arrays import is_bool
 
@@ -16,9 +22,21 @@ _REFRESH_SECONDS = 1.0  # reading masks and quotas costs more than a small call 
 _chosen: int | None = None
 
 
-# When it was read, how many processors there are to run on, and how many threads are the default.
-# A plain tuple: names cost a small call 20 ns each.
-_Machine = tuple[float, int, int]
+class Team(NamedTuple):
+    """The threads of another library of this process, on which calls may run."""
+
+    threads: int  # how many it has, the calling one included
+    parallel: int  # where its `GOMP_parallel` is, which has them all enter a function
+
+
+# What blocks say that a call is in: how many threads, and whose. A plain tuple.
+_Scope = tuple[int | None, Team | None]
+_scope: ContextVar[_Scope | None] = ContextVar("fastattn_threads", default=None)
+_scope_here = _scope.get  # looked up once: a small call feels it
+
+# When it was read, how many processors there are to run on, how many threads are the default, and
+# whether that was said to us. A plain tuple: names cost a small call 20 ns each.
+_Machine = tuple[float, int, int, bool]
 _machine: _Machine | None = None
 
 
@@ -40,8 +58,9 @@ def set_threads(threads: int | None) -> None:
     ----------
     threads
         At least 1; more than there are processors to run on counts as all of them. None goes back
-        to the default: ``NUMBA_NUM_THREADS`` if set, otherwise the processors this process may run
-        on (affinity mask), or the container's CPU quota if that is less.
+        to the default: ``NUMBA_NUM_THREADS`` if set, else ``OMP_NUM_THREADS`` (of a list, its first
+        number; what is no number is passed over, as OpenMP does), else the processors this process
+        may run on (affinity mask), or the container's CPU quota if that is less.
 
     Raises
     ------
@@ -52,8 +71,11 @@ def set_threads(threads: int | None) -> None:
 
     Notes
     -----
-    ``threads=`` of a single call comes before this setting. Numba's own settings are neither used
-    for this nor changed.
+    ``threads=`` of a single call comes before this setting, and so does a block of
+    `fastattn.threads`. Numba's own settings are neither used for this nor changed.
+
+    Worker processes of Dask and joblib are given an ``OMP_NUM_THREADS`` that shares the machine out
+    among them: calls in them keep to it.
 
     Examples
     --------
@@ -65,22 +87,95 @@ def set_threads(threads: int | None) -> None:
     _chosen = None if threads is None else _validated(threads, "threads")
 
 
+@contextmanager
+def threads(threads: int | None) -> Iterator[None]:
+    """Let every call in a ``with`` block use at most so many threads.
+
+    Results do not depend on it, to the last bit.
+
+    Parameters
+    ----------
+    threads
+        At least 1; more than there are processors to run on counts as all of them. None: as
+        without a block, `set_threads` and what follows.
+
+    Raises
+    ------
+    TypeError
+        If ``threads`` is no integer.
+    ValueError
+        If ``threads`` is less than 1.
+
+    Notes
+    -----
+    This is a context variable: other threads and other asyncio tasks do not see it. ``threads=`` of
+    a single call comes before it, and it comes before `set_threads`. Without ``with`` it does
+    nothing.
+
+    Examples
+    --------
+    >>> import fastattn
+    >>> with fastattn.threads(1):
+    ...     weights = fastattn.softmax([1.0, 1.0])
+    >>> weights
+    array([0.5, 0.5])
+    """
+    count = None if threads is None else _validated(threads, "threads")
+    token = _scope.set((count, team()))
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+class in_company:
+    """Let calls in a ``with`` block run on the threads of another library; in half a microsecond.
+
+    How many those are is the default in there: it comes after all that was said to fastattn, and
+    before ``OMP_NUM_THREADS`` and the machine.
+    """
+
+    __slots__ = ("_team", "_token")
+
+    def __init__(self, team: Team | None) -> None:
+        self._team = team
+
+    def __enter__(self) -> None:
+        scope = _scope_here()
+        self._token: Token[_Scope | None] = _scope.set((scope and scope[0], self._team))
+
+    def __exit__(self, *error: object) -> None:
+        _scope.reset(self._token)
+
+
+def team() -> Team | None:
+    """Return the threads that calls are to run on here, of another library; None: our own."""
+    scope = _scope_here()
+    return None if scope is None else scope[1]
+
+
 def resolve(threads: int | None = None) -> int:
     """Return how many threads a call may use.
 
-    The first that is given counts: ``threads``, `set_threads`, the environment variable
-    ``NUMBA_NUM_THREADS``, and the machine: affinity mask and container quota.
+    The first that is given counts: ``threads``, a block of `threads`, `set_threads`, the variable
+    ``NUMBA_NUM_THREADS``, the library whose threads serve, ``OMP_NUM_THREADS``, and the machine:
+    affinity mask and container quota.
     """
     machine = _machine
     if machine is None or _now() - machine[0] > _REFRESH_SECONDS:
         machine = _read_machine()
-    _, existing, default = machine
     wanted = _chosen
+    scope = _scope_here()
+    if scope is not None:
+        if scope[0] is not None:
+            wanted = scope[0]
+        elif wanted is None and scope[1] is not None and not machine[3]:
+            wanted = scope[1].threads
     if threads is not None:
         wanted = threads if type(threads) is int and threads > 0 else _validated(threads, "threads")
     if wanted is None:
-        return default
-    return wanted if wanted < existing else existing
+        return machine[2]
+    return wanted if wanted < machine[1] else machine[1]
 
 
 def _validated(threads: object, name: str) -> int:
@@ -101,13 +196,16 @@ def _read_machine() -> _Machine:
     """Read what the machine gives, and keep it for a second."""
     global _machine
     existing = _affinity()
-    setting = os.environ.get("NUMBA_NUM_THREADS", "").strip()
-    if setting:
-        default = min(_from_environment(setting), existing)
+    ours = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+    shared = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if ours:
+        default = _from_environment(ours)
+    elif shared.isdecimal() and int(shared) > 0:
+        default = int(shared)
     else:
         quota = cpu_quota()
-        default = existing if quota is None else max(1, min(existing, math.ceil(quota)))
-    machine = _machine = _now(), existing, default
+        default = existing if quota is None else max(1, math.ceil(quota))
+    machine = _machine = _now(), existing, min(default, existing), bool(ours)
     return machine
 
 

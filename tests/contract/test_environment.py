@@ -32,6 +32,7 @@ NOT_CALLED = {
     "SharedAllocation",
     "set_threads",
     "show_config",
+    "threads",
     "use_backend",
     "warmup",
 }

@@ -1,6 +1,7 @@
 """How many threads: who is asked first, what is refused, what the machine and containers grant."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import children
 import numpy as np
@@ -14,12 +15,15 @@ def machine(monkeypatch):
     """Eight processors without quota or setting; the returned function changes that."""
     monkeypatch.setattr(threads, "_chosen", None)
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
-    def is_like(existing=8, quota=None, setting=None):
+    def is_like(existing=8, quota=None, setting=None, openmp=None):
         monkeypatch.setattr(threads, "_affinity", lambda: existing)
         monkeypatch.setattr(threads, "cpu_quota", lambda: quota)
         if setting is not None:
             monkeypatch.setenv("NUMBA_NUM_THREADS", setting)
+        if openmp is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", openmp)
         monkeypatch.setattr(threads, "_machine", None)
 
     is_like()
@@ -42,13 +46,74 @@ def test_a_quota_limits_the_default(machine, quota, expected):
 def test_order_of_precedence(machine):
     machine(quota=7.0)
     assert threads.resolve() == 7
-    machine(quota=7.0, setting="5")
+    machine(quota=3.0, openmp="6")
+    assert threads.resolve() == 6
+    machine(quota=7.0, setting="5", openmp="6")
     assert threads.resolve() == 5
     threads.set_threads(4)
+    assert threads.resolve() == 4
+    with threads.threads(3):
+        assert threads.resolve() == 3
+        assert threads.resolve(2) == 2
     assert threads.resolve() == 4
     assert threads.resolve(3) == 3
     threads.set_threads(None)
     assert threads.resolve() == 5
+
+
+def test_a_team_counts_after_what_was_said_to_us(machine):
+    """Another library's threads: as many as it has, unless somebody told fastattn."""
+    machine(openmp="6")
+    with threads.in_company(threads.Team(3, 0)):
+        assert threads.resolve() == 3
+        assert threads.resolve(4) == 4
+        with threads.threads(2):
+            assert threads.resolve() == 2
+            assert threads.team() == (3, 0)
+            with threads.in_company(None):
+                assert threads.resolve() == 2
+                assert threads.team() is None
+        threads.set_threads(5)
+        assert threads.resolve() == 5
+        threads.set_threads(None)
+        machine(setting="7")
+        assert threads.resolve() == 7
+    with threads.in_company(threads.Team(30, 0)):
+        machine()
+        assert threads.resolve() == 7
+    assert threads.team() is None
+
+
+def test_blocks_nest_and_end_with_errors(machine):
+    with threads.threads(4):
+        with pytest.raises(ValueError, match="got 0"), threads.threads(2):
+            threads.resolve(0)
+        assert threads.resolve() == 4
+        with threads.threads(None):
+            assert threads.resolve() == 8
+        with pytest.raises(ValueError, match="at least 1"), threads.threads(0):
+            pass
+        assert threads.resolve() == 4
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(threads.resolve).result() == 8, "another thread's block"
+    assert threads.resolve() == 8
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("4,2", 4), (" 3 , 1", 3), ("1", 1), ("100", 8), *((w, 8) for w in ("", "0", "-2", "x", ","))],
+)
+def test_the_setting_of_openmp_is_read_as_openmp_reads_it(machine, setting, expected):
+    machine(openmp=setting)
+    assert threads.resolve() == expected
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_worker_process_of_joblib_has_its_share():
+    """Its pools tell their children by `OMP_NUM_THREADS`, and by Numba's variable."""
+    code = "from fastattn._core import threads; print(threads.resolve())"
+    assert children.run(code, OMP_NUM_THREADS="1").strip() == "1"
+    assert children.run(code, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="2").strip() == "2"
 
 
 def test_more_than_exist_is_clamped(machine):

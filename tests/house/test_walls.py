@@ -269,6 +269,7 @@ def test_public_names():
         "show_config",
         "similarity",
         "softmax",
+        "threads",
         "use_backend",
         "warmup",
     }
