@@ -17,7 +17,7 @@ from fastattn._core.options import Extras, spelt
 from fastattn._core.pages import PageTable
 from fastattn._core.recipe import recipe, signature
 from fastattn._core.threads import resolve
-from fastattn._core.visibility import positions
+from fastattn._core.visibility import check_window, positions
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from fastattn._core.annotations import ArrayLike, BackendName, Causal, Similarity, Window
 
 __all__ = ["KVCache"]
-
-# 127 times a scale, rounded up, is still a float32.
-_LARGEST_IN_INT8 = 3.4028e38
 
 
 class KVCache:
@@ -53,14 +50,26 @@ class KVCache:
         package ml_dtypes.
     value_dim : int, optional
         Features Ev of a value. None: `head_dim`.
+    window : (int or None, int or None), optional
+        How far queries see, as for `attention`: the window of every call of `attend` that names no
+        other. What it hides from all queries to come is given back as sequences grow, so that
+        memory stays that of a window. None: everything is kept.
+
+    Attributes
+    ----------
+    batch_shape : tuple of int
+        As `select` leaves it.
 
     Notes
     -----
     Memory grows in pages of 128 tokens of one sequence, ``128 * heads * (head_dim + value_dim)``
     numbers each (int8: and 8 bytes per token and head), taken as many at a time as there are
-    already, up to 256 MiB. Nothing that is there is copied. `reorder` shares pages between
-    sequences until one of them writes. The kernels read pages where they lie; the backend
-    "reference" and `dense` make a copy. Attending from several threads at once is safe; changing
+    already, up to 256 MiB. Nothing that is there is copied; `reorder` and `select` share pages
+    between sequences until one of them writes. Pages of tokens that `truncate` and `reorder` leave
+    to nobody are used again. After `select`, `drop_before` and under a `window` the few that are
+    still held move together where they are less than a quarter of all, and the memory of the others
+    is freed. The kernels read pages where they lie; the backend "reference" and `dense` make a
+    copy. Attending from several threads at once is safe; changing
     the cache while another thread uses it is not. Copies (`copy.deepcopy`, `pickle`) have pages of
     their own.
 
@@ -110,6 +119,7 @@ class KVCache:
         *,
         dtype: DTypeLike = np.float32,
         value_dim: int | None = None,
+        window: tuple[int | None, int | None] | None = None,
         **unknown: Never,
     ) -> None:
         if unknown:
@@ -121,10 +131,10 @@ class KVCache:
         self.head_dim = stored.size("head_dim", head_dim)
         self.value_dim = self.head_dim if value_dim is None else stored.size("value_dim", value_dim)
         self.dtype = stored.storage(dtype)
+        self.window = None if window is None else check_window(window)
         check_dims(len(self.batch_shape) + 3)
         check_size(self.batch_shape, np.dtype(np.int64))
-        entries = math.prod(self.batch_shape)
-        self._table = PageTable(entries, self.heads, (self.head_dim, self.value_dim), self.dtype)
+        self.reset()
         self._stood_in: tuple[np.ndarray, np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,6 +151,11 @@ class KVCache:
     def lengths(self) -> np.ndarray:
         """Tokens in each sequence, int64 of the batch shape; a copy."""
         return self._table.lengths.reshape(self.batch_shape).copy()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pages, those that wait to be used again among them."""
+        return self._table.nbytes
 
     @names.closed
     @default_environment()
@@ -162,6 +177,11 @@ class KVCache:
         lengths : int or int array of the batch shape, optional
             Only the first so many of the n tokens are added, ``0 <= lengths <= n``. None: all.
 
+        Notes
+        -----
+        In a cache with a window the last n positions of each sequence, one if n is 0, are those
+        that queries may stand at afterwards; what none of them sees may be given back.
+
         Raises
         ------
         ValueError
@@ -172,7 +192,11 @@ class KVCache:
         """
         if unknown:
             names.refuse(KVCache.append, unknown)
-        new = self._tokens("key", key, self.head_dim), self._tokens("value", value, self.value_dim)
+        fitting = self.batch_shape, self.heads
+        new = (
+            stored.tokens("key", key, *fitting, self.head_dim, self.dtype),
+            stored.tokens("value", value, *fitting, self.value_dim, self.dtype),
+        )
         if new[0].shape[-2] != new[1].shape[-2]:
             raise ValueError(
                 f"key has {new[0].shape[-2]} new tokens and value {new[1].shape[-2]}: one value "
@@ -183,7 +207,9 @@ class KVCache:
         if lengths is not None:
             counts = self._per_entry("lengths", lengths, count, f"{count} new tokens")
         flat = [x.reshape(entries, *x.shape[-3:]) for x in new]
-        self._table.append(flat[0], flat[1], counts)
+        self._table.append(
+            flat[0], flat[1], counts, None if self.window is None else self.window[0]
+        )
 
     @names.closed
     def attend(
@@ -222,7 +248,9 @@ class KVCache:
             S is the longest length; what lies beyond a sequence's own is hidden anyway.
         query_segments, key_segments : int array, broadcast to (*batch_shape, H, L) and (..., S)
             As for `attention`; S as for the mask.
-        similarity, scale, query_offset, window, softcap
+        window : (int or None, int or None), optional
+            As for `attention`. None: the window of the cache, if it has one.
+        similarity, scale, query_offset, softcap
             As for `attention`.
         alibi_slopes, sinks, return_lse, return_weights, out, backend, threads
             As for `attention`.
@@ -236,7 +264,8 @@ class KVCache:
         Raises
         ------
         ValueError, TypeError
-            As `attention`.
+            As `attention`; and where causal, window and positions do not hide from all queries what
+            was given back (`drop_before`).
         """
         if unknown:
             names.refuse(KVCache.attend, unknown)
@@ -255,9 +284,13 @@ class KVCache:
             None if alibi_slopes is None else as_array("alibi_slopes", alibi_slopes),
             None if sinks is None else as_array("sinks", sinks),
         )
+        window = self.window if window is None else window
         options = spelt(
             similarity, scale, causal, window, softcap, True, return_lse, return_weights
         )
+        if self._table.dropped is not None:
+            told = self._table.dropped, self._table.lengths, self.batch_shape
+            stored.check_kept(*told, query, options, query_offset)
         call = steps.describe((query, *full, mask), extras, options, self.dtype, wanted, workers)
         if call is not None:
             results = steps.repeat(call, query, self._table, pages, extras, out)
@@ -289,7 +322,8 @@ class KVCache:
         Raises
         ------
         ValueError
-            If a length is negative or beyond what its sequence has; the cache is unchanged then.
+            If a length is negative, beyond what its sequence has, or, 0 apart, within what was
+            given back (`drop_before`); the cache is unchanged then.
         """
         most = self._table.longest
         kept = self._per_entry("lengths", lengths, most, f"{most}, the longest sequence")
@@ -299,6 +333,14 @@ class KVCache:
             raise ValueError(
                 f"sequence {b} has {self._table.lengths[b]} tokens and cannot be truncated to "
                 f"{kept[b]}: `np.minimum(lengths, cache.lengths)`"
+            )
+        dropped = 0 * kept if self._table.dropped is None else self._table.dropped
+        within = np.flatnonzero((kept > 0) & (kept < dropped))
+        if len(within):
+            b = int(within[0])
+            raise ValueError(
+                f"the first {dropped[b]} tokens of sequence {b} were given back, so that it cannot "
+                f"be truncated to {kept[b]}: 0, or at least so many"
             )
         self._table.truncate(kept)
 
@@ -316,13 +358,92 @@ class KVCache:
             If the shape is wrong or a number does not exist; the cache is unchanged then.
         """
         entries = len(self._table.lengths)
-        self._table.reorder(stored.sequences(indices, entries, self.batch_shape))
+        self._table.select(stored.sequences(indices, entries, self.batch_shape).reshape(-1))
+
+    def select(self, indices: ArrayLike) -> None:
+        """Go on with chosen sequences, fewer or more: without finished ones, with new ones.
+
+        Parameters
+        ----------
+        indices : int array
+            Flat numbers of sequences, 0 to the number of sequences - 1, repeats are fine; -1 is a
+            new sequence without tokens. Its shape is the batch shape from now on.
+
+        Raises
+        ------
+        ValueError
+            If a number does not exist; the cache is unchanged then.
+
+        Examples
+        --------
+        The first of three is done, the others go on, and two begin:
+
+        >>> import numpy as np, fastattn
+        >>> cache = fastattn.KVCache(3, heads=1, head_dim=4)
+        >>> cache.append(*np.ones((2, 3, 1, 9, 4)), lengths=[9, 5, 7])
+        >>> cache.select([1, 2, -1, -1])
+        >>> cache.lengths
+        array([5, 7, 0, 0])
+        """
+        entries = len(self._table.lengths)
+        found = stored.sequences(indices, entries, self.batch_shape, selecting=True)
+        check_dims(found.ndim + 3)
+        self._table.select(found.reshape(-1))
+        self.batch_shape, self._stood_in = found.shape, None
+
+    def drop_before(self, positions: ArrayLike) -> None:
+        """Give back pages whose tokens all stand before `positions`, which no query sees any more.
+
+        Positions and lengths stay what they are. Calls of `attend` whose queries see what was given
+        back, by their window, are refused; `dense` shows zeros there.
+
+        Parameters
+        ----------
+        positions : int or int array of the batch shape
+            First position of each sequence to keep, at most its length. What was given back before
+            stays so.
+
+        Raises
+        ------
+        ValueError
+            If a position is negative or beyond the length of its sequence; the cache is unchanged
+            then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastattn
+        >>> cache = fastattn.KVCache(1, heads=1, head_dim=4)
+        >>> cache.append(*np.ones((2, 1, 1, 1000, 4)))
+        >>> cache.drop_before(900)
+        >>> cache.attend(np.ones((1, 1, 1, 4)), window=(99, 0)).shape
+        (1, 1, 1, 4)
+        """
+        most = self._table.longest
+        first = self._per_entry("positions", positions, most, f"{most}, the longest sequence")
+        beyond = np.flatnonzero(first > self._table.lengths)
+        if len(beyond):
+            b = int(beyond[0])
+            raise ValueError(
+                f"sequence {b} has {self._table.lengths[b]} tokens, and nothing to keep from "
+                f"{first[b]} on: `np.minimum(positions, cache.lengths)`"
+            )
+        self._table.drop_before(first)
+
+    def reset(self) -> None:
+        """Begin again: no sequence has a token, and all pages are freed."""
+        self._table = PageTable(
+            math.prod(self.batch_shape),
+            self.heads,
+            (self.head_dim, self.value_dim),
+            self.dtype,
+        )
 
     @default_environment()
     def dense(self) -> tuple[np.ndarray, np.ndarray]:
         """Copy what is stored: keys and values, (*batch_shape, Hkv, longest, E or Ev).
 
-        Zeros beyond a sequence's length; int8 is dequantised to float32.
+        Zeros beyond a sequence's length and where pages were given back; int8 is dequantised to
+        float32.
         """
         return tuple(  # type: ignore[return-value]
             x.reshape(*self.batch_shape, *x.shape[1:]) for x in self._table.read()
@@ -340,33 +461,6 @@ class KVCache:
             )
             self._stood_in = kept
         return kept
-
-    def _tokens(self, name: str, x: Any, features: int) -> np.ndarray:
-        array = as_array(name, x)
-        if array.shape[:-2] != (*self.batch_shape, self.heads) or array.shape[-1] != features:
-            want = (*self.batch_shape, self.heads, "n", features)
-            raise ValueError(
-                f"{name} of shape {array.shape} does not fit this cache, whose new tokens are "
-                f"({', '.join(map(str, want))}): (batch, heads, tokens, features)"
-            )
-        if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
-            raise TypeError(
-                f"{name} of shape {array.shape} has dtype {array.dtype}; real floats are needed: "
-                f"`np.asarray({name}).astype(np.float32)`"
-            )
-        quantised = self.dtype == np.int8
-        if quantised and not float(np.abs(array).max(initial=0)) <= _LARGEST_IN_INT8:
-            if np.isfinite(array).all():
-                raise ValueError(
-                    f"{name} of shape {array.shape} holds numbers beyond {_LARGEST_IN_INT8}, where "
-                    "float32 ends, in which int8 storage keeps its scales: make the cache with "
-                    '`dtype="float64"`'
-                )
-            raise ValueError(
-                f"{name} of shape {array.shape} holds NaN or inf, which int8 storage cannot keep: "
-                'make the cache with `dtype="float16"` or a wider one'
-            )
-        return array
 
     def _per_entry(self, name: str, x: Any, largest: int, bound: str) -> np.ndarray:
         array = positions(name, x, self.batch_shape, 0, largest, bound)

@@ -19,6 +19,8 @@ __all__ = ["PageTable", "Pages", "quantise"]
 _CHUNK_BYTES = 256 << 20
 # New keys are written this many (key, head) rows at a time, which bounds the temporary copy.
 _ROWS_AT_ONCE = 1 << 15
+# Of so many times the pages that are held the memory is kept for those to come.
+_MOST_FREE = 4
 # What int8 reaches in either direction.
 _LEVELS = np.float32(127)
 
@@ -64,6 +66,8 @@ class PageTable:
         Keys in each sequence; replaced whenever they change, never written in place.
     longest : int
         Keys of the longest sequence.
+    dropped : ndarray, int64 (entries,), or None
+        Keys at the beginning of each sequence that are gone, whole pages; None: nowhere any.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class PageTable:
         self.heads, self.features, self.dtype = heads, features, dtype
         self.scaled = dtype == np.int8
         self.lengths = np.zeros(entries, np.int64)
+        self.dropped: np.ndarray | None = None
         self._chunks: list[_Chunk] = []
         self._where = np.empty((0, 2), np.int64)  # page -> chunk, place in it
         self._uses = np.empty(0, np.int64)  # page -> entries that hold it
@@ -95,11 +100,22 @@ class PageTable:
     def lengths(self, lengths: np.ndarray) -> None:
         self._lengths, self.longest = lengths, int(lengths.max(initial=0))
 
-    def append(self, key: np.ndarray, value: np.ndarray, counts: np.ndarray | None = None) -> None:
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for chunk in self._chunks for part in chunk)
+
+    def append(
+        self,
+        key: np.ndarray,
+        value: np.ndarray,
+        counts: np.ndarray | None = None,
+        window: int | None = None,
+    ) -> None:
         """Write the first `counts` of the new keys behind each sequence's last; None: all of them.
 
         `key` and `value` are (entries, heads, new, features). If memory runs out the sequences are
-        as they were before.
+        as they were before. Queries at the last `new` positions see as many keys before their own
+        as `window` says; pages that none of them sees are given back.
         """
         entries, _, new, _ = key.shape
         if counts is None and 0 < new <= self._spare:
@@ -112,7 +128,15 @@ class PageTable:
         stop = self.lengths + counts
         if not self._spare or counts.max(initial=0) > self._spare:
             self._tails = None
-            self._make_room(self.lengths, stop)
+            before = self._pages, self.dropped
+            if window is not None:
+                self._drop(np.minimum(stop - max(new, 1) - window, self.lengths))
+            try:
+                self._make_room(self.lengths, stop)
+            except MemoryError:
+                self._pages, self.dropped = before
+                self._count()
+                raise
         step = max(1, _ROWS_AT_ONCE // max(1, self.heads * entries))
         for first in range(0, key.shape[2], step):
             tokens = np.arange(first, min(first + step, key.shape[2]))
@@ -121,6 +145,24 @@ class PageTable:
                 token = tokens[at]
                 self._write(entry, self.lengths[entry] + token, key, value, token)
         self._end_at(stop)
+        if window is not None:
+            self._free()
+
+    def drop_before(self, positions: np.ndarray) -> None:
+        """Give back the pages of each sequence that end at or before its position."""
+        self._drop(positions)
+        self._free()
+
+    def _drop(self, positions: np.ndarray) -> None:
+        gone = np.maximum(positions, 0) // PAGE_KEYS
+        gone = np.maximum(gone, 0 if self.dropped is None else self.dropped // PAGE_KEYS)
+        if not gone.any():
+            return
+        held = np.where(np.arange(self._pages.shape[1]) < gone[:, None], -1, self._pages)
+        # First: an interrupt in between then refuses what is still there.
+        self.dropped = gone * PAGE_KEYS
+        self._pages = held
+        self._count()
 
     def truncate(self, lengths: np.ndarray) -> None:
         """Forget the keys from `lengths` on; whole pages go back to the pool."""
@@ -130,21 +172,35 @@ class PageTable:
             self._end_at(lengths)
             return
         self._spare, self._tails = 0, None
+        if self.dropped is not None:
+            self.dropped = np.where(lengths > 0, self.dropped, 0)
         kept = -(-lengths // PAGE_KEYS)
         forgotten = np.arange(self._pages.shape[1]) >= kept[:, None]
         self._pages = np.where(forgotten, -1, self._pages)
         self._count()
         self.lengths = lengths.astype(np.int64)
 
-    def reorder(self, sources: np.ndarray) -> None:
-        """Let entry i go on from what entry ``sources[i]`` holds; pages are shared, not copied."""
+    def select(self, sources: np.ndarray) -> None:
+        """Let entry i go on from what entry ``sources[i]`` holds, or from nothing where that is -1.
+
+        Pages are shared, not copied.
+        """
         self._spare, self._tails = 0, None
-        self._pages = self._pages[sources]
+        new = sources < 0
+        held, lengths = self._pages, self.lengths
+        if len(held) == 0:
+            held, lengths = np.full((1, held.shape[1]), -1, np.int64), np.zeros(1, np.int64)
+        self._pages = np.where(new[:, None], -1, held[sources])
         self._count()
-        self.lengths = self.lengths[sources]
+        if self.dropped is not None:
+            self.dropped = np.where(new, 0, self.dropped[sources])
+        self.lengths = np.where(new, 0, lengths[sources])
+        self._free()
 
     def pages(self, batch: tuple[int, ...]) -> Pages:
         """Look up where every page is, up to the longest sequence; 0 where an entry has none.
+
+        No kernel reads a page of which no row sees a key.
 
         What is found is kept while the pages stay the same, since decoding asks at every token.
         """
@@ -183,6 +239,8 @@ class PageTable:
         results = [np.zeros((entries, self.heads, longest, n), dtype) for n in self.features]
         for entry, length in enumerate(self.lengths):
             for number in range(-(-int(length) // PAGE_KEYS)):
+                if self._pages[entry, number] < 0:
+                    continue
                 chunk, place = self._where[self._pages[entry, number]]
                 first = number * PAGE_KEYS
                 count = min(int(length) - first, PAGE_KEYS)
@@ -281,19 +339,43 @@ class PageTable:
             page = self.heads * PAGE_KEYS * sum(self.features) * self.dtype.itemsize
             most = max(1, _CHUNK_BYTES // max(1, page))
             size = max(count - len(free), min(have, most))
-            shape = (size, self.heads, PAGE_KEYS)
-            scales = shape if self.scaled else (size, 0, PAGE_KEYS)
-            self._chunks.append(
-                _Chunk(
-                    *(np.empty((*shape, n), self.dtype) for n in self.features),
-                    *(np.empty(scales, np.float32) for _ in self.features),
-                )
-            )
+            self._chunks.append(self._new_chunk(size))
             where = np.stack([np.full(size, len(self._chunks) - 1), np.arange(size)], axis=1)
             self._where = np.concatenate([self._where, where])
             self._uses = np.concatenate([self._uses, np.zeros(size, np.int64)])
             free = np.flatnonzero(self._uses == 0)
         return free[:count]
+
+    def _new_chunk(self, size: int) -> _Chunk:
+        shape = (size, self.heads, PAGE_KEYS)
+        scales = shape if self.scaled else (size, 0, PAGE_KEYS)
+        return _Chunk(
+            *(np.empty((*shape, n), self.dtype) for n in self.features),
+            *(np.empty(scales, np.float32) for _ in self.features),
+        )
+
+    def _free(self) -> None:
+        """Where few pages are held, move them together and let go of the memory of the others.
+
+        Few, so that on the whole fewer pages are copied than given back.
+        """
+        used = np.flatnonzero(self._uses)
+        if len(self._where) <= _MOST_FREE * max(1, len(used)):
+            return
+        try:
+            chunk = self._new_chunk(len(used))
+        except MemoryError:
+            return
+        for place, page in enumerate(used):
+            number, here = self._where[page]
+            for old, new in zip(self._chunks[number], chunk, strict=True):
+                new[place] = old[here]
+        held = np.where(self._pages < 0, -1, np.searchsorted(used, self._pages))
+        self._found = self._tails = None
+        where = np.stack([np.zeros(len(used), np.int64), np.arange(len(used))], axis=1)
+        self._chunks = [chunk] if len(used) else []
+        self._where, self._uses = where, self._uses[used]
+        self._pages = held
 
     def _copy(self, source: int, target: int) -> None:
         (one, here), (other, there) = self._where[source], self._where[target]

@@ -8,10 +8,49 @@ import numpy as np
 
 from fastattn._core.arrays import as_array
 from fastattn._core.foreign import bfloat16
+from fastattn._core.options import Options
+from fastattn._core.visibility import LARGEST_POSITION, positions
 
-__all__ = ["check_query", "sequences", "size", "stand_in", "storage"]
+__all__ = ["check_kept", "check_query", "sequences", "size", "stand_in", "storage", "tokens"]
 
 _STORAGE = ("float32", "float64", "float16", "bfloat16", "int8")
+# 127 times a scale, rounded up, is still a float32.
+_LARGEST_IN_INT8 = 3.4028e38
+_EVERYTHING = 2**60  # beyond every position
+
+
+def check_kept(
+    dropped: np.ndarray,
+    lengths: np.ndarray,
+    batch: tuple[int, ...],
+    query: np.ndarray,
+    options: tuple[Any, ...],
+    query_offset: Any,
+) -> None:
+    """Raise ValueError where a query sees one of the first `dropped` keys of its sequence."""
+    asked, rows = Options(*options), query.shape[-2]
+    left, right = asked.window or (None, None)
+    before = _EVERYTHING if left is None else left
+    behind = 0 if asked.causal else _EVERYTHING if right is None else right
+    entries = (*batch, 1)
+    gone, offset = dropped.reshape(entries), np.zeros(entries, np.int64)
+    if asked.causal == "bottom_right":
+        offset = lengths.reshape(entries) - rows
+    elif query_offset is not None:
+        heads, most = (*batch, query.shape[-3]), LARGEST_POSITION
+        offset = positions("query_offset", query_offset, heads, -most, most, "2**53")
+    # Rows that see a key at all, up to the last one that sees one of those.
+    first, stop = np.maximum(-offset - behind, 0), np.minimum(gone + before - offset, rows)
+    seen = np.any((gone > 0) & (first < stop), axis=-1)
+    if seen.any():
+        b, nearest = int(np.flatnonzero(seen)[0]), int((lengths - dropped).min()) - rows
+        hint = f": `window=({nearest}, 0)` leaves them out"
+        raise ValueError(
+            f"query of shape {query.shape} with window {asked.window} sees keys of sequence {b} "
+            f"that were given back, the first {dropped[b]} of its {lengths[b]}"
+            + hint
+            * (nearest >= 0 and asked.causal == "bottom_right")
+        )
 
 
 def check_query(query: np.ndarray, batch: tuple[int, ...], heads: int, features: int) -> None:
@@ -35,27 +74,33 @@ def check_query(query: np.ndarray, batch: tuple[int, ...], heads: int, features:
         )
 
 
-def sequences(indices: Any, entries: int, batch: tuple[int, ...]) -> np.ndarray:
-    """Return for each sequence the number of one, as a flat int64 copy."""
+def sequences(
+    indices: Any, entries: int, batch: tuple[int, ...], *, selecting: bool = False
+) -> np.ndarray:
+    """Return for each sequence the number of one, as an int64 copy.
+
+    `selecting`: there may be any number of them, and -1 is a new sequence.
+    """
     array = as_array("indices", indices)
-    if array.size != entries or array.shape not in (batch, (entries,)):
+    if not selecting and (array.size != entries or array.shape not in (batch, (entries,))):
         raise ValueError(
             f"indices of shape {array.shape} must say for each of the {batch} sequences which one "
             "it goes on from: one number each"
         )
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iu" and array.size:
         raise TypeError(
             f"indices of shape {array.shape} have dtype {array.dtype}; numbers of sequences are "
             "integers: `np.asarray(indices).astype(np.int64)`"
         )
-    flat = np.array(array, order="C").reshape(-1)  # a copy, which no other thread changes
-    wrong = (flat < 0) | (flat >= entries)
+    found = np.array(array, order="C")  # a copy, which no other thread changes
+    wrong = (found < (-1 if selecting else 0)) | (found >= entries)
     if wrong.any():
         raise ValueError(
-            f"indices hold {flat[wrong][0]}, and this cache has the sequences 0 to {entries - 1}, "
+            f"indices hold {found[wrong][0]}, and this cache has the sequences 0 to {entries - 1}, "
             f"counted in C order of its batch dims {batch}"
+            + (", and -1 is a new one" if selecting else "")
         )
-    return flat.astype(np.int64)
+    return found.astype(np.int64)
 
 
 def size(name: str, n: Any) -> int:
@@ -88,3 +133,33 @@ def storage(dtype: Any) -> np.dtype:
         raise ValueError(f"a cache cannot store {dtype!r}: one of {', '.join(_STORAGE)}")
     native: np.dtype = found.newbyteorder("=")
     return native
+
+
+def tokens(
+    name: str, x: Any, batch: tuple[int, ...], heads: int, features: int, dtype: np.dtype
+) -> np.ndarray:
+    """Return new tokens (*batch, heads, n, features) that a cache of this dtype can store."""
+    array = as_array(name, x)
+    if array.shape[:-2] != (*batch, heads) or array.shape[-1] != features:
+        want = ", ".join(map(str, (*batch, heads, "n", features)))
+        raise ValueError(
+            f"{name} of shape {array.shape} does not fit this cache, whose new tokens are "
+            f"({want}): (batch, heads, tokens, features)"
+        )
+    if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
+        raise TypeError(
+            f"{name} of shape {array.shape} has dtype {array.dtype}; real floats are needed: "
+            f"`np.asarray({name}).astype(np.float32)`"
+        )
+    if dtype == np.int8 and not float(np.abs(array).max(initial=0)) <= _LARGEST_IN_INT8:
+        if np.isfinite(array).all():
+            raise ValueError(
+                f"{name} of shape {array.shape} holds numbers beyond {_LARGEST_IN_INT8}, where "
+                "float32 ends, in which int8 storage keeps its scales: make the cache with "
+                '`dtype="float64"`'
+            )
+        raise ValueError(
+            f"{name} of shape {array.shape} holds NaN or inf, which int8 storage cannot keep: "
+            'make the cache with `dtype="float16"` or a wider one'
+        )
+    return array

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 def from_pages(problem: Any) -> tuple[Array, Array]:
-    """Gather keys and values (*batch, Hkv, S, .); what lies beyond an entry's length is 0.
+    """Gather keys and values (*batch, Hkv, S, .); 0 beyond an entry's length and without a page.
 
     ``problem.place`` holds the address of each head's first row in each page, and for int8 that of
     its float32 scales, one per token: a number is then the float32 product of both.
@@ -42,6 +42,8 @@ def _gather(
         length = int(lengths[head[:-1]])
         for first in range(0, length, PAGE_KEYS):
             page = (*head, first // PAGE_KEYS)
+            if not addresses[page]:
+                continue  # given back, since no query sees it
             used = slice(min(PAGE_KEYS, length - first))
             rows = _at(int(addresses[page]), (PAGE_KEYS, features), stored)[used]
             if scales is not None:

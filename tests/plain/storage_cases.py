@@ -36,7 +36,7 @@ def _small_storage() -> Iterator[Case]:
     yield attend("hidden NaN of halves", hidden, mask=mask)
 
 
-def _cache(storage, rows, lengths, features, columns, widens=False, **options):
+def _cache(storage, rows, lengths, features, columns, widens=False, dropped=None, **options):
     def attend():
         batch = len(lengths)
         cache = fastattn.KVCache(
@@ -46,11 +46,14 @@ def _cache(storage, rows, lengths, features, columns, widens=False, **options):
         new = [draw(n, (batch, 1, max(lengths), n), dtype) for n in (features, columns)]
         cache.append(*new, lengths=np.array(lengths))
         query = draw(3, (batch, 1, rows, features), dtype)
+        if dropped is not None:
+            cache.drop_before(dropped)
         found = [cache.attend(query, **options)]
         cache.append(*(x[:, :, :1] for x in new))
         return [*found, cache.attend(query, **options)]
 
     name = f"cache, {storage}, {rows} rows, {lengths}, {features} and {columns} {options or ''}"
+    name += f", {dropped} dropped" * (dropped is not None)
     name = name if widens or storage != BF16 else f"pairs, {name}"
     return Case(name, attend, widens=widens)
 
@@ -65,6 +68,10 @@ def _caches() -> Iterator[Case]:
     yield _cache(F32, 30, (20, 20), 4, 16)
     yield _cache("int8", 2, (40,), 16, 64, alibi_slopes=0.1, sinks=0.2)
     yield _cache(F32, 1, (20,), 8, 16, window=(5, 0))
+    # Pages that were given back have no memory.
+    for storage, rows in ((F32, 1), (F32, 30), (F16, 2), ("int8", 1)):
+        options = {"dropped": [140, 0], "window": (30 - rows, 0)}
+        yield _cache(storage, rows, (160, 160), 8, 16, widens=True, **options)
     # The last key is the first of a page that lies elsewhere.
     yield _cache(F32, 1, (128,), 8, 16)
 

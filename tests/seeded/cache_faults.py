@@ -15,6 +15,9 @@ REJECTED = _CACHE + "rejected_tokens_are_gone[numba-129-float32]"
 # Refused before any kernel is looked for: the reference, which compiles nothing, shows it.
 CACHE_REFUSED = _CACHE + "what_does_not_fit_is_refused_and_changes_nothing -k "
 
+_SERVING = "tests/face/test_cache_serving.py::test_"
+_HISTORY = _SERVING + "any_history_of_a_server[numba-float32]"
+
 _STEPS = "tests/engine/test_steps.py::test_"
 _HALVES = "tests/contract/test_halves.py::test_"
 TIES = _HALVES + "ties_go_to_even[numba-bfloat16]"
@@ -84,7 +87,7 @@ CACHE_FAULTS = {
     ),
     "reorder_keeps_the_lengths": (
         "_core/pages.py",
-        "        self.lengths = self.lengths[sources]\n",
+        "        self.lengths = np.where(new, 0, lengths[sources])\n",
         "",
         BEAMS,
     ),
@@ -108,8 +111,8 @@ CACHE_FAULTS = {
     ),
     "spare_room_outlives_a_reorder": (
         "_core/pages.py",
-        "self._spare, self._tails = 0, None\n        self._pages = self._pages[",
-        "self._pages = self._pages[",
+        "self._spare, self._tails = 0, None\n        new = sources",
+        "new = sources",
         _STEPS + "writing_nothing_does_not_end_sharing[numba-1]",
     ),
     "interrupted_append_keeps_its_room": (
@@ -136,6 +139,67 @@ CACHE_FAULTS = {
         '"_found": None, "_tails"',
         '"_tails"',
         "tests/face/test_cache_copies.py::test_copies_go_their_own_way -k 'numba and float32'",
+    ),
+    # Sequences that come and go, pages that are given back.
+    "new_sequences_hold_what_the_last_one_does": (
+        "_core/pages.py",
+        "np.where(new[:, None], -1, held[sources])",
+        "held[sources]",
+        _SERVING + "sequences_come_and_go[numba-float32]",
+    ),
+    "a_page_more_is_given_back": (
+        "_core/pages.py",
+        "gone = np.maximum(positions, 0) // PAGE_KEYS",
+        "gone = -(-np.maximum(positions, 0) // PAGE_KEYS)",
+        _SERVING + "what_a_window_hides_is_given_back[numba-float32]",
+    ),
+    "queries_before_the_last_lose_their_window": (
+        "_core/pages.py",
+        "stop - max(new, 1) - window",
+        "stop - 1 - window",
+        _SERVING + "what_a_window_hides_is_given_back[numba-float32]",
+    ),
+    "what_was_given_back_is_forgotten_by_those_who_go_on": (
+        "_core/pages.py",
+        "self.dropped = np.where(new, 0, self.dropped[sources])",
+        "self.dropped = None",
+        _HISTORY,
+    ),
+    "pages_moved_together_lose_their_order": (
+        "_core/pages.py",
+        "np.searchsorted(used, self._pages)",
+        "len(used) - 1 - np.searchsorted(used, self._pages)",
+        _SERVING + "a_long_text_is_freed_by_the_first_token_behind_it[numba]",
+    ),
+    "memory_of_a_long_text_kept": (
+        "_core/pages.py",
+        "        self._end_at(stop)\n        if window is not None:\n            self._free()\n",
+        "        self._end_at(stop)\n",
+        _SERVING + "a_long_text_is_freed_by_the_first_token_behind_it[reference]",
+    ),
+    "failed_append_gives_back": (
+        "_core/pages.py",
+        "                self._pages, self.dropped = before\n",
+        "",
+        _SERVING + "no_memory_leaves_the_sequences_as_they_were[reference]",
+    ),
+    "the_first_row_alone_is_asked_what_it_sees": (
+        "_core/stored.py",
+        "np.minimum(gone + before - offset, rows)",
+        "np.minimum(gone + before - offset, 1)",
+        _SERVING + "what_was_given_back_is_not_attended_to -k reference",
+    ),
+    "windows_to_the_right_see_no_key_behind": (
+        "_core/stored.py",
+        "np.maximum(-offset - behind, 0)",
+        "np.maximum(-offset, 0)",
+        _SERVING + "what_was_given_back_is_not_attended_to -k reference",
+    ),
+    "the_window_of_a_cache_is_forgotten": (
+        "cache.py",
+        "window = self.window if window is None else window",
+        "window = window",
+        _SERVING + "what_a_window_hides_is_given_back[reference-float32]",
     ),
     # Steps of a decoder, planned once a page.
     "step_with_the_offsets_of_its_plan": (
@@ -310,12 +374,12 @@ CACHE_FAULTS = {
     ),
     "reorder_beyond_let_through": (
         "_core/stored.py",
-        "wrong = (flat < 0) | (flat >= entries)",
-        "wrong = (flat < 0) | (flat > entries)",
+        "| (found >= entries)",
+        "| (found > entries)",
         CACHE_REFUSED + "'reference and reorder'",
     ),
     "int8_nan_let_through": (
-        "cache.py",
+        "_core/stored.py",
         "not float(np.abs(array).max(initial=0)) <= _LARGEST",
         "float(np.abs(array).max(initial=0)) > _LARGEST",
         _CACHE + "int8_refuses_what_it_cannot_hold -k reference",

@@ -151,6 +151,13 @@ WRONG: dict[str, Wrong] = {
     "splits that begin late": ragged(key_splits="[2, 4, 9]", lengths="[4, 5]", into="key_splits"),
     # --- caches
     "truncated too far": cached("cache.truncate(lengths)", lengths="[3, 3]"),
+    "what was given back": cached(
+        "dropped(cache).attend(query, window=window)",
+        query="np.ones((2, 1, 1, 4))",
+        window="None",
+        dropped="lambda c: [c.append(*np.ones((2, 2, 1, 297, 4))), c.drop_before(200), c][2]",
+    ),
+    "given back beyond the end": cached("cache.drop_before(positions)", positions="[3, 3]"),
     "reordered by floats": cached("cache.reorder(indices)", indices="[1.0, 0.0]"),
     "tokens of integers": cached(
         "cache.append(key, value)",

@@ -51,9 +51,8 @@ class Model:
     def __init__(self, batch, storage, heads=2, features=24, value_features=17):
         self.batch, self.storage = batch, storage
         widths = (features, value_features)
-        self.held = [
-            [np.zeros((heads, 0, n), np.float32) for n in widths] for _ in np.ndindex(batch)
-        ]
+        self.none = [np.zeros((heads, 0, n), np.float32) for n in widths]
+        self.held = [list(self.none) for _ in np.ndindex(batch)]
 
     def append(self, key, value, lengths=None):
         count = key.shape[-2]
@@ -65,6 +64,16 @@ class Model:
                 self.held[sequence][part] = np.concatenate(
                     [old, flat[sequence, :, :length].astype(np.float32)], axis=1
                 )
+
+    def select(self, sources):
+        """Go on from those sequences, -1 a new one."""
+        sources = np.asarray(sources)
+        self.batch = sources.shape
+        self.held = [list(self.none if n < 0 else self.held[n]) for n in sources.flat]
+
+    def truncate(self, lengths):
+        for held, length in zip(self.held, np.ravel(lengths), strict=True):
+            held[:] = [x[:, :length] for x in held]
 
     @property
     def lengths(self):
@@ -90,13 +99,18 @@ class Model:
 
     def check(self, cache, rng, rows=2, heads=4, **options):
         """Compare with `attention` over the same keys; to the bit, but for the reference."""
+        self.check_step(cache, rng, rows, heads, **options, return_weights=True)
+
+    def check_step(self, cache, rng, rows=2, heads=4, **options):
+        """The same without weights, as steps of a decoder are."""
         np.testing.assert_array_equal(cache.lengths, self.lengths)
         key, value = self.dense()
         dtype = "float32" if self.storage == "int8" else self.storage
         query = strategies.draw(rng, (*self.batch, heads, rows, key.shape[-1]), dtype)
-        options = {"causal": "bottom_right", **options, "return_lse": True, "return_weights": True}
+        options = {"causal": "bottom_right", **options, "return_lse": True}
+        seen = {"window": cache.window, **options}
         expected = fastattn.attention(
-            query, key, value, enable_gqa=True, key_lengths=self.lengths[..., None], **options
+            query, key, value, enable_gqa=True, key_lengths=self.lengths[..., None], **seen
         )
         actual = cache.attend(query, **options)
         exact = fastattn.explain(query, key, value, enable_gqa=True).backend != "reference"
