@@ -112,7 +112,7 @@ def parts() -> None:
 
 
 def cached() -> None:
-    cache = fastattn.KVCache(2, heads=4, head_dim=8, dtype=np.float16, value_dim=8)
+    cache = fastattn.KVCache(2, heads=4, head_dim=8, dtype=np.float16, value_dim=8, window=(9, 0))
     cache.append(x, x, lengths=[6, 5])
     assert_type(cache.lengths, Array)
     assert_type(cache.batch_shape, tuple[int, ...])
@@ -125,6 +125,10 @@ def cached() -> None:
     assert_type(cache.dense(), Two)
     cache.truncate(3)
     cache.reorder([1, 1])
+    cache.drop_before([0, 0])
+    cache.select([0, -1])
+    assert_type(cache.nbytes, int)
+    cache.reset()
 
 
 def stages() -> None:
@@ -175,7 +179,8 @@ def machine() -> None:
     assert_type(fastattn.show_config(mode="dicts"), dict[str, dict[str, object]])
     with fastattn.use_backend("reference"):
         fastattn.reference.softmax(x).sum()
-    fastattn.set_threads(1)
+    with fastattn.threads(1):
+        fastattn.set_threads(1)
     fastattn.set_threads(None)
 
 

@@ -51,6 +51,7 @@ fastattn.softmax(x, axis=0.5)  # type: ignore[arg-type]
 fastattn.KVCache(2, heads="4", head_dim=8)  # type: ignore[arg-type]
 fastattn.attention_state(x, x, x, return_lse=True)  # type: ignore[call-arg]
 fastattn.set_threads("2")  # type: ignore[arg-type]
+fastattn.threads("2")  # type: ignore[arg-type]
 
 # Results that are not what was asked for.
 fastattn.attention(x, x, x, return_lse=True).shape  # type: ignore[attr-defined]
