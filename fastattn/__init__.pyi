@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Never, overload
 import numpy as np
 from numpy.typing import DTypeLike
 from fastattn._core.annotations import (
-    ArrayLike, Axis, BackendName, Causal, ConfigMode, Method, OnUnspent, Similarity, Window,
+    ArrayLike, Axis, BackendName, Causal, ConfigMode, Method, OnUnspent, Rotate, Similarity, Window,
 )
 from fastattn._core.execution import Execution
 from . import reference as reference
@@ -110,6 +110,7 @@ class KVCache:
 class MultiHeadAttention:
     embed_dim: int
     num_heads: int
+    num_kv_heads: int
     head_dim: int
     kdim: int
     vdim: int
@@ -137,23 +138,25 @@ class MultiHeadAttention:
         output_bias: ArrayLike | None = None, added_key: ArrayLike | None = None,
         added_value: ArrayLike | None = None, add_zero_attn: bool = False,
     ) -> MultiHeadAttention: ...
+    @classmethod
+    def from_module(cls, module: Any) -> MultiHeadAttention: ...
     def state_dict(self) -> dict[str, np.ndarray]: ...
     @overload
     def __call__(
         self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None, *,
         mask: ArrayLike | None = None, causal: Causal = False,
         query_offset: ArrayLike | None = None, window: Window | None = None,
-        key_lengths: ArrayLike | None = None, return_weights: Literal[False] = False,
-        out: np.ndarray | None = None, backend: BackendName | None = None,
-        threads: int | None = None,
+        key_lengths: ArrayLike | None = None, rotate: Rotate | None = None,
+        return_weights: Literal[False] = False, out: np.ndarray | None = None,
+        backend: BackendName | None = None, threads: int | None = None,
     ) -> np.ndarray: ...
     @overload
     def __call__(
         self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None, *,
         mask: ArrayLike | None = None, causal: Causal = False,
         query_offset: ArrayLike | None = None, window: Window | None = None,
-        key_lengths: ArrayLike | None = None, return_weights: Literal[True],
-        average_weights: bool = False, out: np.ndarray | None = None,
+        key_lengths: ArrayLike | None = None, rotate: Rotate | None = None,
+        return_weights: Literal[True], average_weights: bool = False, out: np.ndarray | None = None,
         backend: BackendName | None = None, threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]: ...
     @overload
@@ -161,9 +164,9 @@ class MultiHeadAttention:
         self, query: ArrayLike, key: ArrayLike | None = None, value: ArrayLike | None = None, *,
         mask: ArrayLike | None = None, causal: Causal = False,
         query_offset: ArrayLike | None = None, window: Window | None = None,
-        key_lengths: ArrayLike | None = None, return_weights: bool, average_weights: bool = False,
-        out: np.ndarray | None = None, backend: BackendName | None = None,
-        threads: int | None = None,
+        key_lengths: ArrayLike | None = None, rotate: Rotate | None = None, return_weights: bool,
+        average_weights: bool = False, out: np.ndarray | None = None,
+        backend: BackendName | None = None, threads: int | None = None,
     ) -> Any: ...
 class PackedWeight:
     shape: tuple[int, int]

@@ -156,6 +156,13 @@ def _fill_panel(panel: np.ndarray, rows: np.ndarray) -> None:
     panel[:, len(rows) :] = 0
 
 
+def unpacked(packed: PackedWeight) -> np.ndarray:
+    """Return the weights (N, K) that were packed, as a read-only copy."""
+    rows = packed._panels.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: packed.shape[0]]
+    rows.flags.writeable = False
+    return rows
+
+
 def _check_weight(weight: np.ndarray) -> np.ndarray:
     if weight.ndim != 2:
         more = ": one output is `weight[None]`" if weight.ndim == 1 else ""

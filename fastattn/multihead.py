@@ -10,16 +10,16 @@ import numpy as np
 from fastattn import parameters as stored
 from fastattn import projections
 from fastattn._core import names
-from fastattn._core.arrays import check_out, deliver, dtypes, flag
+from fastattn._core.arrays import flag
 from fastattn._core.environment import default_environment
-from fastattn.parameters import JOINT, Sizes
+from fastattn.parameters import Sizes
 
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import DTypeLike
 
-    from fastattn._core.annotations import ArrayLike, BackendName, Causal, Window
+    from fastattn._core.annotations import ArrayLike, BackendName, Causal, Rotate, Window
 
 __all__ = ["MultiHeadAttention"]
 
@@ -34,8 +34,8 @@ class MultiHeadAttention:
         y = \mathrm{concat}(\mathrm{head}_1, \dots, \mathrm{head}_H)\, W^o + b^o
 
     Equal to PyTorch's `nn.MultiheadAttention` in evaluation mode, to rounding. Make one with
-    `from_state_dict`, `from_safetensors` or `from_arrays`; the constructor itself draws random
-    weights from the distributions that PyTorch draws from.
+    `from_module`, `from_state_dict`, `from_safetensors` or `from_arrays`; the constructor itself
+    draws random weights from the distributions that PyTorch draws from.
 
     Parameters
     ----------
@@ -83,10 +83,10 @@ class MultiHeadAttention:
 
     A query that sees no key gets the output projection's bias, where PyTorch gives NaN.
 
-    The projections are those of `similarity`, so all that `attention` promises of its bits holds
-    here: an output row depends on its query, the keys and values it sees and their positions, not
-    on batch, threads or layout. float16 and bfloat16 are computed in float32 and rounded once, at
-    the end. The weights are kept a second time, ready to use, in the dtype of the computation.
+    The projections are those of `linear`, so all that `attention` promises of its bits holds here:
+    an output row depends on its query, the keys and values it sees and their positions, not on
+    batch, threads or layout. float16 and bfloat16 are computed in float32 and rounded once, at the
+    end. The weights are kept packed, halves as float32, and so alone: `state_dict` makes copies.
 
     References
     ----------
@@ -109,10 +109,22 @@ class MultiHeadAttention:
     >>> same = fastattn.MultiHeadAttention.from_state_dict(state, num_heads=4)
     >>> np.array_equal(same(x), module(x))
     True
+
+    Llama's rotary embedding, in which the halves of a head are real and imaginary parts:
+
+    >>> def turned(x, theta=10000.0):
+    ...     real, imaginary = np.split(x, 2, axis=-1)
+    ...     speeds = theta ** -np.linspace(0, 1, real.shape[-1], endpoint=False)
+    ...     angles = np.arange(x.shape[-2])[:, None] * speeds
+    ...     cos, sin = np.cos(angles), np.sin(angles)
+    ...     return np.concatenate([real * cos - imaginary * sin, imaginary * cos + real * sin], -1)
+    >>> module(x, causal=True, rotate=lambda query, key: (turned(query), turned(key))).dtype
+    dtype('float32')
     """
 
     embed_dim: int
     num_heads: int
+    num_kv_heads: int
     head_dim: int
     kdim: int
     vdim: int
@@ -136,18 +148,20 @@ class MultiHeadAttention:
         if unknown:
             names.refuse(MultiHeadAttention.__init__, unknown)
         sizes = Sizes.given(embed_dim, kdim, vdim, bias, add_bias_kv)
-        self._set(sizes, stored.draw(sizes, np.dtype(dtype), seed), num_heads, add_zero_attn)
+        drawn = projections.draw(sizes, np.dtype(dtype), seed)
+        self._set(stored.from_state(drawn, num_heads), add_zero_attn)
 
-    def _set(
-        self, sizes: Sizes, parameters: stored.Parameters, num_heads: int, add_zero_attn: bool
-    ) -> None:
-        self.head_dim = stored.head_features(sizes.embed_dim, num_heads)
-        self.num_heads = int(num_heads)
-        self.embed_dim, self.kdim, self.vdim = sizes[:3]
+    @classmethod
+    def _of(cls, given: stored.Given, add_zero_attn: bool, **more: Any) -> MultiHeadAttention:
+        module = cls.__new__(cls)
+        module._set(given, add_zero_attn, **more)
+        return module
+
+    def _set(self, given: stored.Given, add_zero_attn: bool, **more: Any) -> None:
         self.add_zero_attn = flag("add_zero_attn", add_zero_attn)
-        self._parameters = parameters
-        self._dtype = dtypes(*((name, x.dtype, x.shape) for name, x in parameters.items()))[1]
-        self._ready: dict[np.dtype, projections.Matrices] = {}
+        self._maps = projections.Maps.of(given, self.add_zero_attn, **more)
+        self.embed_dim, self.kdim, self.vdim = self._maps.widths()
+        self.num_heads, self.num_kv_heads, self.head_dim = self._maps.heads()
 
     @classmethod
     def from_state_dict(
@@ -158,7 +172,7 @@ class MultiHeadAttention:
         prefix: str = "",
         add_zero_attn: bool = False,
     ) -> MultiHeadAttention:
-        """Take the weights of a PyTorch `nn.MultiheadAttention`; PyTorch need not be installed.
+        """Take weights by the names they have in PyTorch, which is not needed for it, or in models.
 
         Parameters
         ----------
@@ -166,10 +180,12 @@ class MultiHeadAttention:
             ``module.state_dict()``. Tensors may be on any device, in any float dtype; bfloat16
             becomes float32, with the same numbers, where ml_dtypes is not installed.
         num_heads : int
-            ``module.num_heads``, which no state dict holds.
+            Heads of queries, which no state dict holds. Those of keys may be fewer: the rows of
+            their weights tell how many.
         prefix : str
-            What the names of this module begin with, e.g. ``"encoder.layers.0.self_attn."``;
-            names that begin otherwise are left alone.
+            What the names of this module begin with: ``"encoder.layers.0.self_attn."``,
+            ``"bert.encoder.layer.0.attention."``, ``"model.layers.0.self_attn."``; names that begin
+            otherwise are left alone.
         add_zero_attn : bool
             ``module.add_zero_attn``, which no state dict holds.
 
@@ -181,14 +197,20 @@ class MultiHeadAttention:
         Raises
         ------
         ValueError
-            If an entry is missing, one too many, or of another shape than `embed_dim` asks for
-            (``out_proj.weight`` tells it), or `num_heads` does not divide it.
+            If an entry is missing, one too many, or of another shape than the others ask for, or
+            `num_heads` does not divide them.
         TypeError
             If `state` is no mapping of names to arrays of real numbers.
+
+        Notes
+        -----
+        The names are those of `nn.MultiheadAttention`, or of BERT, ViT, DistilBERT, BART (CLIP,
+        Whisper) and Llama (Mistral, Qwen). Of BERT the LayerNorm that stands beside is left out.
+        What no weight says is up to the calls: masks, and the rotary embedding of Llama, without
+        which a call is refused (`rotate`). A scale other than ``1 / sqrt(head_dim)``, a softcap
+        and sinks are not part of the module.
         """
-        module = cls.__new__(cls)
-        module._set(*stored.checked(state, prefix), num_heads, add_zero_attn)
-        return module
+        return cls._of(stored.from_state(state, num_heads, prefix), add_zero_attn)
 
     @classmethod
     def from_safetensors(
@@ -204,7 +226,7 @@ class MultiHeadAttention:
         Parameters
         ----------
         path : str or path
-            A file with the names of PyTorch. Only what begins with `prefix` is read.
+            Only what begins with `prefix` is read.
         num_heads, prefix, add_zero_attn
             As for `from_state_dict`.
 
@@ -248,12 +270,13 @@ class MultiHeadAttention:
         ----------
         num_heads : int
             Heads H; head h has the rows ``h * head_dim`` to ``(h + 1) * head_dim``.
-        query_weight, key_weight, value_weight : array_like, (embed_dim, input features)
+        query_weight, key_weight, value_weight : array_like, (heads * head_dim, input features)
             A row per output feature: projected are ``x @ weight.T``. Of a Keras kernel of shape
-            (features, heads, head_dim) it is ``kernel.reshape(features, -1).T``.
-        output_weight : array_like, (embed_dim, embed_dim)
+            (features, heads, head_dim) it is ``kernel.reshape(features, -1).T``. Keys and values
+            may have fewer heads, as many as divide H.
+        output_weight : array_like, (embed_dim, H * head_dim)
             Likewise.
-        query_bias, key_bias, value_bias, output_bias : array_like, (embed_dim,), optional
+        query_bias, key_bias, value_bias, output_bias : array_like, (rows of the weight,), optional
             None: zeros.
         added_key, added_value : array_like, (embed_dim,), optional
             One more key and value that every query sees, already projected. None: there is none.
@@ -273,23 +296,57 @@ class MultiHeadAttention:
         TypeError
             If an array is complex, extended precision, object, masked, sparse or lazy.
         """
-        state = stored.from_arrays(
-            (query_weight, key_weight, value_weight),
-            output_weight,
-            (query_bias, key_bias, value_bias, output_bias),
-            (added_key, added_value),
-        )
-        return cls.from_state_dict(state, num_heads, add_zero_attn=add_zero_attn)
+        arrays = {"query_weight": query_weight, "query_bias": query_bias}
+        arrays |= {"key_weight": key_weight, "key_bias": key_bias, "added_key": added_key}
+        arrays |= {"value_weight": value_weight, "value_bias": value_bias}
+        arrays |= {"output_weight": output_weight, "output_bias": output_bias}
+        arrays |= {"added_value": added_value}
+        return cls._of(stored.from_parts(arrays, num_heads), add_zero_attn)
+
+    @classmethod
+    def from_module(cls, module: Any) -> MultiHeadAttention:
+        """Take over a `torch.nn.MultiheadAttention` as it computes in evaluation mode.
+
+        Parameters
+        ----------
+        module : torch.nn.MultiheadAttention
+            With any of its options. One that is not ``batch_first`` makes one that takes and gives
+            ``(length, batch, features)`` too. Other modules are taken by `from_state_dict`.
+
+        Returns
+        -------
+        module : MultiHeadAttention
+            With copies of the weights, in their dtype.
+
+        Raises
+        ------
+        TypeError
+            If it is another module.
+        ValueError
+            If it computes otherwise than its weights say: in a forward of its own, with hooks, or
+            dropping weights while it trains.
+        """
+        state, heads, zero, batch_first = stored.from_module(module)
+        return cls._of(stored.from_state(state, heads), zero, batch_first=batch_first)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return the weights by the names they have in PyTorch; read-only arrays."""
-        return dict(self._parameters)
+        """Return the weights by the names they have in PyTorch; read-only copies.
+
+        Those of grouped heads, and of heads of another width than ``embed_dim / num_heads``, which
+        PyTorch's module has not, have the names of Llama, or without its rotations of BART.
+        """
+        state = stored.named(self._maps.given())
+        for x in state.values():
+            x.flags.writeable = False
+        return state
 
     def __repr__(self) -> str:
-        widths = f", kdim={self.kdim}, vdim={self.vdim}" * (JOINT not in self._parameters)
+        grouped = f", {self.num_kv_heads} of keys" * (self.num_kv_heads != self.num_heads)
+        widths = {self.embed_dim, self.kdim, self.vdim}
+        told = f", kdim={self.kdim}, vdim={self.vdim}" * (len(widths) > 1)
         return (
             f"<MultiHeadAttention {self.embed_dim}, {self.num_heads} heads of {self.head_dim}"
-            f"{widths}, {self._dtype}>"
+            f"{grouped}{told}, {self._maps.dtype}>"
         )
 
     @names.closed
@@ -305,6 +362,7 @@ class MultiHeadAttention:
         query_offset: ArrayLike | None = None,
         window: Window | None = None,
         key_lengths: ArrayLike | None = None,
+        rotate: Rotate | None = None,
         return_weights: bool = False,
         average_weights: bool = False,
         out: np.ndarray | None = None,
@@ -329,6 +387,10 @@ class MultiHeadAttention:
             As for `attention`.
         query_offset, key_lengths : int or int array over the batch dims, optional
             As for `attention`, without a dim for heads: one number per sequence.
+        rotate : function of (query, key), optional
+            Gets the heads of queries (..., H, L, head_dim) and of keys (..., Hkv, S, head_dim)
+            before they are compared, and returns both turned by their positions: a rotary
+            embedding, which no weights hold. Weights by the names of Llama need one.
         return_weights : bool
             Return the weights too.
         average_weights : bool
@@ -353,43 +415,18 @@ class MultiHeadAttention:
         """
         if unknown:
             names.refuse(MultiHeadAttention.__call__, unknown)
-        return_weights = flag("return_weights", return_weights)
-        average_weights = flag("average_weights", average_weights)
-        if average_weights and not return_weights:
-            raise ValueError("average_weights is about weights: write `return_weights=True` too")
-        widths = (self.embed_dim, self.kdim, self.vdim)
-        operands, batch = projections.operands(query, key, value, widths)
-        named = [(name, x.dtype, x.shape) for name, x in operands.items()]
-        dtype, result_dtype = dtypes(*named, ("weights", self._dtype, ()))
-        if out is not None:
-            check_out(out, (*batch, operands["query"].shape[-2], self.embed_dim), result_dtype)
-        run = {"backend": backend, "threads": threads}
-        matrices = self._matrices(dtype)
-        heads = projections.project(tuple(operands.values()), matrices, self.num_heads, **run)
-        attended, weights = projections.attend(
-            heads,
-            self._parameters,
-            self.add_zero_attn,
-            return_weights,
+        return projections.forward(
+            self._maps,
+            (query, key, value),
+            rotate,
+            out,
+            return_weights=return_weights,
+            average_weights=average_weights,
             mask=mask,
             causal=causal,
-            query_offset=projections.per_sequence("query_offset", query_offset, batch),
+            query_offset=query_offset,
             window=window,
-            key_lengths=projections.per_sequence("key_lengths", key_lengths, batch),
-            **run,
+            key_lengths=key_lengths,
+            backend=backend,
+            threads=threads,
         )
-        rows = projections.joined(attended, dtype, matrices.biased)
-        direct = out is not None and out.dtype == dtype and out.flags.c_contiguous
-        result = projections.linear(rows, matrices.output, out if direct else None, **run)
-        result = deliver(projections.rounded(result, result_dtype), out)
-        if weights is None:
-            return result
-        if average_weights:
-            weights = projections.mean_of_heads(weights)
-        return result, projections.rounded(weights, result_dtype)
-
-    def _matrices(self, dtype: np.dtype) -> projections.Matrices:
-        """Return the weights ready for computing in `dtype`, made at the first call that asks."""
-        if dtype not in self._ready:
-            self._ready[dtype] = projections.ready(self._parameters, dtype)
-        return self._ready[dtype]

@@ -1,16 +1,15 @@
 """The linear maps around the heads of `MultiHeadAttention`, and the keys it adds to every sequence.
 
-A map is one call of `similarity`: a row times the rows of a matrix is a table of dot products, and
-as fast as a BLAS (measured: 11.3 ms where NumPy's matmul and its sum with the bias take 11.8), with
-bits that depend on that row alone. The bias is one more feature of the matrix, which meets a 1 at
-the end of each row: no pass of its own over the result.
+Weights are packed once and kept so alone, which is all of a module that takes memory; halves as
+float32, in which they are computed: to widen them in every call took up to a third of its time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,74 +19,107 @@ from fastattn._core.arrays import (
     broadcast_arrays,
     broadcast_shapes,
     check_dims,
+    check_out,
+    computed,
+    deliver,
+    dtypes,
+    flag,
     new_array,
-    same_memory,
 )
+from fastattn._core.environment import default_environment
 from fastattn.attention import attention
+from fastattn.linear import PackedWeight, linear, pack_linear, unpacked
 from fastattn.normalize import softmax
-from fastattn.parameters import ADDED, BIASES, JOINT, OUTPUT, SEPARATE
+from fastattn.parameters import ADDED, BIASES, OUTPUT, Given, Parameters, Sizes
 from fastattn.similarity import similarity
 
-__all__ = [
-    "Matrices",
-    "attend",
-    "joined",
-    "linear",
-    "mean_of_heads",
-    "operands",
-    "padded",
-    "per_sequence",
-    "project",
-    "ready",
-    "rounded",
-]
+if TYPE_CHECKING:
+    from fastattn._core.annotations import Rotate
 
-# Room behind each row of a buffer, in numbers: for the 1 that meets the bias, and so that rows of
-# 1024 floats, say, do not all fall into the same sets of the cache.
-_ROOM = 16
+__all__ = ["Maps", "draw", "forward", "operands", "sequences_first"]
+
 _SIZES = ("embed_dim", "kdim", "vdim")
 
 
-class Matrices(NamedTuple):
-    """Weights ready to use: a row per output feature, its bias behind the last input feature."""
+class Maps(NamedTuple):
+    """A module, ready to use."""
 
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    key_value: np.ndarray | None  # both in one, where their inputs are as wide
-    whole: np.ndarray | None  # all three in one
-    output: np.ndarray
-    biased: bool
+    packed: dict[str, PackedWeight]
+    given_as: dict[str, np.dtype]  # the dtypes that the weights came in
+    biases: dict[str, np.ndarray]
+    added: tuple[np.ndarray, ...]
+    num_heads: int
+    rotary: bool
+    dtype: np.dtype  # to which all parameters promote
+    zero: bool
+    batch_first: bool
+
+    @classmethod
+    def of(cls, given: Given, zero: bool, batch_first: bool = True) -> Maps:
+        """Pack the weights, and copy the rest."""
+        given_as = {part: weight.dtype for part, weight in given.weights.items()}
+        packed = {
+            part: pack_linear(weight.astype(computed(weight.dtype), copy=False))
+            for part, weight in given.weights.items()
+        }
+        biases = {part: _own(bias) for part, bias in given.biases.items()}
+        added = tuple(map(_own, given.added))
+        held = [*given_as.values(), *(x.dtype for x in (*biases.values(), *added))]
+        dtype = dtypes(*(("weights", one, ()) for one in held))[1]
+        heads, rotary = given.heads, given.rotary
+        return cls(packed, given_as, biases, added, heads, rotary, dtype, zero, batch_first)
+
+    def given(self) -> Given:
+        """Return the parameters as they were given, weights as copies."""
+        weights = {
+            part: unpacked(packed).astype(self.given_as[part], copy=False)
+            for part, packed in self.packed.items()
+        }
+        return Given(weights, self.biases, self.added, self.num_heads, self.rotary)
+
+    def widths(self) -> tuple[int, int, int]:
+        """Return the features of queries, keys and values as they come in."""
+        query, key, value, _ = self.packed.values()
+        return query.shape[1], key.shape[1], value.shape[1]
+
+    def heads(self) -> tuple[int, int, int]:
+        """Return the heads of queries, those of keys, and the features of one."""
+        features = self.packed["query"].shape[0] // self.num_heads
+        return self.num_heads, self.packed["key"].shape[0] // features, features
+
+    def map(self, part: str, rows: np.ndarray, out: np.ndarray | None = None, **run: Any) -> Any:
+        """Apply one of the four maps to rows of the dtype that is computed in."""
+        return linear(rows, self.packed[part], self.biases.get(part), out=out, **run)
 
 
-def ready(parameters: Mapping[str, np.ndarray], dtype: np.dtype) -> Matrices:
-    """Lay weights and biases out for computing in `dtype`."""
-    biased = BIASES[0] in parameters
-    output = parameters[OUTPUT]
-    size = len(output)
+def _own(array: np.ndarray) -> np.ndarray:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
 
-    def matrix(weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        parts = [weight] if bias is None else [weight, bias[:, None]]
-        return np.concatenate([part.astype(dtype) for part in parts], axis=1)
 
-    bias, last = (parameters.get(name) for name in BIASES)
-    if JOINT in parameters:
-        whole = matrix(parameters[JOINT], bias)
-        query, key, value = np.split(whole, 3)
-        return Matrices(query, key, value, whole[size:], whole, matrix(output, last), biased)
-    biases = [None] * 3 if bias is None else np.split(bias, 3)
-    query, key, value = (
-        matrix(parameters[name], b) for name, b in zip(SEPARATE, biases, strict=True)
-    )
-    both = None
-    if key.shape == value.shape:
-        both = np.concatenate([key, value])
-        key, value = np.split(both, 2)
-    return Matrices(query, key, value, both, None, matrix(output, last), biased)
+@default_environment()
+def draw(sizes: Sizes, dtype: np.dtype, seed: Any) -> Parameters:
+    """Draw parameters from the distributions that PyTorch starts a module with."""
+    if dtypes(("dtype", dtype, ()))[1] != dtype:
+        raise ValueError(f"dtype must be float32, float64, float16 or bfloat16, not {dtype}")
+    rng = np.random.default_rng(seed)
+    parameters = {}
+    for name, shape in sizes.shapes().items():
+        if name in BIASES:
+            numbers = np.zeros(shape)
+        elif name in ADDED:
+            numbers = rng.normal(0.0, sizes.embed_dim**-0.5, shape)
+        else:
+            bound = shape[1] ** -0.5 if name == OUTPUT else (6 / sum(shape)) ** 0.5
+            numbers = rng.uniform(-bound, bound, shape)
+        parameters[name] = numbers.astype(dtype)
+        parameters[name].flags.writeable = False
+    return parameters
 
 
 def operands(
-    query: Any, key: Any, value: Any, widths: tuple[int, int, int]
+    query: Any, key: Any, value: Any, widths: tuple[int, int, int], batch_first: bool
 ) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
     """Return query, key and value as arrays that fit the module, and their batch dims."""
     key = query if key is None else key
@@ -95,6 +127,9 @@ def operands(
     arrays = {"query": as_array("query", query)}
     arrays["key"] = arrays["query"] if key is query else as_array("key", key)
     arrays["value"] = arrays["key"] if value is key else as_array("value", value)
+    if not batch_first:
+        turned = {id(x): sequences_first(x) for x in arrays.values()}
+        arrays = {name: turned[id(x)] for name, x in arrays.items()}
     for (name, x), size, width in zip(arrays.items(), _SIZES, widths, strict=True):
         if x.ndim < 2 or x.shape[-1] != width:
             raise ValueError(
@@ -117,11 +152,16 @@ def operands(
     return arrays, batch
 
 
+def sequences_first(x: np.ndarray) -> np.ndarray:
+    """Swap lengths and batch, as PyTorch's ``batch_first=False`` has them; its own inverse."""
+    return x.swapaxes(-2, -3) if x.ndim > 2 else x
+
+
 def _shown(arrays: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
 
 
-def per_sequence(name: str, x: Any, batch: tuple[int, ...]) -> np.ndarray | None:
+def _per_sequence(name: str, x: Any, batch: tuple[int, ...]) -> np.ndarray | None:
     """Give numbers over the batch dims a dim for heads, which `attention` counts among them."""
     if x is None:
         return None
@@ -138,88 +178,121 @@ def per_sequence(name: str, x: Any, batch: tuple[int, ...]) -> np.ndarray | None
     return array[..., None]
 
 
-def padded(shape: tuple[int, ...], dtype: np.dtype, biased: bool) -> np.ndarray:
-    """Make rows to be multiplied: of `shape`, with a 1 behind each where there are biases."""
-    *lead, width = shape
-    rows = new_array((*lead, width + _ROOM), dtype)[..., : width + biased]
-    rows[..., width:] = 1.0
-    return rows
+def forward(
+    maps: Maps,
+    given: tuple[Any, Any, Any],
+    rotate: Rotate | None,
+    out: Any,
+    *,
+    return_weights: bool,
+    average_weights: bool,
+    query_offset: Any,
+    key_lengths: Any,
+    backend: Any,
+    threads: Any,
+    **options: Any,
+) -> Any:
+    """Do what the module is called for."""
+    return_weights = flag("return_weights", return_weights)
+    average_weights = flag("average_weights", average_weights)
+    if average_weights and not return_weights:
+        raise ValueError("average_weights is about weights: write `return_weights=True` too")
+    if maps.rotary and rotate is None:
+        raise ValueError(
+            "these are weights of a model with rotary embeddings, which are no part of them: pass "
+            "rotate, the function that turns queries and keys by their positions"
+        )
+    arrays, batch = operands(*given, maps.widths(), maps.batch_first)
+    named = [(name, x.dtype, x.shape) for name, x in arrays.items()]
+    dtype, result_dtype = dtypes(*named, ("weights", maps.dtype, ()))
+    target = out
+    if out is not None:
+        shape = (*batch, arrays["query"].shape[-2], maps.widths()[0])
+        if not maps.batch_first and batch:
+            shape = (*batch[:-1], shape[-2], batch[-1], shape[-1])
+        target = check_out(out, shape, result_dtype)
+        target = target if maps.batch_first else sequences_first(target)
+    run = {"backend": backend, "threads": threads}
+    options["query_offset"] = _per_sequence("query_offset", query_offset, batch)
+    options["key_lengths"] = _per_sequence("key_lengths", key_lengths, batch)
+    heads = _rotated(rotate, _project(arrays, maps, dtype, **run))
+    attended, weights = _attend(heads, maps, return_weights, **options, **run)
+    direct = target if result_dtype == dtype else None
+    result = maps.map("output", _joined(attended), direct, **run)
+    result = deliver(_rounded(result, result_dtype), target)
+    if out is not None:
+        result = out
+    elif not maps.batch_first:
+        result = sequences_first(result)
+    if weights is None:
+        return result
+    if average_weights:
+        weights = _mean_of_heads(weights)
+    return result, _rounded(weights, result_dtype)
 
 
-def linear(
-    rows: np.ndarray, matrix: np.ndarray, out: np.ndarray | None = None, **run: Any
-) -> np.ndarray:
-    """Multiply each row of (..., width) by a matrix (n, width): (..., n)."""
-    lead, n = rows.shape[:-1], len(matrix)
-    result = new_array((*lead, n + _ROOM), matrix.dtype)[..., :n] if out is None else out
-    # One table for the whole batch, so that the matrix is read once. Neither reshape copies: both
-    # arrays are contiguous but for what is behind their rows.
-    flat = (math.prod(lead), n)
-    similarity(
-        rows.reshape(flat[0], rows.shape[-1]),
-        matrix,
-        metric="dot",
-        out=result.reshape(flat),
-        **run,
-    )
-    return result
-
-
-def project(
-    operands: tuple[np.ndarray, ...], matrices: Matrices, heads: int, **run: Any
+def _project(
+    arrays: Mapping[str, np.ndarray], maps: Maps, dtype: np.dtype, **run: Any
 ) -> list[np.ndarray]:
     """Return query, key and value of all heads, (..., heads, rows, features), as views."""
-    query, key, value = operands
-    shared = same_memory(key, value)
-    if shared and matrices.whole is not None and same_memory(query, key):
-        parts = [(query, matrices.whole)]
-    elif shared and matrices.key_value is not None:
-        parts = [(query, matrices.query), (key, matrices.key_value)]
-    else:
-        parts = [(query, matrices.query), (key, matrices.key), (value, matrices.value)]
+    rows = {id(x): np.asarray(x, dtype) for x in arrays.values()}
+    features = maps.heads()[2]
+    shapes = [(*x.shape[:-1], maps.packed[part].shape[0]) for part, x in arrays.items()]
+    # In one piece, which the next call finds again: smaller ones the system takes back each time,
+    # and has to clear anew, which took a tenth of a call.
+    ends = list(accumulate(map(math.prod, shapes), initial=0))
+    memory = new_array((ends[-1],), dtype)
     projected = []
-    for x, matrix in parts:
-        if matrices.biased:
-            rows = padded(x.shape, matrix.dtype, True)
-            rows[..., :-1] = x
-        else:
-            rows = np.ascontiguousarray(x, matrix.dtype)
-        result = linear(rows, matrix, **run)
-        size = len(matrices.query)
-        count = len(matrix) // size
-        split = result.reshape(*result.shape[:-1], count, heads, size // heads)
-        projected += [split[..., at, :, :].swapaxes(-2, -3) for at in range(count)]
+    for (part, x), shape, start, stop in zip(arrays.items(), shapes, ends, ends[1:], strict=False):
+        result = maps.map(part, rows[id(x)], memory[start:stop].reshape(shape), **run)
+        split = result.reshape(*shape[:-1], shape[-1] // features, features)
+        projected.append(split.swapaxes(-2, -3))
     return projected
 
 
-def joined(attended: np.ndarray, dtype: np.dtype, biased: bool) -> np.ndarray:
-    """Lay the heads of (..., heads, rows, features) side by side, as rows to be multiplied.
+def _rotated(rotate: Rotate | None, heads: list[np.ndarray]) -> list[np.ndarray]:
+    """Let the caller turn queries and keys of all heads by their positions."""
+    if rotate is None:
+        return heads
+    query, key, value = heads
+    found = rotate(query, key)
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(
+            f"rotate must return query and key, both turned, not {type(found).__name__}"
+        )
+    turned = []
+    for x, before in zip(found, (query, key), strict=True):
+        array = as_array("what rotate returns", x)
+        if array.shape != before.shape:
+            raise ValueError(f"rotate must keep shapes, and made {array.shape} of {before.shape}")
+        turned.append(array.astype(before.dtype, copy=False))
+    return [*turned, value]
+
+
+def _joined(attended: np.ndarray) -> np.ndarray:
+    """Lay the heads of (..., heads, rows, features) side by side, as rows to be mapped.
 
     Attention could write here itself; but calls with an `out` that is not contiguous are planned
     anew each time, and where it matters less, this copy costs what those stores cost (measured).
     """
     *batch, heads, length, features = attended.shape
-    rows = padded((*batch, length, heads * features), dtype, biased)
-    split = rows[..., : heads * features].reshape(*batch, length, heads, features)
-    split[...] = attended.swapaxes(-2, -3)
-    return rows
+    return attended.swapaxes(-2, -3).reshape(*batch, length, heads * features)
 
 
-def attend(
-    heads: list[np.ndarray],
-    parameters: Mapping[str, np.ndarray],
-    zero: bool,
-    return_weights: bool,
-    **options: Any,
+def _attend(
+    heads: list[np.ndarray], maps: Maps, return_weights: bool, **options: Any
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the output of all heads, (..., H, L, head_dim), and the weights if asked for."""
-    added = zero or ADDED[0] in parameters
-    results = attention(*heads, return_lse=added, return_weights=return_weights, **options)
+    added = maps.zero or bool(maps.added)
+    grouped = heads[0].shape[-3] != heads[1].shape[-3]
+    results = attention(
+        *heads, enable_gqa=grouped, return_lse=added, return_weights=return_weights, **options
+    )
     output, *more = results if added or return_weights else (results,)
     weights = more[-1] if return_weights else None
     if added:
         run = {name: options[name] for name in ("backend", "threads")}
-        weights = _add_keys(heads[0], output, more[0], weights, parameters, zero, **run)
+        weights = _add_keys(heads[0], output, more[0], weights, maps, **run)
     return output, weights
 
 
@@ -228,8 +301,7 @@ def _add_keys(
     output: np.ndarray,
     lse: np.ndarray,
     weights: np.ndarray | None,
-    parameters: Mapping[str, np.ndarray],
-    zero: bool,
+    maps: Maps,
     **run: Any,
 ) -> np.ndarray | None:
     """Let every query see the added keys too: change `output` in place, return the new weights.
@@ -238,15 +310,11 @@ def _add_keys(
     keys is about the caller's keys alone, and nothing has to be made longer.
     """
     heads, features = query.shape[-3], query.shape[-1]
-    added = [
-        parameters[name].reshape(heads, 1, features).astype(query.dtype)
-        for name in ADDED
-        if name in parameters
-    ]
+    added = [x.reshape(heads, 1, features).astype(query.dtype) for x in maps.added]
     scores = [lse]
     if added:
         scores.append(similarity(query, added[0], metric="scaled_dot", **run)[..., 0])
-    if zero:
+    if maps.zero:
         scores.append(np.zeros_like(lse))
     shares = softmax(np.stack(broadcast_arrays(*scores), axis=-1), **run)
     output *= shares[..., :1]
@@ -257,7 +325,7 @@ def _add_keys(
     return np.concatenate([weights * shares[..., :1], shares[..., 1:]], axis=-1)
 
 
-def mean_of_heads(weights: np.ndarray) -> np.ndarray:
+def _mean_of_heads(weights: np.ndarray) -> np.ndarray:
     """Average over axis -3, heads added one by one.
 
     NumPy's mean adds in an order that depends on the other axes, and so would the bits.
@@ -270,7 +338,7 @@ def mean_of_heads(weights: np.ndarray) -> np.ndarray:
     return total
 
 
-def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Round to a half what was computed in float32; what float16 cannot hold becomes inf."""
     if array.dtype == dtype:
         return array

@@ -30,7 +30,7 @@ IMPORTS = {
     "numpy.typing": ("DTypeLike",),
     "fastattn._core.annotations": (
         *("ArrayLike", "Axis", "BackendName", "Causal", "ConfigMode", "Method", "OnUnspent"),
-        *("Similarity", "Window"),
+        *("Rotate", "Similarity", "Window"),
     ),
     "fastattn._core.execution": ("Execution",),
 }

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy
     import numpy.typing
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "ConfigMode",
     "Method",
     "OnUnspent",
+    "Rotate",
     "Similarity",
     "SupportsDLPack",
     "Window",
@@ -48,3 +52,4 @@ class SupportsDLPack(Protocol):
 
 if TYPE_CHECKING:
     ArrayLike = numpy.typing.ArrayLike | SupportsDLPack
+    Rotate = Callable[[numpy.ndarray, numpy.ndarray], tuple[ArrayLike, ArrayLike]]

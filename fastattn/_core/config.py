@@ -16,7 +16,7 @@ VERSION = "0.1.0"
 
 # Raised by one whenever any bit of any result of a compiled backend may change. A batch job
 # records it, so that a resumed job never joins two arithmetics in one file.
-NUMERICS_VERSION = 6
+NUMERICS_VERSION = 7
 
 
 def configuration() -> dict[str, dict[str, object]]:

@@ -37,7 +37,7 @@ OTHERS = {
 OWN = {
     "attention_varlen": ("key_indices", "partial"),
     "attention_state": ("key_start",),
-    "MultiHeadAttention.__call__": ("average_weights",),
+    "MultiHeadAttention.__call__": ("rotate", "average_weights"),
     "attention_allocation": ("budget", "lower", "upper", "unit", "method", "on_unspent"),
 }
 DEFAULTS = {

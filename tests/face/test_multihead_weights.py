@@ -159,10 +159,29 @@ SQUARE = {f"{name}_weight": np.eye(8) for name in ("query", "key", "value", "out
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"output_weight": np.ones((8, 7))}, "output_weight must be (embed_dim, embed_dim)"),
+        (
+            {"output_weight": np.ones((8, 7))},
+            "divide the 7 columns of output_weight of shape (8, 7)",
+        ),
+        (
+            {"output_weight": np.ones((8, 0))},
+            "divide the 0 columns of output_weight of shape (8, 0)",
+        ),
+        (
+            {"output_weight": np.ones(8)},
+            "output_weight has shape (8,), expected ('embed_dim', 'num",
+        ),
         ({"query_weight": np.ones((8, 7))}, "query_weight has shape (8, 7), expected (8, 8)"),
         ({"value_weight": np.ones((7, 6))}, "value_weight has shape (7, 6), expected (8, 'vdim')"),
-        ({"key_weight": 3.0}, "key_weight has shape (), expected (8, 'kdim')"),
+        ({"key_weight": 3.0}, "key_weight has shape (), expected ('rows', 'kdim')"),
+        ({"key_weight": np.ones((6, 8))}, "key_weight has 6 rows, and heads of 4 whose number"),
+        ({"key_weight": np.ones((12, 8))}, "key_weight has 12 rows, and heads of 4 whose number"),
+        ({"key_weight": np.ones((0, 8))}, "key_weight has 0 rows, and heads of 4 whose number"),
+        (
+            {name: np.ones((4, 8)) for name in ("key_weight", "value_weight")}
+            | {"added_key": np.ones(4)},
+            "added keys are for key_weight of embed_dim rows, not 4",
+        ),
         # Together they have the right length, and would stand in the wrong rows.
         ({"query_bias": np.ones(7), "key_bias": np.ones(9)}, "query_bias has shape (7,), expected"),
         ({"output_bias": np.ones((1, 8))}, "output_bias has shape (1, 8), expected (8,)"),

@@ -10,12 +10,14 @@ FILES = sorted(
     for room in ("fastattn", "bench", "tests")
     for suffix in ("py", "pyi", "pyx", "h")
     for path in (ROOT / room).rglob(f"*.{suffix}")
+    if path.name != "__init__.pyi"  # which is written by static_face.py
 )
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60  # below signature and docstring, which are written out whatever they take
 
 LONG_FILES = {
     "fastattn/cache.py": "one class, most of it docstrings",
+    "fastattn/multihead.py": "one class, most of it docstrings",
     "tests/seeded/faults.py": "one table of faults, and how each is seeded",
     "tests/batch/test_batch_shared.py": "how jobs meet others on their files, one harness",
     "tests/contract/test_bfloat16_dot.py": "runs itself in a process where pairs are multiplied",

@@ -1,14 +1,15 @@
 """Faults to seed into the multi-head module, the pictures and examples; entries as in `faults`."""
 
 _MODULE, _PLOT = "tests/face/test_multihead.py", "tests/plot/test_plot.py"
+_MODELS = "tests/face/test_multihead_models.py"
 _EXAMPLES = "tests/examples/test_examples.py"
 
 MODULE_FAULTS = {
     "keys_take_the_weights_of_values": (
         "projections.py",
-        "        key, value = np.split(both, 2)\n",
-        "        value, key = np.split(both, 2)\n",
-        f"{_MODULE} -k one_width",
+        "result = maps.map(part, rows",
+        'result = maps.map("value" if part == "key" else part, rows',
+        f"{_MODULE} -k kept_answers",
     ),
     "the_added_key_of_zeros_scores_one": (
         "projections.py",
@@ -29,16 +30,34 @@ MODULE_FAULTS = {
         f"{_MODULE} -k broadcast",
     ),
     "halves_are_written_unrounded": (
-        "multihead.py",
-        "out.dtype == dtype and out.flags.c_contiguous",
-        "out.flags.c_contiguous",
+        "projections.py",
+        "direct = target if result_dtype == dtype else None",
+        "direct = target",
         f"{_MODULE} -k stored_where_asked",
     ),
     "biases_stand_in_the_wrong_rows": (
         "parameters.py",
-        "if bias is None else fitting(name, bias, (size,))",
-        "if bias is None else as_array(name, bias)",
+        'part: fitting(f"{part}_bias", len(weights[part]))',
+        'part: found[f"{part}_bias"]',
         "tests/face/test_multihead_weights.py -k named",
+    ),
+    "heads_of_keys_are_not_shared": (
+        "projections.py",
+        "*heads, enable_gqa=grouped,",
+        "*heads, enable_gqa=False,",
+        f"{_MODELS} -k llama",
+    ),
+    "llamas_weights_pass_without_rotation": (
+        "parameters.py",
+        '("rotary_emb.",), rotary=True)',
+        '("rotary_emb.",))',
+        f"{_MODELS} -k rotat",
+    ),
+    "a_module_with_lengths_first_is_taken_as_another": (
+        "parameters.py",
+        "module.add_zero_attn, module.batch_first",
+        "module.add_zero_attn, True",
+        f"{_MODELS} -k from_module",
     ),
     "hidden_weights_count_in_blocks": (
         "plot/blocks.py",

@@ -17,7 +17,7 @@ from advice_wrong import (
     ragged,
     tensor,
 )
-from foreign import Brain16, Lazy, Lists, Series, Sparse, Tensor, safetensors
+from foreign import Brain16, Lazy, Lists, MultiheadAttention, Series, Sparse, Tensor, safetensors
 
 _fresh = itertools.count(0.37, 0.01)
 
@@ -197,6 +197,14 @@ WRONG: dict[str, Wrong] = {
             "average_weights": "True",
             "module": "MultiHeadAttention(4, 2, seed=0)",
         },
+    ),
+    "another module": Wrong(
+        "MultiHeadAttention.from_module(module)",
+        {"module": "MultiHeadAttention(4, 2, seed=0)", "num_heads": "2"},
+        into="",
+    ),
+    "a module that trains": Wrong(
+        "MultiHeadAttention.from_module(module)", {"module": MultiheadAttention}
     ),
     "a module for a state": Wrong(
         "MultiHeadAttention.from_state_dict(module, 2)",

@@ -169,6 +169,7 @@ def module() -> None:
     assert_type(made(tokens, return_weights=flag), Any)
     assert_type(made.state_dict(), dict[str, np.ndarray])
     assert_type(made.embed_dim // made.num_heads == made.head_dim, bool)
+    assert_type(made(tokens, rotate=lambda query, key: (query, key)), Array)
     again = fastattn.MultiHeadAttention.from_state_dict(made.state_dict(), 2, prefix="")
     assert_type(again, fastattn.MultiHeadAttention)
 
@@ -192,6 +193,10 @@ class Attends(Protocol):
 
 def by_another(function: Attends) -> np.ndarray:
     return function(x, x, x)
+
+
+def from_torch(module: Any) -> fastattn.MultiHeadAttention:
+    return fastattn.MultiHeadAttention.from_module(module)
 
 
 def from_file(path: str | os.PathLike[str]) -> fastattn.MultiHeadAttention:
