@@ -11,7 +11,7 @@ from fastattn._core import problem as problems
 from fastattn._core.arrays import check_out
 from fastattn._core.environment import default_environment
 from fastattn._core.options import NO_EXTRAS, Extras, asked, spelt
-from fastattn._core.recipe import Results, recipe, signature
+from fastattn._core.recipe import Recipe, Results, recipe, signature
 from fastattn._core.scales import is_small
 from fastattn._core.threads import resolve
 
@@ -267,21 +267,24 @@ def attention(
         execution = backends.prepare(problem, wanted, workers)
         execution.run(*made.canonical(results))
         if extras is NO_EXTRAS and is_small(made.options.scale):
-            _keep((call, workers, straight), execution, operands, results)
+            _keep((call, workers, straight), made, execution, operands, results)
         return made.deliver(*results, out)
 
 
 def _keep(
     call: tuple[tuple[Any, ...], int, Any],
+    made: Recipe,
     execution: Execution,
     operands: tuple[np.ndarray | None, ...],
     results: Results,
 ) -> None:
     """Keep a call for later ones, if its backend can repeat it."""
     repeat = getattr(execution, "repeat", None)
-    if repeat is not None and results[0].flags.c_contiguous:
-        made = tuple(result for result in results if result is not None)
-        kept.keep(*call, repeat(), operands, made, (*operands, *made))
+    # Where `out` is another array, it is a new one that is kept: they lie as they are made.
+    if repeat is not None and (call[2] is not None or results[0].flags.c_contiguous):
+        stored = tuple(result for result in results if result is not None)
+        again = repeat(made.canonical(results)[0])
+        kept.keep(*call, again, operands, stored, (*operands, *stored))
 
 
 @names.closed

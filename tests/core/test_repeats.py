@@ -1,4 +1,4 @@
-"""Repeated calls of a stage: the plan of the first, on the arrays of each."""
+"""Repeated calls: the plan of the first, on the arrays of each."""
 
 import gc
 import weakref
@@ -25,6 +25,10 @@ def _softmax_mask(rng):
 
 
 CALLS = {
+    "attention": lambda rng: (
+        (_draw(rng, 2, 5, 8), _draw(rng, 2, 7, 8), _draw(rng, 2, 7, 3)),
+        fastattn.attention,
+    ),
     "softmax": lambda rng: ((_draw(rng, 5, 33),), fastattn.softmax),
     "softmax, axis 0": lambda rng: (
         (_draw(rng, 5, 33)[:, ::-2],),
