@@ -203,9 +203,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Loaded when somebody asks for it: the meaning is not needed to compute.
-    if name == "reference":
+    # Loaded when somebody asks for it: neither is needed to compute.
+    if name in ("bridges", "reference"):
         from importlib import import_module
 
-        return import_module("fastattn.reference")
+        return import_module(f"fastattn.{name}")
     raise AttributeError(f"module 'fastattn' has no attribute {name!r}")

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "reference": {"reference"},
     "batch": {"batch", "public"},
     "plot": {"plot", "batch", "public"},
+    "bridges": {"bridges", "public"},
     "examples": {"examples", "batch", "plot", "public", "reference"},
     "arguments": {"batch"},
     "cli": {"cli", "arguments", "batch", "examples", "plot", "public", "start"},
@@ -188,8 +189,8 @@ def test_the_reader_of_imports_sees_them(tmp_path):
 
 
 HEAVY = (
-    "{'numba', 'llvmlite', 'scipy', 'sklearn', 'tqdm', 'matplotlib', 'fastattn.batch', "
-    "'fastattn.reference'}"
+    "{'numba', 'llvmlite', 'scipy', 'sklearn', 'tqdm', 'matplotlib', 'torch', 'fastattn.batch', "
+    "'fastattn.bridges', 'fastattn.reference'}"
 )
 
 

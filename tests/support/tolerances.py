@@ -199,3 +199,11 @@ FACTORS = 1e-12
 FACTOR_ROUNDINGS = 4.0
 # float32 outputs near 1 against PyTorch's, which rounds in its own order: five digits.
 PYTORCH = 1e-5
+# The same of any dtype, in roundings of the largest value: torch rounds weights of halves too.
+PYTORCH_ROUNDINGS, PYTORCH_HALF_ROUNDINGS = 64.0, 4.0
+
+
+def pytorch_error(dtype, size: float) -> float:
+    """Absolute error of an output against PyTorch's, for values as large as `size`."""
+    roundings = PYTORCH_HALF_ROUNDINGS if is_small(dtype) else PYTORCH_ROUNDINGS
+    return roundings * epsilon(dtype) * max(size, 1.0)

@@ -1,0 +1,28 @@
+"""Other people's programs on fastattn: one import each, loaded when somebody uses it.
+
+A bridge takes the arrays of another library where they lie, speaks its names and keeps its rules.
+It stands on the public face alone, and nothing of it is loaded before it is asked for:
+``fastattn.bridges.torch.patch()`` needs no import of its own. Where the library is missing, the
+error says which extra brings it.
+
+extras.py           libraries that are missing, and what to install
+torch/              tensors, scaled_dot_product_attention and linear, for models as they are
+"""
+
+from __future__ import annotations
+
+from fastattn.bridges.extras import BRIDGES
+
+__all__ = [*BRIDGES]
+
+
+def __getattr__(name: str) -> object:
+    if name in BRIDGES:
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *BRIDGES})
