@@ -9,7 +9,7 @@ import numpy as np
 
 from fastattn._core import backends, names, steps, stored
 from fastattn._core import problem as problems
-from fastattn._core.arrays import as_array, check_dims, check_size
+from fastattn._core.arrays import as_numbers, check_dims, check_size
 from fastattn._core.constants import PAGE_KEYS
 from fastattn._core.environment import default_environment
 from fastattn._core.masks import as_mask
@@ -281,8 +281,8 @@ class KVCache:
             self._table.lengths,  # as a step takes them
             query_segments,
             key_segments,
-            None if alibi_slopes is None else as_array("alibi_slopes", alibi_slopes),
-            None if sinks is None else as_array("sinks", sinks),
+            None if alibi_slopes is None else as_numbers("alibi_slopes", alibi_slopes),
+            None if sinks is None else as_numbers("sinks", sinks),
         )
         window = self.window if window is None else window
         options = spelt(

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, Never
 import numpy as np
 
 from fastattn._core import backends, kept, names
-from fastattn._core.arrays import as_array, check_dims, check_size, deliver, dtypes, result_array
+from fastattn._core.arrays import (
+    LINE,
+    as_array,
+    check_dims,
+    check_size,
+    deliver,
+    dtypes,
+    on_lines,
+    result_array,
+)
 from fastattn._core.constants import PANEL_KEYS, padded
 from fastattn._core.environment import default_environment
 from fastattn._core.threads import resolve
@@ -17,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedWeight", "linear", "pack_linear"]
 
-_LINE = 64
 _TURNED_FEATURES = 1024
 
 
@@ -78,18 +86,9 @@ class PackedWeight:
         return _of_panels, (self._panels, self.shape)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an array that begins where a line of the cache does."""
-    check_size(shape, dtype, "packed weights")
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.empty(size + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return np.ndarray(shape, dtype, memory, start)
-
-
 def _of_panels(panels: np.ndarray, shape: tuple[int, int]) -> PackedWeight:
-    if panels.ctypes.data % _LINE:  # as they come from a pickle
-        panels, given = _aligned(panels.shape, panels.dtype), panels
+    if panels.ctypes.data % LINE:  # as they come from a pickle
+        panels, given = on_lines(panels.shape, panels.dtype), panels
         panels[...] = given
     panels.flags.writeable = False
     packed = object.__new__(PackedWeight)
@@ -136,7 +135,9 @@ def pack_linear(weight: ArrayLike, **unknown: Never) -> PackedWeight:
     weight = _check_weight(as_array("weight", weight))
     _, dtype = dtypes(("weight", weight.dtype, weight.shape))
     outputs, features = weight.shape
-    panels = _aligned((padded(outputs, PANEL_KEYS) // PANEL_KEYS, features, PANEL_KEYS), dtype)
+    shape = padded(outputs, PANEL_KEYS) // PANEL_KEYS, features, PANEL_KEYS
+    check_size(shape, dtype, "packed weights")
+    panels = on_lines(shape, dtype)
     with default_environment():
         for number, panel in enumerate(panels):
             _fill_panel(panel, weight[number * PANEL_KEYS : (number + 1) * PANEL_KEYS])

@@ -16,7 +16,6 @@ from fastattn._core.arrays import (
     is_direct,
     new_array,
     result_array,
-    same_memory,
 )
 from fastattn._core.environment import default_environment
 from fastattn._core.reduced import Rows, order_of, rows_beyond_reach, within_reach
@@ -337,7 +336,7 @@ def _target(rows: Rows, out: Any) -> tuple[np.ndarray, np.ndarray]:
         checked = check_out(out, rows.shape, rows.dtype)
         x, mask = rows.inputs
         # In place is safe row by row: a row is read before its weights are written.
-        others = (mask,) if x is not None and same_memory(checked, x) else (x, mask)
+        others = (mask,) if x is not None and _same_memory(checked, x) else (x, mask)
         if is_direct(checked, rows.dtype, others):
             target = _view_joined(checked, order, joined)
             if target is not None:
@@ -359,3 +358,13 @@ def _view_joined(
         return array.transpose(order).reshape(joined, copy=False)
     except ValueError:
         return None
+
+
+def _same_memory(one: np.ndarray, other: np.ndarray) -> bool:
+    """Tell whether two arrays are the same elements in the same places."""
+    return one is other or (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and one.strides == other.strides
+        and one.ctypes.data == other.ctypes.data
+    )

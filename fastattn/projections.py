@@ -24,6 +24,7 @@ from fastattn._core.arrays import (
     deliver,
     dtypes,
     flag,
+    given_dtype,
     new_array,
 )
 from fastattn._core.environment import default_environment
@@ -166,6 +167,7 @@ def _per_sequence(name: str, x: Any, batch: tuple[int, ...]) -> np.ndarray | Non
     if x is None:
         return None
     array = as_array(name, x)
+    array = array.astype(given_dtype(x, array), copy=False)
     if array.ndim == 0:
         return array
     if array.ndim != len(batch) or any(

@@ -19,6 +19,7 @@ from fastattn._core.environment import default_environment
 __all__ = [
     "FLOAT32",
     "FLOAT64",
+    "LINE",
     "MOST_DIMS",
     "Layout",
     "as_array",
@@ -33,23 +34,24 @@ __all__ = [
     "dtypes",
     "finite_number",
     "flag",
+    "given_dtype",
     "is_bool",
     "is_direct",
     "is_half",
     "new_array",
+    "on_lines",
     "per_head",
     "result_array",
-    "same_memory",
     "spread",
     "view",
 ]
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
+LINE = 64  # bytes of a line of the cache
 _FLOAT32_NUMBER, _FLOAT64_NUMBER = FLOAT32.num, FLOAT64.num
 
-# shape, strides in bytes
-Layout = tuple[tuple[int, ...], tuple[int, ...]]
+Layout = tuple[tuple[int, ...], tuple[int, ...]]  # shape, strides in bytes
 
 
 def as_array(name: str, x: Any) -> np.ndarray:
@@ -157,7 +159,7 @@ def as_numbers(name: str, x: Any) -> np.ndarray:
     """Accept an array of numbers that an option is, and no bools: those are what options switch."""
     array = as_array(name, x)
     check_dtype(name, array.dtype, array.shape)
-    if array.dtype.kind == "b":
+    if given_dtype(x, array) == np.bool_:
         raise TypeError(
             f"{name} of shape {array.shape} has dtype bool, and numbers are meant: True for 1 and "
             f"False for 0 is `np.asarray({name}, np.float64)`"
@@ -288,6 +290,12 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.empty(shape, dtype)
 
 
+def on_lines(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an array to be filled that begins where a line of the cache does."""
+    memory = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+
+
 def check_size(shape: tuple[int, ...], dtype: np.dtype, what: str = "the result") -> None:
     """Raise ValueError for an array that no address space holds."""
     # NumPy makes no array of such sizes even where another size is 0.
@@ -308,19 +316,16 @@ def deliver(result: np.ndarray, out: Any) -> Any:
     return out
 
 
-def same_memory(one: np.ndarray, other: np.ndarray) -> bool:
-    """Tell whether two arrays are the same elements in the same places."""
-    return one is other or (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and one.strides == other.strides
-        and one.ctypes.data == other.ctypes.data
-    )
-
-
 def is_bool(x: Any) -> bool:
     """Tell a bool, or an array of such, from a number: it is equal to one."""
     return isinstance(x, bool) or str(getattr(x, "dtype", "")) in ("bool", "torch.bool")
+
+
+def given_dtype(x: Any, array: np.ndarray) -> np.dtype:
+    """Return the dtype of the array that `x` became: bool for lists with a bool among numbers."""
+    kinds = set(map(type, x)) if isinstance(x, (list, tuple)) else set()
+    nested = kinds & {list, tuple} and any(given_dtype(y, array) == np.bool_ for y in x)
+    return np.dtype(bool) if nested or kinds & {bool, np.bool_} else array.dtype
 
 
 def finite_number(name: str, x: Any, hint: str) -> float:

@@ -125,9 +125,8 @@ def _others(recipe: Recipe, extras: Extras) -> dict[str, np.ndarray]:
         ids = getattr(extras, row.name)
         if ids is None:
             continue
-        ids = as_array(row.name, ids)
-        if ids.ndim == 0 and len(recipe.lse_shape) == len(recipe.batch):
-            ids = ids.reshape(1)  # a 1-D query has no L axis
+        if as_array(row.name, ids).ndim == 0 and len(recipe.lse_shape) == len(recipe.batch):
+            ids = as_array(row.name, ids).reshape(1)  # a 1-D query has no L axis
         ids = row.check(ids, recipe.batch, recipe.rows if row.kind == QUERY else recipe.keys)
         found[row.name] = view(ids, _over_batch(ids, recipe, 1))
     return found | of_heads(recipe, extras)

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from fastattn._core.arrays import as_array, broadcast_shapes, check_size, flag, view
+from fastattn._core.arrays import (
+    as_array,
+    broadcast_shapes,
+    check_size,
+    flag,
+    given_dtype,
+    view,
+)
 from fastattn._core.options import KEY, QUERY, Extras, Options, rows_of
 from fastattn._core.places import Packed
 from fastattn._core.problem import Problem, arrays, of_heads
@@ -152,9 +159,10 @@ def _splits(name: str, x: Any, total: int, what: str, partial: bool) -> np.ndarr
             f"{name} of shape {array.shape} must hold batch + 1 offsets: sequence b is "
             f"{name}[b]:{name}[b + 1], `np.r_[0, np.cumsum(lengths)]`"
         )
-    if array.dtype.kind not in "iu":
+    dtype = given_dtype(x, array)
+    if dtype.kind not in "iu":
         raise TypeError(
-            f"{name} of shape {array.shape} has dtype {array.dtype}; it must hold integers: "
+            f"{name} of shape {array.shape} has dtype {dtype}; it must hold integers: "
             f"`np.asarray({name}).astype(np.int64)`, once every entry is a whole number"
         )
     check_size(array.shape, np.dtype(np.int64), name)
@@ -192,9 +200,10 @@ def _lengths(name: str, splits: np.ndarray, total: int) -> str:
 
 def _indices(x: Any) -> np.ndarray:
     array = as_array("key_indices", x)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+    dtype = given_dtype(x, array)
+    if array.ndim != 1 or dtype.kind not in "iu":
         raise TypeError(
-            f"key_indices of shape {array.shape} and dtype {array.dtype} must be one flat list of "
+            f"key_indices of shape {array.shape} and dtype {dtype} must be one flat list of "
             "integers, row numbers of the key and value tables, cut into sequences by key_splits"
         )
     check_size(array.shape, np.dtype(np.int64), "key_indices")

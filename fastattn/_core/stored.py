@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastattn._core.arrays import as_array
+from fastattn._core.arrays import as_array, given_dtype
 from fastattn._core.foreign import bfloat16
 from fastattn._core.options import Options
 from fastattn._core.visibility import LARGEST_POSITION, positions
@@ -87,9 +87,10 @@ def sequences(
             f"indices of shape {array.shape} must say for each of the {batch} sequences which one "
             "it goes on from: one number each"
         )
-    if array.dtype.kind not in "iu" and array.size:
+    dtype = given_dtype(indices, array)
+    if dtype.kind not in "iu" and array.size:
         raise TypeError(
-            f"indices of shape {array.shape} have dtype {array.dtype}; numbers of sequences are "
+            f"indices of shape {array.shape} have dtype {dtype}; numbers of sequences are "
             "integers: `np.asarray(indices).astype(np.int64)`"
         )
     found = np.array(array, order="C")  # a copy, which no other thread changes

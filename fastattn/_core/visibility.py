@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from fastattn._core.annotations import Alignment, Causal, Window
-from fastattn._core.arrays import as_array
+from fastattn._core.arrays import as_array, given_dtype
 
 __all__ = [
     "LARGEST_POSITION",
@@ -116,12 +116,13 @@ def positions(
             f"{name} of shape {shape} must be one integer, or have exactly the {len(batch)} dims "
             f"of the batch {batch} (heads included), with size 1 where shared{show}"
         )
-    if array.dtype.kind not in "iu":
+    dtype = given_dtype(x, array)
+    if dtype.kind not in "iu":
         if array.dtype.kind == "O" and all(isinstance(n, int) for n in array.flat):
             _raise_range(name, array, smallest, largest, bound)
         holds = " and holds NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
         raise TypeError(
-            f"{name} of shape {shape} has dtype {array.dtype}{holds}; it must hold integers: "
+            f"{name} of shape {shape} has dtype {dtype}{holds}; it must hold integers: "
             f"`np.asarray({name}).astype(np.int64)`, once every entry is a whole number"
         )
     if array.size and (int(array.min()) < smallest or int(array.max()) > largest):
@@ -173,9 +174,10 @@ def segment_ids(name: str, x: Any, batch: tuple[int, ...], length: int) -> np.nd
             + f"; one row of ids per batch entry is `np.asarray({name})[:, None]`"
             * (len(batch) == 2 and shape == (batch[0], length))
         )
-    if array.dtype.kind not in "iu":
+    dtype = given_dtype(x, array)
+    if dtype.kind not in "iu":
         raise TypeError(
-            f"{name} of shape {shape} has dtype {array.dtype}; ids are integers: "
+            f"{name} of shape {shape} has dtype {dtype}; ids are integers: "
             f"`np.asarray({name}).astype(np.int64)`"
         )
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:

@@ -8,6 +8,8 @@ import sys
 
 import numpy as np
 
+from fastattn._core.arrays import on_lines
+
 from .layouts import DATA_OFFSET, STORAGE_CODES, SWAPPED
 
 __all__ = [
@@ -44,7 +46,8 @@ def storage_code(dtype: np.dtype) -> int:
 # Scratch is kept for the next call: fresh pages cost more than a small call. What is kept at most.
 _KEPT_BUFFERS = 8
 _KEPT_BYTES = 4 << 20
-Buffer = tuple[int, int, np.ndarray]  # bytes from the first multiple of 64 on, its address, owner
+Buffer = tuple[int, int, np.ndarray]  # bytes, and where they begin, on a line of the cache
+_BYTES = np.dtype(np.uint8)
 _buffers: list[Buffer] = []
 
 
@@ -56,9 +59,8 @@ def take_scratch(size: int) -> Buffer:
             return buffer
     except IndexError:
         pass
-    owner = np.empty(size + 64, np.uint8)
-    start = address(owner)
-    return size, start + -start % 64, owner
+    scratch = on_lines((size,), _BYTES)
+    return size, address(scratch), scratch
 
 
 def give_scratch(buffer: Buffer) -> None:

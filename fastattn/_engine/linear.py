@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from fastattn._core.arrays import computed
+from fastattn._core.arrays import LINE, computed
 from fastattn._core.constants import DECODE_ROWS, LANES, LINEAR_RUN, PANEL_KEYS, TILE_ROWS, padded
 
-from .addresses import storage_code
+from .addresses import give_scratch, storage_code, take_scratch
 from .kernels import Kernels
 from .layouts import LINEAR, WEIGHTS_DECODE, WEIGHTS_IN_PANELS, WEIGHTS_IN_ROWS
 from .record import Record, merge_dims
@@ -27,11 +27,27 @@ _STRETCH = 512
 _PACKING_STRETCH = 256
 # Weights that are widened meanwhile lie in the nearest cache.
 _WIDENED_STRETCH = 64
+# Fewer rows than these are copied for so many weights, where that takes at most so many numbers for
+# each of the result. A call with a copy is planned each time, in some 25 µs.
+_MANY_ROWS = 64
+_WORTH_A_COPY = 1 << 14
+_COPIED = 4
 # Ctrl-C is answered between tasks: products of a task, some hundredths of a second.
 _TASK_PRODUCTS = 1e9
-_LINE = 64
 _FLOPS_PER_SECOND = {4: 4e10, 8: 2e10}
 _BYTES_PER_SECOND = 1.2e10
+
+
+def _copies(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> bool:
+    """Tell whether rows are laid side by side first.
+
+    Where they are not all equally far apart, each batch entry goes through the weights anew, which
+    a few rows do not outweigh.
+    """
+    if weight.size < _WORTH_A_COPY or x.size > _COPIED * out.size or not out.flags.c_contiguous:
+        return False
+    sizes, _ = merge_dims(x.shape[:-1], [x.strides[:-1]])
+    return len(sizes) > 1 and sizes[-1] < _MANY_ROWS
 
 
 def _weight_way(rows: int, weight: np.ndarray, dtype: np.dtype) -> int:
@@ -109,6 +125,13 @@ def linear(
     """Fill out (*batch, N) from x (*batch, K), weight (N, K) or its panels, and bias (N,)."""
     if out.size == 0:
         return None
+    if _copies(x, weight, out):
+        scratch = take_scratch(x.nbytes)
+        copy = np.ndarray(x.shape, x.dtype, scratch[2])
+        copy[...] = x
+        linear(kernels, copy, weight, bias, out, threads)
+        give_scratch(scratch)
+        return None
     dtype = computed(out.dtype)
     item = dtype.itemsize
     columns, depth = int(out.shape[-1]), int(x.shape[-1])
@@ -119,7 +142,7 @@ def linear(
     task_rows, task_columns = _task_size(rows, columns, depth, entries, way, threads)
     row_tasks, column_tasks = -(-rows // task_rows), -(-columns // task_columns)
     # Rows a power of two apart would fall into the same few cache sets.
-    x_stride, sums_stride = stretch * item + _LINE, task_columns * item + _LINE
+    x_stride, sums_stride = stretch * item + LINE, task_columns * item + LINE
     record.set(
         rows=rows,
         depth=depth,

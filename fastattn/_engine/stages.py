@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastattn._core.arrays import computed
+from fastattn._core.arrays import LINE, computed
 from fastattn._core.constants import FUSE_KEYS, LANES, PANEL_KEYS, TILE_ROWS, padded
 
 from .addresses import address, storage_code
@@ -28,7 +28,6 @@ _TASK_KEYS = 4096
 # multiply-adds' ceiling become 86 % (4096 x 32768, 128 features).
 _STREAM_BYTES = 1 << 25
 _STREAM_ROW = 1 << 11
-_LINE = 64
 # The weights of this task and of the next lie in the second-level cache side by side.
 _FUSE_ROWS = 96
 # Columns of a task share one reading of the weights; two rows of them, in bytes, a row of scratch.
@@ -60,7 +59,7 @@ def _is_streamed(out: np.ndarray) -> bool:
         and out.nbytes >= _STREAM_BYTES
         and out.shape[-1] * out.itemsize >= _STREAM_ROW
         and out.strides[-1] == out.itemsize
-        and not any(stride % _LINE for stride in out.strides[:-1])
+        and not any(stride % LINE for stride in out.strides[:-1])
     )
 
 
@@ -95,7 +94,7 @@ def similarity(
     )
 
     streamed = _is_streamed(out)
-    key_shift = address(out) % _LINE // item if streamed else 0
+    key_shift = address(out) % LINE // item if streamed else 0
 
     def tasks(task_rows: int, task_keys: int) -> int:
         return entries * -(-rows // task_rows) * -(-(keys + key_shift) // task_keys)

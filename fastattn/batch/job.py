@@ -78,6 +78,12 @@ class Job:
     overwrite: bool = False
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("max_memory", "chunk_rows"):
+            n = getattr(self, name)
+            if type(n) is not int and not (n is None and name == "chunk_rows"):
+                raise TypeError(f"{name} must be an integer, not {n!r}")
+
     def options(self) -> dict[str, Any]:
         """Collect the options that the result depends on.
 

@@ -57,6 +57,13 @@ def test_requests_that_cannot_work_are_refused_and_leave_nothing(case, tmp_path)
     assert jobs.names(tmp_path) == set()
 
 
+@pytest.mark.parametrize("name", ["max_memory", "chunk_rows"])
+@pytest.mark.parametrize("x", [True, 1.0, "7"])
+def test_sizes_are_integers(name, x):
+    with pytest.raises(TypeError, match=f"{name} must be an integer, not {x!r}"):
+        Job("q.npy", "k.npy", "v.npy", "o.npy", **{name: x})
+
+
 def test_lengths_must_be_integers(tmp_path):
     inputs = jobs.arrays() | {"key_lengths": np.full((3, 1), np.nan)}
     with pytest.raises(JobError, match=r"key-lengths.*expected integers.*float64 \(3, 1\)"):

@@ -129,6 +129,40 @@ def test_a_call_takes_the_memory_that_explain_tells(monkeypatch, query, keys, va
     assert 0.9 * execution.scratch_bytes < taken < execution.scratch_bytes + 2**15
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("rows", [1, 5, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_scratch_of_linear_maps_may_hold_anything(monkeypatch, exact_backend, dtype, rows, packed):
+    rng = np.random.default_rng(rows)
+    x, weight = (rng.standard_normal((n, 4200)).astype(dtype) for n in (rows, 70))
+    held = fastattn.pack_linear(weight) if packed else weight
+    results = []
+    for byte in (0, 0xFF):
+        scratch = np.full(2**24, byte, np.uint8)
+        monkeypatch.setattr(
+            addresses, "_buffers", [(scratch.nbytes, scratch.ctypes.data, scratch)] * 2
+        )
+        results.append(fastattn.linear(x, held, threads=1, backend=exact_backend))
+    assert np.isfinite(results[1]).all()
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_scratch_of_linear_maps_is_small(monkeypatch, exact_backend, packed):
+    x, weight = zeros(4096, 3072), zeros(768, 3072)
+    out = np.empty((4096, 768), np.float32)
+    held = fastattn.pack_linear(np.ones((768, 3072), np.float32)) if packed else weight
+    fastattn.linear(x, held, out=out, threads=2, backend=exact_backend)
+    monkeypatch.setattr(addresses, "_buffers", [])
+    tracemalloc.start()
+    try:
+        fastattn.linear(x, held, out=out[::-1], threads=2, backend=exact_backend)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken <= 2 * 2**21
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bool"])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_a_bias_shared_by_the_batch_is_read_where_it_lies(exact_backend, dtype, key_heads):

@@ -78,6 +78,33 @@ def test_attention_answers_ctrl_c(exact_backend, threads):
     assert seconds <= ANSWER_SECONDS, seconds
 
 
+_LONG_LINEAR = """
+    import numpy as np
+    import fastattn
+    x, weight = (np.random.default_rng(0).random((n, 4096), np.float32) for n in (32768, 4096))
+    weight = {weight}
+    few = fastattn.linear(x[:1000], weight)
+    print("started", flush=True)
+    try:
+        fastattn.linear(x, weight, threads={threads})
+        print("never interrupted")
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    assert fastattn.linear(x[:1000], weight).tobytes() == few.tobytes()
+    print("works again")
+"""
+
+
+@pytest.mark.parametrize("weight", ["weight", "fastattn.pack_linear(weight)"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_linear_answers_ctrl_c(exact_backend, threads, weight):
+    code = _LONG_LINEAR.format(threads=threads, weight=weight)
+    child = children.start(code, FASTATTN_BACKEND=exact_backend, **children.WITH_KERNELS)
+    seconds = interrupt(child)
+    assert children.finish(child).strip() == "works again"
+    assert seconds <= ANSWER_SECONDS, seconds
+
+
 def test_interrupts_at_any_moment_leave_everything_usable():
     """Interrupts swept through the code around the compiled calls."""
     code = """

@@ -125,7 +125,9 @@ def test_nor_are_some(call, name):
     """Of whatever shape they may have there."""
     said = []
     for shape in ((1,), (2,), (3,), (4,), (1, 2), (2, 1)):
-        for x in (np.ones(shape, bool), np.zeros(shape, bool).tolist()):
+        one = np.ones(shape, object)
+        one.flat[-1] = True  # among numbers, beside or below each other
+        for x in (np.ones(shape, bool), np.zeros(shape, bool).tolist(), one.tolist()):
             with pytest.raises((TypeError, ValueError)) as caught:
                 call(**{name: x})
             said.append(str(caught.value))

@@ -62,6 +62,8 @@ def sweep(backend: str, dtype: str, part: str) -> None:
 
 def stages(fastattn, query, key, value, pens, at_end) -> None:
     """The operations on their own, and the states, on guarded arrays."""
+    from fastattn.linear import _of_panels
+
     rows, keys = len(query), len(key)
     for metric in ("dot", "cosine", "euclidean"):
         scores = pens[4].hold(np.empty((rows, keys), query.dtype), at_end)
@@ -82,7 +84,9 @@ def stages(fastattn, query, key, value, pens, at_end) -> None:
     fastattn.fuse(weights, value, reduce=False)
     bias = pens[5].hold(np.ones(keys, query.dtype), at_end)
     out = pens[4].hold(np.empty((rows, keys), query.dtype), at_end)
-    for weight in (key, fastattn.pack_linear(key)):
+    packed = fastattn.pack_linear(key)
+    beside = _of_panels(pens[3].hold(packed._panels, at_end), packed.shape)
+    for weight in (key, packed, beside):
         for count in (rows, min(rows, 1)):
             fastattn.linear(query[:count], weight, bias, out=out[:count])
     fastattn.attention_state(query, key, value).finish()

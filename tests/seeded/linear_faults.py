@@ -70,4 +70,10 @@ LINEAR_FAULTS = {
         "",
         _TESTS.format("a_copy_and_stays"),
     ),
+    "rows_that_lie_apart_are_not_copied": (
+        "_engine/linear.py",
+        "if weight.size < _WORTH_A_COPY or",
+        "if True or",
+        "tests/engine/test_linear_tasks.py -k apart",
+    ),
 }
