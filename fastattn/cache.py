@@ -207,9 +207,7 @@ class KVCache:
         if lengths is not None:
             counts = self._per_entry("lengths", lengths, count, f"{count} new tokens")
         flat = [x.reshape(entries, *x.shape[-3:]) for x in new]
-        self._table.append(
-            flat[0], flat[1], counts, None if self.window is None else self.window[0]
-        )
+        self._table.append(flat[0], flat[1], counts)
 
     @names.closed
     def attend(
@@ -436,6 +434,7 @@ class KVCache:
             self.heads,
             (self.head_dim, self.value_dim),
             self.dtype,
+            None if self.window is None else self.window[0],
         )
 
     @default_environment()

@@ -71,9 +71,14 @@ class PageTable:
     """
 
     def __init__(
-        self, entries: int, heads: int, features: tuple[int, int], dtype: np.dtype
+        self,
+        entries: int,
+        heads: int,
+        features: tuple[int, int],
+        dtype: np.dtype,
+        window: int | None = None,
     ) -> None:
-        self.heads, self.features, self.dtype = heads, features, dtype
+        self.heads, self.features, self.dtype, self.window = heads, features, dtype, window
         self.scaled = dtype == np.int8
         self.lengths = np.zeros(entries, np.int64)
         self.dropped: np.ndarray | None = None
@@ -86,6 +91,8 @@ class PageTable:
         # How many keys every entry can take without asking for room, all in the page that it ends
         # in, and where those pages are: chunk, entries, places in the chunk. None: not looked up.
         self._spare = 0
+        # How many keys more until a page is hidden from all queries to come, by the window.
+        self._fresh = 0
         self._tails: list[tuple[_Chunk, Any, np.ndarray]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,28 +116,28 @@ class PageTable:
         key: np.ndarray,
         value: np.ndarray,
         counts: np.ndarray | None = None,
-        window: int | None = None,
     ) -> None:
         """Write the first `counts` of the new keys behind each sequence's last; None: all of them.
 
         `key` and `value` are (entries, heads, new, features). If memory runs out the sequences are
         as they were before. Queries at the last `new` positions see as many keys before their own
-        as `window` says; pages that none of them sees are given back.
+        as the window says; pages that none of them sees are given back.
         """
         entries, _, new, _ = key.shape
-        if counts is None and 0 < new <= self._spare:
+        if counts is None and 0 < new <= self._spare and self._fresh > 0:
             self._write_tails(key, value)
             self._spare -= new  # first: an interrupt in between then leaves too little
+            self._fresh -= new
             self.lengths = self.lengths + new
             return
         if counts is None:
             counts = np.full(entries, new, np.int64)
         stop = self.lengths + counts
+        before = self._pages, self.dropped
+        if self.window is not None:
+            self._drop(np.minimum(stop - max(new, 1) - self.window, self.lengths))
         if not self._spare or counts.max(initial=0) > self._spare:
             self._tails = None
-            before = self._pages, self.dropped
-            if window is not None:
-                self._drop(np.minimum(stop - max(new, 1) - window, self.lengths))
             try:
                 self._make_room(self.lengths, stop)
             except MemoryError:
@@ -145,7 +152,7 @@ class PageTable:
                 token = tokens[at]
                 self._write(entry, self.lengths[entry] + token, key, value, token)
         self._end_at(stop)
-        if window is not None:
+        if self.window is not None:
             self._free()
 
     def drop_before(self, positions: np.ndarray) -> None:
@@ -305,6 +312,10 @@ class PageTable:
         self._spare = 0
         self.lengths = lengths
         self._spare = int((-lengths % PAGE_KEYS).min(initial=PAGE_KEYS))
+        self._fresh = PAGE_KEYS
+        if self.window is not None:
+            left = lengths - (0 if self.dropped is None else self.dropped)
+            self._fresh = PAGE_KEYS + self.window - int(left.max(initial=0))
 
     def _make_room(self, start: np.ndarray, stop: np.ndarray) -> None:
         """Give every entry pages of its own for positions start to stop."""

@@ -141,11 +141,11 @@ CACHE_FAULTS = {
         "tests/face/test_cache_copies.py::test_copies_go_their_own_way -k 'numba and float32'",
     ),
     # Sequences that come and go, pages that are given back.
-    "new_sequences_hold_what_the_last_one_does": (
+    "new_sequences_hold_pages_of_others": (
         "_core/pages.py",
         "np.where(new[:, None], -1, held[sources])",
         "held[sources]",
-        _SERVING + "sequences_come_and_go[numba-float32]",
+        _SERVING + "finished_sequences_leave_their_memory_to_others[reference]",
     ),
     "a_page_more_is_given_back": (
         "_core/pages.py",
@@ -155,8 +155,8 @@ CACHE_FAULTS = {
     ),
     "queries_before_the_last_lose_their_window": (
         "_core/pages.py",
-        "stop - max(new, 1) - window",
-        "stop - 1 - window",
+        "stop - max(new, 1) - self.window",
+        "stop - 1 - self.window",
         _SERVING + "what_a_window_hides_is_given_back[numba-float32]",
     ),
     "what_was_given_back_is_forgotten_by_those_who_go_on": (
@@ -173,8 +173,14 @@ CACHE_FAULTS = {
     ),
     "memory_of_a_long_text_kept": (
         "_core/pages.py",
-        "        self._end_at(stop)\n        if window is not None:\n            self._free()\n",
-        "        self._end_at(stop)\n",
+        "        if self.window is not None:\n            self._free()\n",
+        "",
+        _SERVING + "a_long_text_is_freed_by_the_first_token_behind_it[reference]",
+    ),
+    "pages_wait_for_the_end_of_one": (
+        "_core/pages.py",
+        " and self._fresh > 0",
+        "",
         _SERVING + "a_long_text_is_freed_by_the_first_token_behind_it[reference]",
     ),
     "failed_append_gives_back": (
