@@ -20,6 +20,7 @@ sheet.py        one run: prepares, checks, plays the rounds, collects what repor
 startup.py      import time, first call, scratch memory: measured in child processes
 report.py       the printed sheet and the JSON
 readme.py       the tables of README.md, the bench's and the project's
+models.py       whole models by the bridges, a command of its own: ``python -m bench.models``
 __main__.py     the command line
 test_*.py       the same cases, ceilings and start-up under pytest-benchmark (conftest.py)
 """

@@ -7,6 +7,8 @@ error says which extra brings it.
 
 extras.py           libraries that are missing, and what to install
 torch/              tensors, scaled_dot_product_attention and linear, for models as they are
+transformers/       attn_implementation="fastattn", a cache, texts without padding
+sentence_transformers.py    `encode` without padding
 """
 
 from __future__ import annotations

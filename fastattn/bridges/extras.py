@@ -8,7 +8,11 @@ from types import ModuleType
 __all__ = ["BRIDGES", "needed"]
 
 # Each bridge, and the extra that brings its library.
-BRIDGES = {"torch": "torch"}
+BRIDGES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "sentence_transformers": "sentence-transformers",
+}
 
 
 def needed(library: str, extra: str) -> ModuleType:

@@ -30,6 +30,10 @@ SCIPY_RATIO = 2.0
 # Single operations against SciPy's or NumPy's formula in float64.
 SOFTMAX_ROUNDINGS = 8.0
 FUSE_ROUNDINGS = 2.0
+# Hidden states of whole float32 models, in parts of the largest; and embeddings of length 1. A key
+# too many or too few changes them a thousand times as much.
+HIDDEN_STATES = 5e-6
+EMBEDDINGS = 1e-6
 
 
 def epsilon(dtype) -> float:
