@@ -156,6 +156,7 @@ from fastattn._core.backends import use_backend, warmup
 from fastattn._core.config import NUMERICS_VERSION as numerics_version
 from fastattn._core.config import VERSION as __version__
 from fastattn._core.config import show_config
+from fastattn._core.sharing import share_threads
 from fastattn._core.threads import set_threads, threads
 from fastattn.allocation import allocate
 from fastattn.attention import attention, explain
@@ -193,6 +194,7 @@ __all__ = [
     "numerics_version",
     "pack_linear",
     "set_threads",
+    "share_threads",
     "show_config",
     "similarity",
     "softmax",

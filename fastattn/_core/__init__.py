@@ -33,7 +33,8 @@ The machine:
 
 constants.py    what alone decides bits, and sizes of blocks
 backends.py     choice of backend, refusals           execution.py  what a backend offers
-threads.py      how many threads                      config.py     versions, show_config
+threads.py      how many threads, and whose           config.py     versions, show_config
+sharing.py      one pool with NumPy's BLAS
 environment.py  the float environment of NumPy's work on the face, as kernels have it
 
 **Small calls** skip validation: what shapes, strides, dtypes and options decide is kept under them

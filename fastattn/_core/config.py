@@ -24,7 +24,7 @@ def configuration() -> dict[str, dict[str, object]]:
     # importlib.metadata costs 20 ms: only this function needs it, so only this function pays.
     from importlib.metadata import PackageNotFoundError, version
 
-    from fastattn._core import backends
+    from fastattn._core import backends, sharing
 
     versions: dict[str, object] = {
         "fastattn": VERSION,
@@ -46,6 +46,7 @@ def configuration() -> dict[str, dict[str, object]]:
             "processor": platform.machine(),
             "cores": cores,
             "threads": _threads(),
+            "whose threads": sharing.describe(),
         },
         "backends": {name: backends.describe(name) for name in backends.KNOWN},
     }

@@ -5,9 +5,9 @@ machine; a C compiler links them into the module that drives them. The CPU decid
 kind runs.
 
 levels.h        kinds of machine: AVX2, AVX-512           words.py     records and kernels, as C
-pool.h          threads                                   _native.pyx  drivers, and kept calls
-arrays.h        what an array of NumPy is, without its headers
-backend.py      the engine on these kernels
+pool.h team.h   threads: our own, another library's       _native.pyx  drivers, and kept calls
+blas.h blas.py  NumPy's BLAS on our threads               arrays.h     what an array of NumPy is,
+backend.py      the engine on these kernels                            without its headers
 
 ``setup.py`` builds it, in one to two minutes on two cores, once for the same sources. The package
 then depends on NumPy alone: Numba and llvmlite, 208 MB, take part in the build and are not

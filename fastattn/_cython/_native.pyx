@@ -40,6 +40,17 @@ cdef extern from "pool.h" nogil:
         int64_t kernel, int64_t call, int64_t first, int64_t stop, int64_t workers
     )
 
+cdef extern from "team.h" nogil:
+    void run_on_team(
+        int64_t parallel, int64_t kernel, int64_t call, int64_t first, int64_t stop, int64_t workers
+    )
+
+cdef extern from "blas.h" nogil:
+    bint take_blas(int64_t set, int most, int threads)
+    void leave_blas()
+    bint has_blas()
+    bint is_pool_busy()
+
 cdef extern from "levels.h" nogil:
     ctypedef struct compiled_kernel:
         const char *level
@@ -97,6 +108,41 @@ def run_parallel(int64_t entry, int64_t call, int64_t first, int64_t stop, int64
     """Run tasks ``first`` to ``stop`` on as many workers as told; one such run at a time."""
     with nogil:
         run_on_threads(entry, call, first, stop, workers)
+
+
+def run_together(
+    int64_t parallel, int64_t entry, int64_t call, int64_t first, int64_t stop, int64_t workers
+):
+    """Run tasks ``first`` to ``stop`` on the team that the function at `parallel` enters."""
+    with nogil:
+        run_on_team(parallel, entry, call, first, stop, workers)
+
+
+def is_busy():
+    """Whether somebody runs on the threads at the moment: a call, or BLAS."""
+    return is_pool_busy()
+
+
+def share_blas(int64_t setter, int most, int threads):
+    """Have an OpenBLAS run its jobs on the threads; returns whether there are enough of them.
+
+    `setter` is where its ``set_threads_callback_function`` is; it has room for `most` threads.
+    """
+    cdef bint enough
+    with nogil:
+        enough = take_blas(setter, most, threads)
+    return enough
+
+
+def unshare_blas():
+    """Let it run them on its own threads."""
+    with nogil:
+        leave_blas()
+
+
+def shares_blas():
+    """Whether it runs them here."""
+    return has_blas()
 
 
 cdef inline void _fill(const int64_t *form, int64_t *call, PyObject **objects) noexcept nogil:

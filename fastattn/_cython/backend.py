@@ -126,8 +126,8 @@ class _Pool(Turns):
     """The threads of this process; a forked child gets a fresh one."""
 
     def admits(self, token: list[bool]) -> bool:
-        """Whether the call of ``token`` may use the threads now; if so it holds them."""
-        return self.takes(token)
+        """Whether the call of ``token`` may use the threads now, which BLAS may use too."""
+        return not _native.is_busy() and self.takes(token)
 
     def threads(self) -> int:
         """As many as a call asks for; `set_threads` knows what the machine has."""
@@ -135,6 +135,7 @@ class _Pool(Turns):
 
     run_serially = staticmethod(_native.run_serially)
     run_parallel = staticmethod(_native.run_parallel)
+    run_on_team = staticmethod(_native.run_together)
 
 
 _pool = _Pool()

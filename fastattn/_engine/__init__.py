@@ -11,6 +11,7 @@ describe.py record.py addresses.py   records: what they say, their words, where 
 way.py          how keys and values are read: decided here, obeyed by kernels, told by `explain`
 plan.py plan_ragged.py   tiles, segments, task grid; work balanced by keys: pure functions
 launcher.py     threads, and slices short enough that Ctrl-C is answered
+company.py      the threads of other libraries
 attention.py states.py ragged.py     planned and run
 stages.py normalize.py   the stages      linear.py   linear maps
 allocation.py   rows of receivers            shared.py   rounds of a whole matrix

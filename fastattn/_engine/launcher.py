@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from .addresses import address
+from .company import OnTeam, company
 
 __all__ = ["Entry", "Launcher", "Layer", "Turns", "is_small"]
 
@@ -48,6 +49,9 @@ class Layer(Protocol):
     def admits(self, token: list[bool]) -> bool:
         """Whether the call of ``token`` may run in parallel now; if so it holds the layer."""
 
+    def takes(self, token: list[bool]) -> bool:
+        """Whether it may on the threads of somebody else."""
+
     def threads(self) -> int:
         """How many threads a parallel run has at most."""
 
@@ -58,6 +62,11 @@ class Layer(Protocol):
         self, entry_address: int, call: int, first: int, stop: int, workers: int
     ) -> None:
         """Run tasks ``first`` to ``stop`` on as many workers as told."""
+
+    def run_on_team(
+        self, parallel: int, entry_address: int, call: int, first: int, stop: int, workers: int
+    ) -> None:
+        """Run them on the threads of a team of somebody else."""
 
 
 class Turns:
@@ -128,18 +137,20 @@ class Launcher:
             return
         seconds = tasks * seconds_per_task
         workers = min(workers, tasks)
+        team = company()
+        threads = layer if team is None else OnTeam(layer, team)
         token = [True]
         try:
-            if seconds <= _UNSLICED_SECONDS and layer.admits(token):
-                layer.run_parallel(entry.address, call, 0, tasks, workers)
+            if seconds <= _UNSLICED_SECONDS and threads.admits(token):
+                threads.run_parallel(entry.address, call, 0, tasks, workers)
             else:
-                _run_slices(layer, token, entry.address, call, tasks, seconds_per_task, workers)
+                _run_slices(threads, token, entry.address, call, tasks, seconds_per_task, workers)
         finally:
             token.clear()
 
 
 def _run_slices(
-    layer: Layer,
+    layer: Layer | OnTeam,
     token: list[bool],
     entry_address: int,
     call: int,

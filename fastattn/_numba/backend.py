@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 try:
     import numba
 except ModuleNotFoundError as error:
@@ -14,6 +16,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from fastattn._core.problem import Problem
+from fastattn._engine import company
 from fastattn._engine.engine import Engine
 from fastattn._engine.launcher import Launcher
 from fastattn._engine.operations import name_kernels
@@ -45,4 +48,12 @@ class _Backend(Engine):
         compile.warm([*used, *launch.DRIVERS, *repeat.DRIVERS])
 
 
-backend = _Backend(name_kernels("numba", ENTRIES, Launcher(launch.layer), repeat.again))
+def _layer() -> Any:
+    """Return Numba's threads: none in a child whose parent entered an OpenMP that may be theirs."""
+    layer = launch.layer()
+    if layer.refusal is None and company.has_lost():
+        layer.refusal = "this process was forked after another library's OpenMP threads had started"
+    return layer
+
+
+backend = _Backend(name_kernels("numba", ENTRIES, Launcher(_layer), repeat.again))

@@ -31,6 +31,7 @@ NOT_CALLED = {
     "AllocationResult",
     "SharedAllocation",
     "set_threads",
+    "share_threads",
     "show_config",
     "threads",
     "use_backend",

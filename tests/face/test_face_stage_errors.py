@@ -214,6 +214,12 @@ CASES = {
         ["use_backend", "'opencl'"],
     ),
     "set_threads": (Call(fastattn.set_threads, (0,), {}), ValueError, ["threads", "0"]),
+    "threads": (
+        Call(lambda: fastattn.threads(0).__enter__(), (), {}),
+        ValueError,
+        ["threads", "0"],
+    ),
+    "share_threads": (Call(fastattn.share_threads, (2,), {}), TypeError, ["share", "2"]),
     "show_config": (Call(fastattn.show_config, ("xml",), {}), ValueError, ["'xml'", '"dicts"']),
 }
 

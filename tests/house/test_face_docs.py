@@ -29,6 +29,7 @@ MODULES = [
     "fastattn.varlen",
     "fastattn._core.backends",
     "fastattn._core.config",
+    "fastattn._core.sharing",
     "fastattn._core.threads",
 ]
 

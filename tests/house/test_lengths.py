@@ -18,6 +18,7 @@ LONGEST_FUNCTION = 60  # below signature and docstring, which are written out wh
 LONG_FILES = {
     "fastattn/cache.py": "one class, most of it docstrings",
     "fastattn/multihead.py": "one class, most of it docstrings",
+    "fastattn/_cython/_native.pyx": "one module: drivers, threads, and kept calls",
     "tests/seeded/faults.py": "one table of faults, and how each is seeded",
     "tests/batch/test_batch_shared.py": "how jobs meet others on their files, one harness",
     "tests/contract/test_bfloat16_dot.py": "runs itself in a process where pairs are multiplied",

@@ -267,6 +267,7 @@ def test_public_names():
         "numerics_version",
         "pack_linear",
         "set_threads",
+        "share_threads",
         "show_config",
         "similarity",
         "softmax",

@@ -21,6 +21,7 @@ from pathlib import Path
 from allocation_faults import ALLOCATION_FAULTS
 from batch_faults import BATCH_FAULTS
 from cache_faults import CACHE_FAULTS
+from company_faults import COMPANY_FAULTS
 from compiled_faults import COMPILED_FAULTS
 from face_faults import FACE_FAULTS
 from linear_faults import LINEAR_FAULTS
@@ -397,6 +398,7 @@ _PLACES = (
     PLAIN_FAULTS,
     LINEAR_FAULTS,
     LOGARITHM_FAULTS,
+    COMPANY_FAULTS,
     COMPILED_FAULTS,
     MACHINE_FAULTS,
     ALLOCATION_FAULTS,

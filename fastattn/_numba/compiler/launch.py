@@ -8,18 +8,16 @@ started, and where there is no layer.
 import ctypes
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numba
+import numpy as np
 
+from fastattn._engine.addresses import address
+from fastattn._engine.company import Masters
 from fastattn._engine.launcher import Turns
 from fastattn._numba.compiler import compile, native
-
-# Each thread that ever starts a parallel region keeps a pool of its own in OpenMP, so that a
-# thread pool of 64 would leave 64 × 63 sleeping threads behind.
-_MOST_MASTERS = 4
 
 
 @compile.device
@@ -57,6 +55,18 @@ def _parallel(entry_address, call_address, first, stop, workers):
         _enter(entry_address, call_address, worker)
 
 
+@compile.entry
+def _take_part(run, nothing):
+    """Take part as the next worker, if there is one left, of `_Layer.run_on_team`."""
+    worker = native.atomic_next(run)
+    if worker < native.load_int64(run, 1):
+        _enter(native.load_int64(run, 2), native.load_int64(run, 3), worker)
+
+
+# `GOMP_parallel`, which calls its function with one argument: `_take_part` reads no second one.
+_ENTER_TEAM = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+
 # What `warmup` compiles. Not the parallel one: that starts the threads, and a child forked later
 # could not use its own.
 DRIVERS = (_serial,)
@@ -88,7 +98,7 @@ class _Layer(Turns):
         super().__init__()
         self.refusal = refusal  # why this process runs everything on one thread
         self.name: str | None = None  # known once it has started
-        self.masters: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self.masters = Masters()
 
     def start(self) -> None:
         """Start Numba's threads, and find out which layer they belong to."""
@@ -112,6 +122,14 @@ class _Layer(Turns):
         """Run tasks ``first`` to ``stop`` on as many workers as told."""
         _parallel.run(entry_address, call, first, stop, workers)
 
+    def run_on_team(
+        self, parallel: int, entry_address: int, call: int, first: int, stop: int, workers: int
+    ) -> None:
+        """Run tasks ``first`` to ``stop`` on the team that the function at `parallel` enters."""
+        (ctypes.c_int64 * 3).from_address(call)[:] = first, stop, workers
+        run = np.array([0, workers, entry_address, call], np.int64)
+        _ENTER_TEAM(parallel)(_take_part.address, address(run), 0, 0)
+
     def threads(self) -> int:
         """How many threads Numba has."""
         return numba.get_num_threads()
@@ -125,18 +143,7 @@ class _Layer(Turns):
         if self.name == "workqueue" and threading.active_count() > 1:
             # Two threads inside this layer, ours or anybody's, abort the process.
             return False
-        if not self._admits_thread():
-            return False
-        return self.takes(token)
-
-    def _admits_thread(self) -> bool:
-        thread = threading.current_thread()
-        if thread is threading.main_thread() or thread in self.masters:
-            return True
-        if len(self.masters) >= _MOST_MASTERS:
-            return False
-        self.masters.add(thread)
-        return True
+        return self.masters.admit() and self.takes(token)
 
 
 _layer = _Layer(None)
