@@ -1,9 +1,9 @@
 """Other people's programs on fastattn: one import each, loaded when somebody uses it.
 
 A bridge takes the arrays of another library where they lie, speaks its names and keeps its rules.
-It stands on the public face alone, and nothing of it is loaded before it is asked for:
-``fastattn.bridges.torch.patch()`` needs no import of its own. Where the library is missing, the
-error says which extra brings it.
+It stands on the public face alone, but for whose threads serve, and nothing of it is loaded before
+it is asked for: ``fastattn.bridges.torch.patch()`` needs no import of its own. Where the library is
+missing, the error says which extra brings it.
 
 extras.py           libraries that are missing, and what to install
 torch/              tensors, scaled_dot_product_attention and linear, for models as they are

@@ -41,6 +41,12 @@ COMPANY_FAULTS = {
         "    const int others = 0;\n    const bool enough",
         f"{_SHARING} -k after",
     ),
+    "the_bridge_to_torch_counts_on_its_team_in_a_child": (
+        "bridges/torch/threads.py",
+        "    _parallel = 0\n    _team = Team(1, 0)\n",
+        "    pass\n",
+        "tests/bridges/torch/test_torch_threads.py -k forked",
+    ),
     "the_setting_of_openmp_comes_before_ours": (
         "_core/threads.py",
         "    if ours:\n",

@@ -11,7 +11,7 @@ a gradient: under `torch.no_grad` or `torch.inference_mode` Parameters are taken
 elsewhere they are refused.
 
 tensors.py      tensors as arrays, without copies
-threads.py      how many threads a call takes
+threads.py      torch's own threads, on which calls run
 operators.py    what torch knows by name: ``fastattn::attention``, ``fastattn::linear``
 attention.py    scaled_dot_product_attention, by torch's rules
 maps.py         linear                                    packs.py      weights kept packed
