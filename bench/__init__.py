@@ -18,6 +18,7 @@ ceilings.py     what the machine can do at most: multiply-adds, bfloat16 dots, m
 interleave.py   rounds in which every contender takes a turn, and ratios within a round
 sheet.py        one run: prepares, checks, plays the rounds, collects what report.py prints
 startup.py      import time, first call, scratch memory: measured in child processes
+company.py      attention by turns with NumPy's products and with PyTorch, for those with threads
 report.py       the printed sheet and the JSON
 readme.py       the tables of README.md, the bench's and the project's
 models.py       whole models by the bridges, a command of its own: ``python -m bench.models``
