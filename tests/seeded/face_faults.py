@@ -180,4 +180,10 @@ FACE_FAULTS: dict[str, tuple[str, str, str, str]] = {
         "if False else",
         "tests/face/test_face_bools.py -k some",
     ),
+    "a_strided_out_is_kept_as_if_it_were_not": (
+        "_engine/attention.py",
+        "record = make_record(problem, plan, in_entries(problem, output, 2))",
+        "record = make_record(problem, plan, np.empty(output.shape, output.dtype))",
+        "tests/core/test_repeats.py -k attention",
+    ),
 }

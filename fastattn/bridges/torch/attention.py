@@ -6,7 +6,13 @@ import torch
 
 from fastattn.bridges.torch import operators
 from fastattn.bridges.torch.maps import refusal
-from fastattn.bridges.torch.tensors import FLOATS, broadcast, records_gradient
+from fastattn.bridges.torch.tensors import (
+    FLOATS,
+    broadcast,
+    is_readable,
+    records_gradient,
+    why_unreadable,
+)
 
 __all__ = ["scaled_dot_product_attention", "why_not_attention"]
 
@@ -24,13 +30,9 @@ def why_not_attention(
     """Say why a call is left to torch, in a word and in a sentence; None: it is not."""
     if dropout_p != 0.0:
         return "dropout", f"dropout_p is {dropout_p}, and nothing is dropped here: pass 0.0"
-    for name, tensor in (("query", query), ("key", key), ("value", value), ("mask", attn_mask)):
-        if tensor is None:
-            continue
-        if not tensor.is_cpu:
-            return "device", f"{name} is on the device {tensor.device}: pass `{name}.cpu()`"
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            return "layout", f"{name} is no strided tensor ({tensor.layout})"
+    if not (is_readable(query) and is_readable(key) and is_readable(value)):
+        named = (("query", query), ("key", key), ("value", value))
+        return next(why_unreadable(*one) for one in named if not is_readable(one[1]))
     if not (query.dtype is key.dtype is value.dtype and query.dtype in FLOATS):
         return "dtype", (
             f"query, key and value have dtypes {query.dtype}, {key.dtype}, {value.dtype}: one of "
@@ -41,6 +43,8 @@ def why_not_attention(
     if scale is not None and not abs(scale) < float("inf"):
         return "scale", f"scale is {scale}, and must be finite"
     if attn_mask is not None:
+        if not is_readable(attn_mask):
+            return why_unreadable("attn_mask", attn_mask)
         if is_causal:
             return "mask with is_causal", (
                 "attn_mask and is_causal are given, and torch takes one of them: pass "
@@ -60,6 +64,9 @@ def _why_not_shapes(
     mask: torch.Tensor | None,
     enable_gqa: bool,
 ) -> tuple[str, str] | None:
+    alike = query.shape == key.shape == value.shape
+    if alike and mask is None and query.dim() >= 2 + enable_gqa:
+        return None
     shown = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if min(query.dim(), key.dim(), value.dim()) < 2 + enable_gqa:
         return "shapes", f"too few dims: {shown}"
@@ -137,4 +144,4 @@ def scaled_dot_product_attention(
     why = why_not_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if why is not None:
         raise refusal(*why)
-    return operators.watched_attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    return operators.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)

@@ -17,7 +17,7 @@ from fastattn.bridges.torch.counting import Counted, counting
 from fastattn.bridges.torch.maps import why_not_linear
 from fastattn.bridges.torch.operations import SUMS, WHOLE_VECTORS, is_by_row
 from fastattn.bridges.torch.packs import owner_of
-from fastattn.bridges.torch.routing import Routing, attend, fast_paths
+from fastattn.bridges.torch.routing import Routing, are_plain, attend, fast_paths
 
 __all__ = ["batch_invariant"]
 
@@ -37,13 +37,13 @@ class _Maps(Routing):
     def attend(self, *args: Any, **kwargs: Any) -> torch.Tensor | str:
         """Attend, or say in a word why that is left to torch."""
         with _unseen():
-            return attend(*args, **kwargs, modes=1)
+            return attend(*args, **kwargs)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Answer a call of a function of torch."""
-        if func is functional.linear and not torch.is_autocast_enabled("cpu"):
+        if func is functional.linear and are_plain(types) and not torch.is_autocast_enabled("cpu"):
             taken = self._map(*args, **kwargs or {})
             if taken is not None:
                 return taken
@@ -56,7 +56,7 @@ class _Maps(Routing):
         if owner_of(weight) is None or why_not_linear(input, weight, bias) is not None:
             return None
         with _unseen():
-            return operators.watched_linear(input, weight, bias, modes=1)
+            return operators.linear(input, weight, bias)
 
 
 class _Products(TorchDispatchMode):
@@ -102,12 +102,11 @@ _actions: dict[Any, _Handler] = {}
 
 def _action_of(func: Any) -> _Handler:
     """Decide what is done with an operation, whatever its operands."""
-    name = func._schema.name.removeprefix("aten::")
-    handler = products.HANDLERS.get(name)
-    if handler is not None and func._overloadname != "out":
-        return handler
+    name, overload = func._schema.name.removeprefix("aten::"), func._overloadname
+    if name in products.HANDLERS and overload in ("default", "int"):
+        return products.HANDLERS[name]
     if name.removesuffix("_") in WHOLE_VECTORS:
-        return _on_whole_vectors
+        return _leave if overload.endswith("out") else _on_whole_vectors
     if name in SUMS:
         return _sum
     return _do if is_by_row(func) else _leave
@@ -142,10 +141,6 @@ def _on_whole_vectors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     x = args[place]
     if not (x.is_cpu and x.is_floating_point() and x.layout is torch.strided):
         return NotImplemented
-    name = func._schema.name.removeprefix("aten::")
-    if name.endswith("_"):
-        plain = getattr(getattr(torch.ops.aten, name.removesuffix("_")), func._overloadname)
-        return x.copy_(_on_whole_vectors(plain, args, kwargs))
     numbers = x.numel()
     whole = _whole(numbers)
     like = torch.empty_like(x)  # it has the order of dims in memory that torch's result has
@@ -155,9 +150,11 @@ def _on_whole_vectors(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     flat = x.new_ones(whole)
     flat[:numbers] = dense.as_strided((numbers,), (1,))
     result = func(*args[:place], flat, *args[place + 1 :], **kwargs)[:numbers]
-    return result.as_strided(x.shape, like.stride())
+    result = result.as_strided(x.shape, like.stride())
+    return x.copy_(result) if func._schema.name.endswith("_") else result
 
 
+@torch.compiler.disable
 @contextmanager
 def batch_invariant() -> Iterator[Counted]:
     """Let no result of the program within depend on what else is in the batch.
@@ -177,8 +174,8 @@ def batch_invariant() -> Iterator[Counted]:
     -----
     Weights are packed at their first use and kept: see `linear`. Of a row, what a layer pads is a
     part: attention and softmax give what they give without the hidden keys, sums along the last
-    axis need not. Each operation costs some µs more, seen from Python. `torch.compile` does not
-    compile within: programs run as they are written.
+    axis need not. Each operation costs some µs more, seen from Python. Nothing is compiled within:
+    programs run as they are written, and torch refuses ``torch.compile(..., fullgraph=True)``.
 
     With gradients recorded, linear layers and products still are computed here, and attention is
     left to torch.

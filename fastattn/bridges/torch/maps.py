@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastattn.bridges.torch import operators
-from fastattn.bridges.torch.tensors import FLOATS, records_gradient
+from fastattn.bridges.torch.tensors import FLOATS, is_readable, records_gradient, why_unreadable
 
 __all__ = ["linear", "why_not_linear"]
 
@@ -17,10 +17,8 @@ def why_not_linear(
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
-        if not tensor.is_cpu:
-            return "device", f"{name} is on the device {tensor.device}: pass `{name}.cpu()`"
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            return "layout", f"{name} is no strided tensor ({tensor.layout}): it has no rows"
+        if not is_readable(tensor):
+            return why_unreadable(name, tensor)
         if tensor.dtype not in FLOATS or tensor.dtype is not input.dtype:
             return "dtype", (
                 f"{name} has dtype {tensor.dtype} and input {input.dtype}: one float type is needed"
@@ -75,7 +73,7 @@ def linear(
     why = why_not_linear(input, weight, bias)
     if why is not None:
         raise refusal(*why)
-    return operators.watched_linear(input, weight, bias)
+    return operators.linear(input, weight, bias)
 
 
 def refusal(reason: str, text: str) -> Exception:

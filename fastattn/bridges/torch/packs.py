@@ -31,7 +31,7 @@ class _Pack:
 
     def __init__(self, owner: torch.Tensor, weight: torch.Tensor, forget: Any) -> None:
         self.owner = weakref.ref(owner, forget)
-        self.version = owner._version
+        self.version, self.storage = owner._version, owner.untyped_storage().data_ptr()
         # Not the weight's own view, which would keep it alive.
         array = array_of(weight.detach())
         self.numbers, self.places = _sample(array)
@@ -103,6 +103,11 @@ def weight_of(weight: torch.Tensor, owner: torch.nn.Parameter | None) -> Any:
 def _keep(place: tuple[Any, ...], owner: torch.Tensor, weight: torch.Tensor) -> _Pack | None:
     """Pack a weight and keep it, if there is room."""
     _packs.pop(place, None)
+    # What was kept of memory that it had before, and held it.
+    storage = owner.untyped_storage().data_ptr()
+    for other, former in list(_packs.items()):
+        if other[0] == place[0] and former.storage != storage:
+            _packs.pop(other, None)
     if kept_bytes() + weight.nbytes > _MOST_BYTES:
         return None
 

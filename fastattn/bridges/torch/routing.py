@@ -16,7 +16,7 @@ from fastattn.bridges.torch import operators
 from fastattn.bridges.torch.attention import why_not_attention
 from fastattn.bridges.torch.counting import Counted, counting, note_left
 
-__all__ = ["Routing", "fast_paths", "patch"]
+__all__ = ["Routing", "are_plain", "attend", "fast_paths", "patch"]
 
 # Whatever name a program has bound it to, and however early.
 _ATTENTION = functional.scaled_dot_product_attention
@@ -60,8 +60,7 @@ class Routing(TorchFunctionMode):
         """Answer a call of a function of torch."""
         kwargs = kwargs or {}
         if func is _ATTENTION:
-            plain = all(kind in _PLAIN for kind in types)
-            taken = self.attend(*args, **kwargs) if plain else "subclass"
+            taken = self.attend(*args, **kwargs) if are_plain(types) else "subclass"
             if not isinstance(taken, str):
                 return taken
             self._leave(taken)
@@ -74,6 +73,11 @@ class Routing(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def are_plain(types: Any) -> bool:
+    """Tell whether tensors of these types are nothing but tensors."""
+    return all(kind in _PLAIN for kind in types)
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -84,7 +88,6 @@ def attend(
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
-    modes: int = 0,
 ) -> torch.Tensor | str:
     """Attend, or say in a word why that is left to torch, which also finds what is wrong."""
     if torch.is_autocast_enabled("cpu"):
@@ -94,9 +97,9 @@ def attend(
         return why[0]
     options = attn_mask, is_causal, scale, enable_gqa
     if torch.compiler.is_compiling():
-        return torch.ops.fastattn.attention.default(query, key, value, *options)
+        return operators.attention(query, key, value, *options)
     try:
-        return operators.watched_attention(query, key, value, *options, modes=modes)
+        return operators.attention(query, key, value, *options)
     except (TypeError, ValueError):
         return "refused"
 
@@ -142,6 +145,7 @@ class _FastPaths:
 fast_paths = _FastPaths()
 
 
+@torch.compiler.disable
 @contextmanager
 def patch() -> Iterator[Counted]:
     """Let fastattn compute every `scaled_dot_product_attention` of the program within.

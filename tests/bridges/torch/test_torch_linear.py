@@ -80,7 +80,7 @@ def _optimizer(weight):
 CHANGES = {
     "copy_": lambda weight: weight.copy_(torch.rand_like(weight)),
     "add_": lambda weight: weight.add_(1),
-    "one element": lambda weight: weight[3].__setitem__(5, 9.0),
+    "one element": lambda weight: weight[3].__setitem__(20, 9.0),
     "a detached alias": lambda weight: weight.detach()[2].fill_(3),
     "init": lambda weight: torch.nn.init.ones_(weight),
     "foreach": lambda weight: torch._foreach_mul_([weight], 3),
@@ -139,6 +139,14 @@ def test_what_is_kept_goes_with_the_parameter(requires_grad):
     del weight
     gc.collect()
     assert not packs._packs
+
+
+def test_memory_that_a_parameter_had_is_let_go():
+    weight = torch.nn.Parameter(torch.ones(20, 30))
+    for number in range(5):
+        weight.data = torch.full((20, 30), float(number))
+        assert bridge.linear(torch.ones(1, 30), weight)[0, 0] == 30 * number
+    assert len(packs._packs) == 1
 
 
 def test_memory_is_bounded(monkeypatch):
