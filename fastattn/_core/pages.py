@@ -126,8 +126,8 @@ class PageTable:
         entries, _, new, _ = key.shape
         if counts is None and 0 < new <= self._spare and self._fresh > 0:
             self._write_tails(key, value)
-            self._spare -= new  # first: an interrupt in between then leaves too little
             self._fresh -= new
+            self._spare -= new  # first: an interrupt in between then leaves too little
             self.lengths = self.lengths + new
             return
         if counts is None:
