@@ -41,6 +41,10 @@ typedef struct {
 
 enum { WAIT, GO, GO_AWAY };
 
+/* How long threads look for a run that have jobs of BLAS: about as long as OpenBLAS's own, in ns. A
+   caller that waits for jobs of others cannot go on alone where they are slow to wake up. */
+enum { LOOK_FOR_JOBS = 30000000 };
+
 static void do_jobs(int64_t address, int64_t worker)
 {
     (void)worker;
@@ -133,6 +137,7 @@ static void after_fork_in_child(void)
     pthread_mutex_init(&blas.turn, NULL);
     if (blas.set != NULL) blas.set(NULL);
     blas.set = NULL;
+    atomic_store(&pool.patience, LOOK_FOR_RUN);
 }
 
 /* Take the jobs of the OpenBLAS whose callback is set by a function, which has numbers for `most`
@@ -150,6 +155,7 @@ static bool take_blas(int64_t set, int most, int threads)
     blas.most = most;
     blas.set = (set_blas_threads *)(intptr_t)set;
     blas.set(run_blas);
+    atomic_store(&pool.patience, LOOK_FOR_JOBS);
     pthread_mutex_unlock(&blas.turn);
     return true;
 }
@@ -160,6 +166,7 @@ static void leave_blas(void)
     pthread_mutex_lock(&blas.turn);
     if (blas.set != NULL) blas.set(NULL);
     blas.set = NULL;
+    atomic_store(&pool.patience, LOOK_FOR_RUN);
     pthread_mutex_unlock(&blas.turn);
 }
 

@@ -65,9 +65,10 @@ static struct {
     _Atomic uint32_t waits;             /* whether the caller sleeps until all have */
     _Alignas(64) _Atomic uint32_t bell; /* what threads without work sleep on */
     _Atomic uint32_t sleepers;
-    pthread_mutex_t turn; /* whose run it is */
-    int started;          /* threads of the pool; no caller is one of them */
-} pool = {.run = CLOSED, .turn = PTHREAD_MUTEX_INITIALIZER};
+    _Atomic int64_t patience; /* how long they look for a run before they sleep */
+    pthread_mutex_t turn;     /* whose run it is */
+    int started;              /* threads of the pool; no caller is one of them */
+} pool = {.run = CLOSED, .patience = LOOK_FOR_RUN, .turn = PTHREAD_MUTEX_INITIALIZER};
 
 static inline uint64_t number_of(uint64_t run) { return run >> NUMBER_AT; }
 static inline uint64_t joined(uint64_t run) { return run & MOST_THREADS; }
@@ -152,7 +153,7 @@ static inline bool look_again(unsigned *looks, int64_t stop)
 /* Wait for another run than the one seen: look for a while, then sleep. */
 static uint64_t wait_for_run(uint64_t seen)
 {
-    const int64_t stop = nanoseconds() + LOOK_FOR_RUN;
+    const int64_t stop = nanoseconds() + atomic_load(&pool.patience);
     unsigned looks = 0;
     uint64_t run;
     do {

@@ -31,8 +31,8 @@ COMPANY_FAULTS = {
     ),
     "a_forked_child_leaves_its_blas_to_threads_it_does_not_have": (
         "_cython/blas.h",
-        "    if (blas.set != NULL) blas.set(NULL);\n    blas.set = NULL;\n}\n\n/* Take",
-        "}\n\n/* Take",
+        "blas.set = NULL;\n    atomic_store(&pool.patience, LOOK_FOR_RUN);\n}\n\n/* Take",
+        "blas.set(run_blas);\n}\n\n/* Take",
         f"{_SHARING} -k forked",
     ),
     "jobs_of_blas_wait_for_each_other_one_by_one": (
