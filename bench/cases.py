@@ -79,7 +79,8 @@ def attention(
 ) -> Case:
     """An attention call; ``batch`` ends in the query heads, ``key_heads`` makes it grouped.
 
-    ``bias_heads`` gives each head a mask of its own, shared by the batch. ``documents`` packs
+    ``mask`` is one of those of ``draw.mask``: of what a causal one, blocks or padding hide, nothing
+    counts. ``bias_heads`` gives each head its own, shared by the batch. ``documents`` packs
     heavy-tailed documents into the row: pairs of two documents are no work.
     """
     keys = queries if keys is None else keys
@@ -99,6 +100,7 @@ def attention(
     if mask is not None:
         options["mask"] = mask
         shapes["mask"] = (*batch[-1:], queries, keys) if bias_heads else (queries, keys)
+        shapes["mask"] = (batch[0], 1, 1, keys) if mask == "padding" else shapes["mask"]
     if key_heads is not None:
         options["enable_gqa"] = True
     if return_weights:
@@ -111,7 +113,9 @@ def attention(
     if alibi:
         options["alibi"] = True
         fixed["alibi_slopes"] = draw.alibi_slopes(batch[-1])
-    visible = visible_pairs(queries, keys, causal, window)
+    visible = visible_pairs(queries, keys, causal or mask == "causal", window)
+    if mask in ("blocks", "padding"):
+        visible = draw.shown_pairs(mask, batch[0], queries, keys)
     if documents:
         options["documents"] = draw.HEAVY_TAILED
         ids = draw.document_ids(draw.heavy_tailed_lengths(name, queries), queries)
@@ -288,6 +292,9 @@ CASES: tuple[Case, ...] = (
     attention("wide-256", batch=(1, 4), queries=1024, features=256),
     attention("prefill-float64", batch=(1, 8), queries=2048, features=64, dtype="float64"),
     attention("mask-bool", batch=(1, 8), queries=2048, features=64, mask="bool"),
+    attention("mask-causal", batch=(1, 8), queries=2048, features=64, mask="causal"),
+    attention("mask-blocks", batch=(1, 8), queries=2048, features=64, mask="blocks"),
+    attention("mask-padding", batch=(32, 12), queries=256, features=64, mask="padding"),
     attention("mask-float", batch=(1, 8), queries=2048, features=64, mask="float"),
     attention(
         "bias-shared", batch=(4, 8), queries=1024, features=64, mask="float", bias_heads=True

@@ -11,6 +11,8 @@ import numpy as np
 ALIGNMENT = 64  # bytes; what torch gives its own tensors, so that nobody pays for our allocation
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 MEDIAN_LENGTH, LENGTH_SIGMA, LONGEST = 50, 1.25, 2000
+# Tokens of each document where a mask keeps them apart.
+BLOCK = 64
 HEAVY_TAILED = f"log-normal, median {MEDIAN_LENGTH}, sigma {LENGTH_SIGMA}, cut to 1..{LONGEST}"
 
 
@@ -53,12 +55,26 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) ->
 def mask(
     rng: np.random.Generator, shape: tuple[int, ...], kind: str, dtype: np.dtype
 ) -> np.ndarray:
-    """About half the keys visible (bool), or a bias for each pair (float)."""
+    """About half the keys visible (bool), a bias for each pair (float), or bools as models have
+    them: causal, documents of ``BLOCK`` tokens (blocks), texts padded to the longest (padding).
+    """
+    rows, keys = np.arange(shape[-2])[:, None], np.arange(shape[-1])
+    if kind == "causal":
+        return aligned(keys <= rows)
+    if kind == "blocks":
+        return aligned(keys // BLOCK == rows // BLOCK)
+    if kind == "padding":
+        return aligned(keys < text_lengths(shape[0], shape[-1])[:, None, None, None])
     if kind == "bool":
         drawn = rng.random(shape, dtype=np.float32) < 0.5
         drawn[..., 0] = True  # peers give NaN for a row without a key
         return drawn
     return normal(rng, shape, dtype)
+
+
+def text_lengths(count: int, longest: int) -> np.ndarray:
+    """Lengths of texts in a batch, evenly from an eighth of the longest to it."""
+    return np.linspace(longest // 8, longest, count).astype(np.int64)
 
 
 def heavy_tailed_lengths(name: str, count: int) -> np.ndarray:
@@ -110,6 +126,13 @@ def visible_pairs(
     if causal:
         stop = np.minimum(stop, rows + 1)
     return float(np.maximum(stop - first, 0).sum())
+
+
+def shown_pairs(mask: str, texts: int, queries: int, keys: int) -> float:
+    """How many pairs of one head a mask of blocks or padding shows; of several texts the mean."""
+    if mask == "blocks":
+        return float((np.bincount(np.arange(queries) // BLOCK) ** 2).sum())
+    return queries * float(text_lengths(texts, keys).mean())
 
 
 def module_weights(features: int) -> dict[str, tuple[int, ...]]:

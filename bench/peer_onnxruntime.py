@@ -136,7 +136,10 @@ def _microsoft(
         feeds[name] = pack(form[name]) if packed else form[name]
     names = list(feeds)
     if mask is not None:
-        feeds["bias"] = additive(mask, case.dtype)[None, None]
+        bias = additive(mask, case.dtype)
+        whole = *bias.shape[:-2], form["query"].shape[-2], form["key"].shape[-2]
+        feeds["bias"] = np.ascontiguousarray(np.broadcast_to(bias, whole))
+        feeds["bias"] = feeds["bias"].reshape(*[1] * (4 - bias.ndim), *whole)
         names += ["", "", "bias"]
     heads = form["query"].shape[-3]
     value_features = form["value"].shape[-1]

@@ -167,7 +167,7 @@ def shape_text(case: Record) -> str:
         parts.append(case["dtype"])
     for name, value in case["options"].items():
         if name == "mask":
-            heads = "per head " if len(case["shapes"]["mask"]) > 2 else ""
+            heads = "per head " if len(case["shapes"]["mask"]) == 3 else ""
             parts.append(f"{value} mask {heads}".strip())
         elif name not in ("out", "metric", "axis") and value:
             parts.append(name if value is True else f"{name} {value}".replace("None", "any"))

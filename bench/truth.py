@@ -77,11 +77,10 @@ def _attention(case: Case, arrays: Arrays) -> tuple[Pick, list[np.ndarray]]:
     grouped = (*query.shape[:-3], key_heads, heads // key_heads, *query.shape[-2:])
     products = query.reshape(grouped) @ key[..., :, None, :, :].swapaxes(-1, -2)
     scores = products.reshape(*query.shape[:-1], -1) / np.sqrt(query.shape[-1])
-    mask = arrays.get("mask")
-    if mask is not None and mask.dtype == bool:
-        scores[..., ~mask[rows]] = -np.inf
-    elif mask is not None:
-        scores += mask[..., rows, :]
+    if "mask" in arrays:
+        full = (*case.shapes["query"][:-1], key.shape[-2])
+        mask = np.broadcast_to(arrays["mask"], full)[..., rows, :][batch]
+        scores += np.where(mask, 0.0, -np.inf) if mask.dtype == bool else mask
     if "alibi_slopes" in arrays:
         distances = np.abs(rows[:, None] - np.arange(key.shape[-2]))
         scores -= arrays["alibi_slopes"].astype(np.float64)[:, None, None] * distances

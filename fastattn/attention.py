@@ -79,7 +79,9 @@ def attention(
     mask : array_like, broadcasts to (..., L, S), optional
         bool: True where a query may attend; float: added to the scores, -inf hides.
         It does not change the dtype of the result. A float mask of only 0 and 1, hardly ever
-        meant to be added, is warned of. None: every key is visible.
+        meant to be added, is warned of. Where it hides 64 keys in a row from a few dozen queries,
+        they cost nothing, and little where it shows them all, or adds 0. None: every key is
+        visible.
     causal : bool or {"top_left", "bottom_right"}
         Key j is visible to row i iff ``j <= i + offset``. "top_left" means offset 0,
         "bottom_right" ``S - L`` (``key_lengths - L`` where lengths are given). True takes
@@ -221,6 +223,22 @@ def attention(
     <BLANKLINE>
            [[1.  , 0.  ],
             [0.  , 1.  ]]])
+
+    A relative bias, as T5 has it, is a number for each head and distance from query to key. As a
+    mask it takes no memory of L times S: row i is a window of a table of the distances from 1 - N
+    to N - 1, and a view of it gives the bits of the array written out. Here are L queries, the
+    first at position p (0 but for decoding), and S keys; N is at least S, and p + L.
+
+    >>> from numpy.lib.stride_tricks import sliding_window_view
+    >>> N, L, S, p = 6, 2, 5, 3
+    >>> table = np.array([[0.1], [0.5]]) * np.minimum(0, np.arange(1 - N, N))
+    >>> bias = sliding_window_view(table, S, axis=-1)[:, N - 1 - p :: -1][:, :L]
+    >>> bias[1]
+    array([[-1.5, -1. , -0.5,  0. ,  0. ],
+           [-2. , -1.5, -1. , -0.5,  0. ]])
+    >>> query, key = np.ones((2, L, 4)), np.ones((2, S, 4))
+    >>> fastattn.attention(query, key, key, mask=bias).shape
+    (2, 2, 4)
 
     A sink takes weight and has no value; here it takes as much as each of the two keys.
 

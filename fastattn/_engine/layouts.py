@@ -79,7 +79,7 @@ ATTENTION = Layout(
     partial_output partial_max partial_sum partial_rest keeps_rest
     scratch scratch_stride
     at_query at_scores at_block at_running at_panels at_values at_rows at_packed at_state
-    at_stage at_chunks at_ids at_record at_ahead
+    at_stage at_chunks at_ids at_spans at_record at_ahead
     """,
     " ".join((*FACTORS.floats, "softcap")),
 )

@@ -115,6 +115,7 @@ class Scratch(NamedTuple):
     at_stage: int
     at_chunks: int
     at_ids: int
+    at_spans: int
     at_record: int
     at_ahead: int
     size: int
@@ -148,6 +149,7 @@ def scratch_layout(
         PANEL_KEYS * features * item if copies_keys else 0,
         padded(SEGMENT_KEYS // PAGE_KEYS) * 8,
         2 * (SEGMENT_KEYS // PANEL_KEYS) * 8,
+        -(-task_rows // BLOCK_ROWS) * 4 * 8,
         RECORD_BYTES,
         _AHEAD_BYTES,
     )

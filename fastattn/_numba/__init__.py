@@ -8,9 +8,9 @@ the kernels and this text: **pack** (dtype, strides, norms, the exact part of sc
 lie in plain rows, gathered, paged, half or int8, is *staged* first: copied and widened, a panel
 at a time; for up to four rows, as in decoding, halves and int8 are widened in registers instead,
 within the products) → **score** (tile product) → **shape** (rest of scale, softcap, float mask,
-ALiBi) → **reveal** (ranges and documents clip the loop, a mask and ids select) → **normalise**
-(running maximum, weights, row sum) → **fuse** (weights × values) → **finish** (sink, divide, lse,
-empty rows, output dtype).
+ALiBi) → **reveal** (ranges, documents and masks clip the loop, a mask and ids select) →
+**normalise** (running maximum, weights, row sum) → **fuse** (weights × values) → **finish** (sink,
+divide, lse, empty rows, output dtype).
 
 **Where the bits come from.** A score is a sum over features in chains of fused multiply-adds, 64
 features each (squares of distances: 16); sixteen chains are a run, and runs are added with what

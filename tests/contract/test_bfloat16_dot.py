@@ -17,10 +17,11 @@ import test_bits
 import test_varlen_bits
 import tolerances
 from conftest import EXACT
+from cut import call_of
 from kv import Model, new_cache, tokens
 from pairs import SWITCH, backend_of, can_multiply, multiplies, run, run_tests, taken, takes_pairs
 from places import SUPPORT
-from relations import RELATIONS, call_of
+from relations import RELATIONS
 
 import fastattn
 from fastattn import reference

@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import strategies
+from numpy.lib.stride_tricks import sliding_window_view
 
 import fastattn
 from fastattn import reference
@@ -22,6 +23,59 @@ def check(*arrays, **options):
     results = fastattn.attention(*arrays, **options, return_lse=True, return_weights=True)
     oracle.attention(*arrays, **options).check(*results, about=options)
     return results
+
+
+# --- relative biases -----------------------------------------------------------------------------
+
+
+def windows(table, position, rows, keys):
+    """The recipe in the docstring of `attention`."""
+    longest = (table.shape[-1] + 1) // 2
+    return sliding_window_view(table, keys, axis=-1)[:, longest - 1 - position :: -1][:, :rows]
+
+
+def relative_biases(rng, dtype, backwards):
+    """A table of 4 heads that hides far distances, and ordinary distances of one head from 0 on."""
+    table = rng.standard_normal((4, 1399)).astype(dtype)
+    table[:, :180], table[:, 900:], table[0, 600:680] = -np.inf, -np.inf, 0
+    return np.ascontiguousarray(table[:, ::-1])[:, ::-1] if backwards else table
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
+def test_a_relative_bias_is_windows_of_a_table(exact_backend, dtype, backwards, seed):
+    rng = np.random.default_rng(seed)
+    table = relative_biases(rng, dtype, backwards)
+    for position, rows, keys in ((0, 70, 70), (0, 30, 650), (513, 7, 520), (649, 1, 650)):
+        arrays = operands(rng, rows=rows, keys=keys, dtype="f4" if dtype == "f2" else dtype)
+        bias = windows(table, position, rows, keys)
+        assert np.shares_memory(bias, table)
+        distance = np.arange(keys) - np.arange(rows)[:, None] - position
+        dense = np.ascontiguousarray(table[:, distance + 699])
+        for options in ({}, {"causal": True, "query_offset": position}):
+            here, there = (
+                fastattn.attention(*arrays, mask=mask, return_lse=True, **options)
+                for mask in (bias, dense)
+            )
+            for result, expected in zip(here, there, strict=True):
+                oracle.assert_same_bits(result, expected, about=(position, rows, options))
+        oracle.attention(*arrays, mask=dense).check(fastattn.attention(*arrays, mask=bias))
+
+
+def test_decoding_with_a_relative_bias_step_by_step(exact_backend, seed):
+    """Each token has the bits that it has among all, in one causal call."""
+    rng = np.random.default_rng(seed)
+    table = relative_biases(rng, "f4", backwards=False)
+    query, key, value = operands(rng, rows=550, keys=550)
+    bias = windows(table, 0, 550, 550)
+    expected = fastattn.attention(query, key, value, mask=bias, causal=True)
+    cache = fastattn.KVCache(2, 4, 16)
+    cache.append(key[..., :500, :], value[..., :500, :])
+    for position, rows in ((500, 3), (503, 1), (504, 30), (534, 1), (535, 15)):
+        now = slice(position, position + rows)
+        cache.append(key[..., now, :], value[..., now, :])
+        step = cache.attend(query[..., now, :], mask=windows(table, position, rows, now.stop))
+        oracle.assert_same_bits(step, expected[..., now, :], about=(position, rows))
 
 
 # --- shapes --------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import oracle
 import pytest
 import strategies
 from conftest import BASE_SEED
-from relations import PLANS_DIFFER, RELATIONS, call_of
+from cut import call_of
+from relations import PLANS_DIFFER, RELATIONS
 
 import fastattn
 
@@ -35,6 +36,9 @@ FEATURES = {
     "sloped": ("alibi_at_offset", "sinks_of_each"),
     "documents": ("documents", "causal_top_left", "sinks"),
     "small": ("float16", "documents_of_each", "window_both"),
+    "tiles": ("tile_mask", "sinks"),
+    "biased tiles": ("tile_bias", "scales", "causal_bottom_right"),
+    "small tiles": ("float16", "tile_mask", "grouped"),
 }
 WIDE = ((1040, 9), (2064, 1), (272, 9), (1030, 3))  # features and rows
 RANDOM_BLOCKS = 8

@@ -65,6 +65,7 @@ VECTORS = {
     "bfloat16",
     "elementary",
     "emit",
+    "flags",
     "memory",
     "native",
     "objects",

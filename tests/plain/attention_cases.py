@@ -211,6 +211,53 @@ def _documents() -> Iterator[Case]:
     )  # fmt: skip
 
 
+def _tiles() -> Iterator[Case]:
+    """Masks that hide, show or mix whole panels: what is skipped before, between and behind."""
+    query, key, value = operands(30, 300, 4, 16)
+    rng = np.random.default_rng(5)
+    mask = np.zeros((30, 300), bool)
+    mask[:, 100:128], mask[:, 200:240] = True, rng.random((30, 40)) < 0.5
+    mask[5], mask[24:, :130] = False, False
+    bias = np.where(mask, np.float32(0), np.float32(-np.inf))
+    bias[:, 210:220] += draw(8, (30, 10))
+    for name, one in (
+        ("bool", mask), ("bias", bias), ("bias of float64", bias.astype(F64)),
+        ("bias of halves", bias.astype(F16)), ("columns", np.asfortranarray(mask)),
+        ("biased columns", np.asfortranarray(bias)),
+    ):  # fmt: skip
+        yield attend(f"tiles, {name}", (query, key, value), mask=one, **BOTH)
+    yield attend("tiles, causal", (query, key, value), mask=mask, causal=True, query_offset=215)
+    broken = value.copy()
+    broken[130:140], broken[90], broken[205] = np.nan, np.inf, np.nan
+    yield attend("tiles, values not finite", (query, key, broken), mask=mask)
+    swapped = broken.astype(">f4")
+    yield attend("tiles, values swapped", (query, key, swapped), mask=mask, softcap=2.0)
+    # Scores of the last keys are written from the hidden panel on that is before them.
+    few = [x[:n] for x, n in zip((query, key, value), (3, 197, 197), strict=True)]
+    ends = np.isin(np.arange(197) // 64, (0, 3))
+    yield attend("tiles, few rows", few, mask=ends, **BOTH)
+    yield attend("tiles, few spilling rows", spilling(few), mask=ends, similarity="dot", scale=2.0)
+    heads = [draw(1, (4, 3, 4)), key[None], value[None]]
+    padding = np.arange(300) < np.array([300, 70, 0, 16])[:, None, None]
+    yield attend("tiles, padding of grouped heads", heads, mask=padding, enable_gqa=True, **BOTH)
+    numbers = np.where(np.arange(70) // 16 == 2, draw(9, (30, 70)), np.float32(0))
+    short = query, key[:70], value[:70]
+    yield attend("tiles, numbers among zeros", short, mask=numbers)
+    yield attend("tiles, numbers among zeros by columns", short, mask=np.asfortranarray(numbers))
+    apart = np.arange(150) // 16 % 3 > 0
+    apart[[20, 60]] = False
+    yield attend("tiles, two stretches", (query, key[:150], value[:150]), mask=apart)
+    yield attend("tiles, hidden rows", (query, key, value), mask=np.arange(30)[:, None] < 20)
+    long = operands(2, 1100, 4)
+    late = np.arange(1100) // 64 == 16
+    yield attend("tiles, split keys", long, threads=2, mask=late, return_lse=True)
+    ids = np.repeat(np.arange(6), 50)
+    yield attend(
+        "tiles, documents", (query, key, value), mask=mask, query_segments=ids[60:90],
+        key_segments=ids, **BOTH,
+    )  # fmt: skip
+
+
 def _states() -> Iterator[Case]:
     query, key, value = operands(3, 1100, 4, 5)
 
@@ -239,4 +286,6 @@ def _states() -> Iterator[Case]:
     yield Case("merge_states, of results", lambda: fastattn.merge_states(outputs, lses))
 
 
-GROUPS = (_options, _shapes, _values, _scales, _numbers_of_heads, _documents, _states)
+GROUPS = (
+    _options, _shapes, _values, _scales, _numbers_of_heads, _documents, _tiles, _states,
+)  # fmt: skip

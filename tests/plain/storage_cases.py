@@ -180,4 +180,16 @@ def _varlen() -> Iterator[Case]:
     yield Case("varlen, long", lambda: fastattn.attention_varlen(*long.arguments), threads=2)
 
 
-GROUPS = (_small_storage, _caches, _pairs, _varlen)
+def _tiles() -> Iterator[Case]:
+    """Panels that a mask hides between others, of halves and of pairs, in every way of values."""
+    seen = np.isin(np.arange(200) // 64, (0, 2))
+    for rows, columns in ((3, 64), (3, 20), (30, 20)):
+        for dtype, widens in ((F16, False), (BF16, True), (BF16, False)):
+            arrays = operands(rows, 200, 8, columns, dtype=dtype)
+            arrays[2][70:75] = np.nan
+            name = f"tiles, {dtype}, {rows} rows, {columns} columns"
+            name = name if dtype == F16 or widens else f"pairs, {name}"
+            yield attend(name, arrays, widens=widens, mask=seen)
+
+
+GROUPS = (_small_storage, _caches, _pairs, _varlen, _tiles)

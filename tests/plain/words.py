@@ -161,6 +161,16 @@ def select_bytes(address, vector, other):
     return chosen(seen, vector, splat(element(vector, other)))
 
 
+def nonzero_bytes(address):
+    seen = read_array(np.dtype(np.uint8), address, LANES) != 0
+    return int(seen @ (1 << np.arange(LANES)))
+
+
+def trailing_zeros(word):
+    word = int(word) % (1 << 64)
+    return (word & -word).bit_length() - 1 if word else 64
+
+
 def select_same(address, wanted, vector, other):
     same = read_array(_I64, address, LANES) == wanted
     return chosen(same, vector, splat(element(vector, other)))
@@ -257,7 +267,7 @@ TWINS = {
     for function in (
         load_int64, load_int32, store_int64, load_float64, store_float64, bits_of, float_of,
         atomic_next, load, store, stream, load_first, store_first, load_scalar, store_scalar,
-        select_bytes, select_same, prefetch, native_code, load_as, transpose_four, stack_room,
-        record_address, tag_of,
+        select_bytes, select_same, nonzero_bytes, trailing_zeros, prefetch, native_code, load_as,
+        transpose_four, stack_room, record_address, tag_of,
     )
 }  # fmt: skip

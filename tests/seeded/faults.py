@@ -27,6 +27,7 @@ from face_faults import FACE_FAULTS
 from linear_faults import LINEAR_FAULTS
 from logarithm_faults import LOGARITHM_FAULTS
 from machine_faults import MACHINE_FAULTS
+from mask_faults import MASK_FAULTS
 from module_faults import MODULE_FAULTS
 from option_faults import OPTION_FAULTS
 from pair_faults import PAIR_FAULTS
@@ -401,6 +402,7 @@ _PLACES = (
     COMPANY_FAULTS,
     COMPILED_FAULTS,
     MACHINE_FAULTS,
+    MASK_FAULTS,
     ALLOCATION_FAULTS,
     BATCH_FAULTS,
     SHARED_FAULTS,

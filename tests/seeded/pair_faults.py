@@ -11,8 +11,8 @@ PAIR_FAULTS = {
     ),
     "pairs_lose_the_last_key_of_an_odd_number": (
         "_numba/steps/bfloat16_pairs.py",
-        "(keys + 1) // 2, FUSE_KEYS, count, first > low, False,",
-        "max(keys // 2, 1), FUSE_KEYS, count, first > low, False,",
+        "(keys + 1) // 2, FUSE_KEYS, count, first > begin, False,",
+        "max(keys // 2, 1), FUSE_KEYS, count, first > begin, False,",
         "plain: attention, pairs, 2 rows, 41 keys, 7 and 9 features",
     ),
     "pairs_leave_the_bytes_of_others_as_they_lie": (

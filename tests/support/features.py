@@ -55,6 +55,28 @@ def _float_mask_hiding(c: Case) -> None:
     c.options["mask"] = mask.swapaxes(-1, -2)
 
 
+def tiles(rng: np.random.Generator, rows: int, keys: int) -> np.ndarray:
+    """0 and 1 in tiles all of one, and 2 in others, of 16 or 64 keys and some rows each."""
+    size = int(rng.choice((5, 24))), int(rng.choice((16, 64, 128)))
+    drawn = rng.choice(3, (rows // size[0] + 1, keys // size[1] + 1), p=(0.55, 0.3, 0.15))
+    return drawn.repeat(size[0], 0).repeat(size[1], 1)[:rows, :keys]
+
+
+def _tile_mask(c: Case) -> None:
+    """Tiles of each head hidden, seen or mixed: panels to skip before, between, behind others."""
+    heads = [tiles(c.rng, c.rows, c.keys) for _ in range(c.batch[-1])]
+    mixed = c.rng.random((c.batch[-1], c.rows, c.keys)) < 0.5
+    c.options["mask"] = np.where(np.array(heads) == 2, mixed, np.array(heads) == 1)
+
+
+def _tile_bias(c: Case) -> None:
+    """The same of floats, shared by the heads: −inf, 0, or any numbers in a tile."""
+    state = tiles(c.rng, c.rows, c.keys)
+    numbers = c.rng.normal(size=state.shape)
+    dtype = np.float64 if c.dtypes[0] == np.float64 else np.float32
+    c.options["mask"] = np.choose(state, (-np.inf, 0.0, numbers)).astype(dtype)
+
+
 def _causal_offset(c: Case) -> None:
     c.options["causal"] = True
     c.options["query_offset"] = int(c.rng.integers(-3, c.keys + 1))
@@ -250,6 +272,8 @@ FEATURES: dict[str, Callable[[Case], None]] = {
     "documents": _documents,
     "documents_of_each": _documents_of_each,
     "small_mask": _small_mask,
+    "tile_mask": _tile_mask,
+    "tile_bias": _tile_bias,
 }
 
 # Features that set the same thing: of such a pair only one can be had.
@@ -264,7 +288,10 @@ EXCLUSIVE = (
     {"fortran_transposed", "strided_unaligned", "byteswapped_broadcast", "read_only_columns"},
     {"dot", "cosine", "euclidean"},
     {"scale", "negative_scale", "zero_scale", "scales", "scales_of_each"},
-    {"bool_mask", "key_mask", "row_mask", "float_mask", "float_mask_hiding", "small_mask"},
+    {
+        *("bool_mask", "key_mask", "row_mask", "tile_mask"),
+        *("float_mask", "float_mask_hiding", "small_mask", "tile_bias"),
+    },
     {"causal_offset", "causal_offsets", "causal_top_left", "causal_bottom_right"},
     {"window_left", "window_right", "window_both"},
     {"key_length", "key_lengths"},

@@ -10,4 +10,5 @@ storage.py      halves and int8, widened and rounded
 halves.py       lines of halves, in and out of the stages bfloat16.py  vectors of pairs of bfloat16
 sums.py         sums over more features than a tile takes logarithm.py  of sums, right near 0
 two_floats.py   numbers as the sum of two                 exponential.py  of such numbers
+flags.py        bits of a word, some from bytes
 """

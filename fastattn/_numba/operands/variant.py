@@ -163,7 +163,7 @@ def never_scores(tag, call, segment, queries, rows, low, high, scratch):
 
 
 @device
-def never_fuses(tag, call, segment, rows, low, high, block, scratch):
+def never_fuses(tag, call, segment, rows, low, high, begin, block, scratch):
     """For a way to read values that no call of a variant goes."""
 
 

@@ -23,6 +23,7 @@ from ..operands.prefetch import following_task, look_ahead, place_of_task
 from ..operands.record import (
     COSINE,
     EUCLIDEAN,
+    NO_MASK,
     OUTPUT,
     QUERY,
     VALUES_LATE,
@@ -46,6 +47,7 @@ from ..steps.blocks import (
     RUNNING_MAX,
     RUNNING_REST,
     RUNNING_SUM,
+    UNCHANGED,
     fuse_block,
     fuse_visible_block,
     normalise_block,
@@ -63,6 +65,7 @@ from ..steps.finish import finish_row, finish_weights, write_output
 from ..steps.floats import FLOAT32, FLOAT64
 from ..steps.normalise import any_nan_in_row
 from ..steps.score_again import measure_queries, score_again
+from ..steps.shown import HIGH, LOW, find_spans, fuse_shown, score_shown, span_of
 from ..steps.spans import find_documents, segment_span
 
 
@@ -176,10 +179,17 @@ def attend_block(
         result = scratch + call.at_running + block * padded(call.value_features) * item
     repairing = False
     while True:
-        score_block(tag, call, segment, queries, rows, low, high, scratch)
-        if call.enlarged or not alike:
-            score_again(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
-        reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
+        if call.mask_kind != NO_MASK:
+            score_shown(
+                tag, call, segment, queries, first_row, block, rows, low, high, alike, scratch
+            )
+        else:
+            score_block(tag, call, segment, queries, rows, low, high, scratch)
+            if call.enlarged or not alike:
+                score_again(tag, call, segment, first_row, block, rows, low, high, alike, scratch)
+            reveal_block(
+                tag, call, segment, first_row, block, rows, low, high, UNCHANGED, alike, scratch
+            )
         if repairing:
             if call.value_way >= VALUES_LATE:
                 place = load_int64(values, 0) + low * value_stride
@@ -190,7 +200,14 @@ def attend_block(
             )
             break
         normalise_block(tag, call, entry_index, segment, first_row, block, rows, low, high, scratch)
-        fuse_block(tag, call, segment, rows, low, high, values, value_stride, result, scratch)
+        if call.mask_kind != NO_MASK:
+            fuse_shown(
+                tag, call, segment, block, rows, low, high, values, value_stride, result, scratch
+            )
+        else:
+            fuse_block(
+                tag, call, segment, rows, low, high, low, values, value_stride, result, scratch
+            )
         # 0 times inf or NaN of a hidden key may have come in. It shows as a NaN, and only then
         # the block is done again with its hidden keys left out.
         if not any_nan_in_row(tag, result, rows * padded(call.value_features) * item):
@@ -209,13 +226,19 @@ def attend_rows(
     first_segment = max(first_segment, low // SEGMENT_KEYS)
     stop_segment = min(stop_segment, (high + SEGMENT_KEYS - 1) // SEGMENT_KEYS)
     narrowing = call.query_ids != 0 and call.key_ids_head == 0 and call.weights == 0
+    masked = call.mask_kind != NO_MASK
     for segment in range(first_segment, stop_segment):
         if call.task_rows > BLOCK_ROWS:
             for panel in range(SEGMENT_KEYS // PANEL_KEYS):
                 store_int64(scratch + call.at_packed, panel, 0)
         if narrowing:
             find_documents(call, segment, scratch)
-        low, high = segment_span(call, segment, first_row, 0, rows, narrowing, alike, scratch)
+        if masked:
+            low, high = find_spans(
+                tag, call, entry_index, segment, first_row, rows, narrowing, alike, scratch
+            )
+        else:
+            low, high = segment_span(call, segment, first_row, 0, rows, narrowing, alike, scratch)
         if low >= high:
             continue
         value_stride = place_values(tag, call, segment, low, high, scratch)
@@ -223,7 +246,10 @@ def attend_rows(
         fresh = segment == first_segment and not call.split
         for block in range(0, rows, BLOCK_ROWS):
             stop = min(rows, block + BLOCK_ROWS)
-            if block > 0 or stop < rows:
+            if masked:
+                span = span_of(call, scratch, block)
+                low, high = load_int64(span, LOW), load_int64(span, HIGH)
+            elif block > 0 or stop < rows:
                 low, high = segment_span(
                     call, segment, first_row, block, stop, narrowing, alike, scratch
                 )

@@ -5,7 +5,7 @@ A step takes what it works on, and is used by whatever drives it (`stages.attent
 
 score.py        scores of a block, shaped and revealed    normalise.py  weights, fused and folded
 blocks.py       what happens to a block over a segment    finish.py    divided, written, the lse
-spans.py        which stretch of a segment a block sees
+spans.py        which stretch of a segment a block sees    shown.py     what a mask shows of it
 score_again.py  what the power of two of a scale would round, or lets overflow
 
 Few rows are scored and fused otherwise:

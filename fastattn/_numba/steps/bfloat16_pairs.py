@@ -296,7 +296,7 @@ def place_pairs(tag, call, segment, low, high, scratch):
 
 
 @device
-def fuse_small_pairs(tag, call, segment, rows, low, high, block, scratch):
+def fuse_small_pairs(tag, call, segment, rows, low, high, begin, block, scratch):
     """As `decode_small.fuse_decode_small`."""
     stride, c_stride = call.value_row, call.value_features * 4
     first = low
@@ -309,13 +309,13 @@ def fuse_small_pairs(tag, call, segment, rows, low, high, block, scratch):
             fetch, fetch_stride = strip_ahead(call, later, offset, keys)
             small_pair_fused(
                 DECODE_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset, stride,
-                block + vector * LANES * 4, c_stride, keys, first > low, fetch, fetch_stride,
+                block + vector * LANES * 4, c_stride, keys, first > begin, fetch, fetch_stride,
             )  # fmt: skip
         first += keys
 
 
 @device
-def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
+def fuse_pairs(tag, call, segment, rows, low, high, begin, values, value_stride, block, scratch):
     """As `normalise.fuse_listed`."""
     scores, score_stride = scratch + call.at_scores, SCORE_STRIDE * 4
     vectors = (call.value_features + LANES - 1) // LANES
@@ -343,7 +343,7 @@ def fuse_pairs(tag, call, segment, rows, low, high, values, value_stride, block,
                 c = block + row * block_stride + offset
                 product_columns(
                     PAIR, group, groups, a, score_stride, strip, 2 * strip_stride, c, block_stride,
-                    (keys + 1) // 2, FUSE_KEYS, count, first > low, False, fetch, fetch_stride,
+                    (keys + 1) // 2, FUSE_KEYS, count, first > begin, False, fetch, fetch_stride,
                 )  # fmt: skip
         first += keys
 

@@ -12,13 +12,13 @@ from ..compiler.compile import device
 from ..compiler.native import load_int64
 from ..machine.elementary import exp2_lowest
 from ..machine.emit import LANES
+from ..machine.flags import next_run
 from ..machine.memory import load, load_scalar, store, store_first, store_scalar
 from ..machine.simd import cast, item_size
 from ..operands.record import (
     COSINE,
     KEYS_DECODE,
     KEYS_DECODE_SMALL,
-    NO_MASK,
     VALUES_DECODE_SMALL,
     factors_of,
 )
@@ -48,6 +48,8 @@ LOG2_E = 1.4426950408889634
 
 # Words of eight bytes, one array a name over the rows of a task. As in `record`, not Python's.
 BEGIN, END, EXACT, RUNNING_MAX, RUNNING_SUM, RUNNING_REST = map(np.int64, range(6))
+# No columns that a mask has a say in.
+UNCHANGED = np.int64(0)
 
 
 @device
@@ -122,25 +124,29 @@ def score_block(tag, call, segment, queries, rows, low, high, scratch):
 
 
 @device
-def fuse_block(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
+def fuse_block(tag, call, segment, rows, low, high, begin, values, value_stride, block, scratch):
     """Step fuse: weights times values, columns low to high, into the output rows at `block`.
 
+    They are added to what stands there, but for the column `begin`, which is the first of all.
     `values` is the address of a list: where the value rows of each 128 keys of the segment begin,
     and those behind it.
     """
     if call.value_way == VALUES_DECODE_SMALL:
-        fuse_decode_small(tag, call, segment, rows, low, high, block, scratch)
+        fuse_decode_small(tag, call, segment, rows, low, high, begin, block, scratch)
     else:
-        fuse_listed(tag, call, segment, rows, low, high, values, value_stride, block, scratch)
+        fuse_listed(
+            tag, call, segment, rows, low, high, begin, values, value_stride, block, scratch
+        )
 
 
 @device
-def reveal_block(tag, call, segment, first_row, block, rows, low, high, alike, scratch):
-    """Steps shape and reveal."""
+def reveal_block(tag, call, segment, first_row, block, rows, low, high, changed, alike, scratch):
+    """Steps shape and reveal; `changed` are the sixteens of columns that a mask has a say in."""
     high_padded = padded(high)
-    biased = call.mask_kind != NO_MASK or call.alibi != 0 or call.query_ids != 0
+    changed &= (1 << high_padded // LANES) - (1 << low // LANES)
+    biased = changed != 0 or call.alibi != 0 or call.query_ids != 0
     if biased or call.rescaled or call.metric == COSINE:
-        shape_block(tag, call, segment, first_row, block, rows, low, high, biased, scratch)
+        shape_block(tag, call, segment, first_row, block, rows, low, high, changed, scratch)
     elif not alike or high < high_padded or begin_of(call, segment, block, scratch) > low:
         for r in range(rows):
             reveal_span(tag, call, segment, block, r, low, high_padded, scratch)
@@ -163,11 +169,12 @@ def reveal_span(tag, call, segment, block, r, low, high, scratch):
 
 
 @device
-def shape_block(tag, call, segment, first_row, block, rows, low, high, biased, scratch):
+def shape_block(tag, call, segment, first_row, block, rows, low, high, changed, scratch):
     """Steps shape and reveal where scores are not just revealed by ranges of keys."""
     item = item_size(tag)
     start = segment * SEGMENT_KEYS
     high_padded = padded(high)
+    first_run = next_run(changed, low // LANES)
     for r in range(rows):
         row = scratch + call.at_scores + r * SCORE_STRIDE * item
         factors = factors_of(call, first_row + block + r)
@@ -175,11 +182,16 @@ def shape_block(tag, call, segment, first_row, block, rows, low, high, biased, s
             clamp_row(tag, largest_cosine(tag, factors), row, low, high_padded)
         if call.rescaled:
             shape_row(tag, call, factors, row, low, high_padded)
-        if biased:
+        if changed != 0 or call.alibi != 0 or call.query_ids != 0:
             head, i = divmod(first_row + block + r, call.queries)
-            if call.mask_kind != NO_MASK:
-                place = call.entry_mask + head * call.mask_head + i * call.mask_row
-                mask_row(tag, call, place + start * call.mask_key, row, low, high)
+            place = call.entry_mask + head * call.mask_head + i * call.mask_row
+            first, stop = first_run
+            while changed:
+                begin, end = first * LANES, min(stop * LANES, high)
+                mask_row(tag, call, place + start * call.mask_key, row, begin, end)
+                if not changed >> stop:
+                    break
+                first, stop = next_run(changed, stop)
             if call.alibi:
                 slope = load_scalar(tag, call.entry_alibi + head * call.alibi_head)
                 position = i + load_int64(call.entry_offsets + head * call.offsets_head, 0)

@@ -139,7 +139,7 @@ def strip_ahead(call, later, offset, keys):
 
 
 @device
-def fuse_decode_small(tag, call, segment, rows, low, high, block, scratch):
+def fuse_decode_small(tag, call, segment, rows, low, high, begin, block, scratch):
     """Step fuse for a block of few rows, into the output rows at `block`."""
     vectors = call.value_features // LANES
     c_stride = call.value_features * 4
@@ -157,6 +157,6 @@ def fuse_decode_small(tag, call, segment, rows, low, high, block, scratch):
             c = block + vector * LANES * 4
             small_fused(
                 call.value_code, DECODE_ROWS if rows > 1 else 1, a, SCORE_STRIDE * 4, b + offset,
-                stride, scales, c, c_stride, keys, first > low, fetch, fetch_stride,
+                stride, scales, c, c_stride, keys, first > begin, fetch, fetch_stride,
             )  # fmt: skip
         first += keys

@@ -105,7 +105,7 @@ def zero_columns(tag, call, scores, low, high):
 
 
 @device
-def fuse_listed(tag, call, segment, rows, low, high, values, value_stride, block, scratch):
+def fuse_listed(tag, call, segment, rows, low, high, begin, values, value_stride, block, scratch):
     """Step fuse with values that `place_values` has listed, see `blocks.fuse_block`.
 
     Those that are staged late are staged where the first would lie, by strips of
@@ -159,7 +159,7 @@ def fuse_listed(tag, call, segment, rows, low, high, values, value_stride, block
                     keys,
                     FUSE_KEYS,
                     count,
-                    first > low,
+                    first > begin,
                     reading,
                     fetch,
                     fetch_stride,
