@@ -123,14 +123,7 @@ def linear(
     threads: int,
 ) -> Template | None:
     """Fill out (*batch, N) from x (*batch, K), weight (N, K) or its panels, and bias (N,)."""
-    if out.size == 0:
-        return None
-    if _copies(x, weight, out):
-        scratch = take_scratch(x.nbytes)
-        copy = np.ndarray(x.shape, x.dtype, scratch[2])
-        copy[...] = x
-        linear(kernels, copy, weight, bias, out, threads)
-        give_scratch(scratch)
+    if out.size == 0 or _is_done_on_a_copy(kernels, x, weight, bias, out, threads):
         return None
     dtype = computed(out.dtype)
     item = dtype.itemsize
@@ -190,3 +183,22 @@ def linear(
     )
     planned(x, weight, bias, out)
     return planned
+
+
+def _is_done_on_a_copy(
+    kernels: Kernels,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    threads: int,
+) -> bool:
+    """Map rows that are laid side by side in scratch, if that is worth it; tell whether it was."""
+    if not _copies(x, weight, out):
+        return False
+    scratch = take_scratch(x.nbytes)
+    copy: np.ndarray = np.ndarray(x.shape, x.dtype, scratch[2])
+    copy[...] = x
+    linear(kernels, copy, weight, bias, out, threads)
+    give_scratch(scratch)
+    return True
