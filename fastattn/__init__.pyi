@@ -10,14 +10,15 @@ from fastattn._core.annotations import (
     ArrayLike, Axis, BackendName, Causal, ConfigMode, Method, OnUnspent, Rotate, Similarity, Window,
 )
 from fastattn._core.execution import Execution
+from fastattn._core.sharing import Sharing
 from . import reference as reference
 
 __all__ = (
     "AllocationResult", "KVCache", "MultiHeadAttention", "PackedWeight", "SharedAllocation",
     "State", "__version__", "allocate", "allocate_shared", "attention", "attention_allocation",
     "attention_state", "attention_varlen", "explain", "fuse", "linear", "log_softmax", "logsumexp",
-    "merge_states", "numerics_version", "pack_linear", "set_threads", "show_config", "similarity",
-    "softmax", "threads", "use_backend", "warmup",
+    "merge_states", "numerics_version", "pack_linear", "set_threads", "share_threads",
+    "show_config", "similarity", "softmax", "threads", "use_backend", "warmup",
 )
 @dataclass(frozen=True, eq=False)
 class AllocationResult:
@@ -378,6 +379,7 @@ def merge_states(
 numerics_version: Final[int]
 def pack_linear(weight: ArrayLike) -> PackedWeight: ...
 def set_threads(threads: int | None) -> None: ...
+def share_threads(share: bool = True) -> Sharing: ...
 @overload
 def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload

@@ -33,6 +33,7 @@ IMPORTS = {
         *("Rotate", "Similarity", "Window"),
     ),
     "fastattn._core.execution": ("Execution",),
+    "fastattn._core.sharing": ("Sharing",),
 }
 DECORATORS = ("classmethod", "contextmanager", "dataclass", "property", "staticmethod")
 METHODS = ("__call__", "__enter__", "__exit__", "__init__")

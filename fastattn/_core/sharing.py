@@ -95,4 +95,4 @@ def describe() -> str:
     blas: Any = sys.modules.get(_MODULE)
     if blas is not None and blas.shared():
         return "fastattn's own, on which NumPy's BLAS runs too"
-    return "fastattn's own; NumPy's BLAS has others (fastattn.share_threads() lets them share)"
+    return "fastattn's own; NumPy's BLAS has others (fastattn.share_threads lets them share)"

@@ -29,7 +29,7 @@ LOOKS_LIKE_CODE = re.compile(
 # Strings that look like code and are no texts for people.
 NO_TEXTS = re.compile(
     r"^\S*$|^(void|int64|#define|\} __attribute__)|^, kdim=|\(\?<!|^Computes |^\s*target triple"
-    r"|\(\) got an unexpected|check_\{\}\(\{\}\)$"
+    r"|\(\) got an unexpected|check_\{\}\(\{\}\)$|^(attention|linear)\(Tensor "
 )
 # Whose texts speak of options of the command line; elsewhere they are options themselves.
 SPEAKS_OF_OPTIONS = ("batch", "plot", "examples")
@@ -86,6 +86,15 @@ def all_texts() -> list[Text]:
         text
         for path in sorted(PACKAGE.rglob("*.py"))
         for text in texts(path.read_text(encoding="utf-8"), str(path.relative_to(PACKAGE)))
+    ]
+
+
+def missing(found: list[Text], messages: list[str]) -> list[Text]:
+    """Those of the texts that quote code and are in none of the messages."""
+    return [
+        text
+        for text in found
+        if text.quotes_code() and not any(text.pattern.search(message) for message in messages)
     ]
 
 

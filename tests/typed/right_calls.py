@@ -180,6 +180,7 @@ def machine() -> None:
     assert_type(fastattn.show_config(mode="dicts"), dict[str, dict[str, object]])
     with fastattn.use_backend("reference"):
         fastattn.reference.softmax(x).sum()
+    fastattn.share_threads(False)
     with fastattn.threads(1):
         fastattn.set_threads(1)
     fastattn.set_threads(None)

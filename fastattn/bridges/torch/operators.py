@@ -28,8 +28,8 @@ _library.define("linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tenso
 
 _records = torch.is_grad_enabled
 GRADIENT = (
-    "a gradient would be recorded here, and fastattn computes none: call within torch.no_grad() or "
-    "torch.inference_mode(), or pass tensors that are detached"
+    "a gradient would be recorded here, and fastattn computes none: call within `torch.no_grad()` "
+    "or `torch.inference_mode()`, or pass tensors that are detached"
 )
 
 
