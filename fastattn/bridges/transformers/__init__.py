@@ -16,7 +16,7 @@ call under `torch.no_grad` or `torch.inference_mode`.
 masks.py        what a model's mask says, read from the functions that Transformers makes it of
 deferred.py     tensors that are described, and made only where somebody computes with them
 attention.py    the attention function            cache.py     keys and values in a `KVCache`
-packing.py      texts end to end, without padding
+packing.py      texts end to end, without padding    biases.py     by relative position (T5)
 """
 
 from fastattn.bridges.extras import needed

@@ -14,6 +14,7 @@ import fastattn
 from fastattn.bridges.torch.operators import GRADIENT
 from fastattn.bridges.torch.tensors import FLOATS, array_of, records_gradient
 from fastattn.bridges.torch.threads import run
+from fastattn.bridges.transformers.biases import describe_biases_of
 from fastattn.bridges.transformers.deferred import Deferred
 from fastattn.bridges.transformers.masks import Visibility, mask_of
 
@@ -59,6 +60,8 @@ def attend(
     The arguments are those by which Transformers calls its own functions ("sdpa", "eager").
     """
     _refuse(query, key, value, dropout, position_bias)
+    if position_bias is not None:
+        describe_biases_of(type(module), NAME)
     options: dict[str, Any] = {"scale": scaling, "softcap": softcap}
     if s_aux is not None:
         options["sinks"] = array_of(s_aux)
@@ -126,13 +129,15 @@ def _seen(
         options["causal"] = "top_left"
     if mask is not None:
         options["mask"] = mask[..., :keys]
-    if position_bias is not None:
+    if mask is None and isinstance(position_bias, Deferred):
+        options["mask"] = position_bias.meaning
+    elif position_bias is not None:
         bias = position_bias.to(query.dtype)
         if mask is not None:
             own = options["mask"]
             bias = torch.where(own, bias, -torch.inf) if own.dtype is torch.bool else bias + own
         options["mask"] = bias
-    if "mask" in options:
+    if isinstance(options.get("mask"), torch.Tensor):
         options["mask"] = array_of(options["mask"])
     return options
 

@@ -1,5 +1,7 @@
 """Models of many families by attn_implementation="fastattn", against "eager"."""
 
+import inspect
+
 import numpy as np
 import pytest
 import tolerances
@@ -10,6 +12,7 @@ torch = families.torch
 from families import by, draw_tokens, padding  # noqa: E402
 
 import fastattn  # noqa: E402
+from fastattn.bridges.transformers.deferred import Deferred  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIDES = ("none", "right", "left", "holes")
@@ -150,3 +153,23 @@ def test_what_cannot_be_is_refused(seed):
     model.train()
     with torch.no_grad(), pytest.raises(ValueError, match=r"model\.eval"):
         model(tokens)
+
+
+def test_relative_biases_are_described(seed, monkeypatch):
+    """From a model's second call on no bias of queries times keys is written out; same bits."""
+    model = families.t5()
+    given = {"input_ids": draw_tokens(seed, 3, 40), "decoder_input_ids": draw_tokens(seed, 3, 7)}
+    made = []
+    monkeypatch.setattr(Deferred, "made", lambda self, of=Deferred.made: made.append(1) or of(self))
+
+    def run(model):
+        return model(**given).logits
+
+    kind = type(model.encoder.block[0].layer[0].SelfAttention)
+    monkeypatch.setattr(kind, "compute_bias", inspect.unwrap(kind.compute_bias))
+    written_out = by(model, "fastattn", run)
+    assert hasattr(kind.compute_bias, "__wrapped__")
+    described = by(model, "fastattn", run)
+    assert torch.equal(written_out, described)
+    near(described, by(model, "eager", run))
+    assert not made  # other ways to attend write them out as before
