@@ -20,6 +20,7 @@ from fastattn._core.arrays import (
     broadcast_shapes,
     check_dims,
     check_out,
+    check_size,
     computed,
     deliver,
     dtypes,
@@ -237,9 +238,11 @@ def _project(
     arrays: Mapping[str, np.ndarray], maps: Maps, dtype: np.dtype, **run: Any
 ) -> list[np.ndarray]:
     """Return query, key and value of all heads, (..., heads, rows, features), as views."""
+    shapes = [(*x.shape[:-1], maps.packed[part].shape[0]) for part, x in arrays.items()]
+    for shape in shapes:
+        check_size(shape, dtype)
     rows = {id(x): np.asarray(x, dtype) for x in arrays.values()}
     features = maps.heads()[2]
-    shapes = [(*x.shape[:-1], maps.packed[part].shape[0]) for part, x in arrays.items()]
     # In one piece, which the next call finds again: smaller ones the system takes back each time,
     # and has to clear anew, which took a tenth of a call.
     ends = list(accumulate(map(math.prod, shapes), initial=0))

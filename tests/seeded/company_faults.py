@@ -45,7 +45,7 @@ COMPANY_FAULTS = {
         "bridges/torch/threads.py",
         "    _parallel = 0\n    _team = Team(1, 0)\n",
         "    pass\n",
-        "tests/bridges/torch/test_torch_threads.py -k forked",
+        "tests/bridges/test_torch_threads.py -k forked",
     ),
     "the_setting_of_openmp_comes_before_ours": (
         "_core/threads.py",

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numba
-import numpy as np
 
-from fastattn._engine.addresses import address
 from fastattn._engine.company import Masters
 from fastattn._engine.launcher import Turns
 from fastattn._numba.compiler import compile, native
@@ -127,8 +125,8 @@ class _Layer(Turns):
     ) -> None:
         """Run tasks ``first`` to ``stop`` on the team that the function at `parallel` enters."""
         (ctypes.c_int64 * 3).from_address(call)[:] = first, stop, workers
-        run = np.array([0, workers, entry_address, call], np.int64)
-        _ENTER_TEAM(parallel)(_take_part.address, address(run), 0, 0)
+        run = (ctypes.c_int64 * 4)(0, workers, entry_address, call)
+        _ENTER_TEAM(parallel)(_take_part.address, ctypes.addressof(run), 0, 0)
 
     def threads(self) -> int:
         """How many threads Numba has."""
