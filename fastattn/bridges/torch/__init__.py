@@ -17,7 +17,8 @@ attention.py    scaled_dot_product_attention, by torch's rules
 maps.py         linear                                    packs.py      weights kept packed
 routing.py      patch                                     counting.py   what was taken and left
 invariant.py    batch_invariant                           products.py   what is computed for it
-operations.py   what torch computes row by row            check.py      check_batch_invariance
+operations.py   what torch computes row by row            rows.py       how rows are laid for it
+check.py        check_batch_invariance
 """
 
 from fastattn.bridges.extras import needed

@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastattn.bridges.torch import operators, products
+from fastattn.bridges.torch import operators, products, rows
 from fastattn.bridges.torch.counting import Counted, counting
 from fastattn.bridges.torch.maps import why_not_linear
-from fastattn.bridges.torch.operations import SUMS, WHOLE_VECTORS, is_by_row
+from fastattn.bridges.torch.operations import WHOLE_VECTORS, is_by_row
 from fastattn.bridges.torch.packs import owner_of
 from fastattn.bridges.torch.routing import Routing, are_plain, attend, fast_paths
 
@@ -92,11 +92,6 @@ def _do(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-def _sum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
-    return result if args[0].numel() < _GRAIN * max(result.numel(), 1) else NotImplemented
-
-
 _actions: dict[Any, _Handler] = {}
 
 
@@ -107,15 +102,15 @@ def _action_of(func: Any) -> _Handler:
         return products.HANDLERS[name]
     if name.removesuffix("_") in WHOLE_VECTORS:
         return _leave if overload.endswith("out") else _on_whole_vectors
-    if name in SUMS:
-        return _sum
+    if name in rows.HANDLERS:
+        return rows.HANDLERS[name]
     return _do if is_by_row(func) else _leave
 
 
 # Numbers in a vector, of any dtype and machine, and a multiple of it.
 _VECTOR = 128
-# Below these, torch keeps elementwise work to one thread; above, shares are of equal size.
-_GRAIN, _SMALLEST_SHARED = 32768, 16384
+# Above this, torch shares elementwise work out, in shares of equal size.
+_SMALLEST_SHARED = 16384
 
 
 def _whole(numbers: int) -> int:
@@ -123,7 +118,7 @@ def _whole(numbers: int) -> int:
     threads = torch.get_num_threads()
     if numbers > _SMALLEST_SHARED:
         while True:
-            sharing = min(threads, -(-numbers // _GRAIN))
+            sharing = min(threads, -(-numbers // rows.GRAIN))
             unit = _VECTOR * math.lcm(threads, max(sharing, 1))
             whole = -(-numbers // unit) * unit
             if whole == numbers:

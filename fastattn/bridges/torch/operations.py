@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["NUMBERS", "ROWS", "SUMS", "WHOLE_VECTORS", "is_by_row"]
+__all__ = ["NUMBERS", "ROWS", "WHOLE_VECTORS", "is_by_row"]
 
 # What moves, picks and makes numbers, and compares them.
 _MOVES = """
@@ -39,9 +39,6 @@ ROWS = """
 WHOLE_VECTORS = frozenset(
     ("atanh", "elu", "exp2", "gelu", "mish", "pow", "rsqrt", "sigmoid", "silu", "sinh", "softplus")
 )
-
-# A row of more numbers than torch gives one thread is shared out, if it is the only one.
-SUMS = frozenset(("linalg_vector_norm", "mean", "norm", "prod", "sum"))
 
 _BY_ROW = frozenset((_MOVES + NUMBERS + ROWS).split()) - WHOLE_VECTORS
 

@@ -118,7 +118,7 @@ def softmax(func: Any, args: _Arguments, kwargs: _Options) -> Any:
     if x.dim() == 0:
         return torch.ones_like(x)
     note_taken()
-    output = torch.empty_like(x)
+    output = x.new_empty(x.shape)  # side by side however x lies, as torch's
     run(fastattn.softmax, array_of(x), axis, out=array_of(output))
     return output
 
@@ -142,8 +142,15 @@ def convolution(func: Any, args: _Arguments, kwargs: _Options) -> Any:
     output = _product(patches.flatten(0, -2), weight.flatten(1).t(), bias, owner_of(weight))
     if output is NotImplemented:
         return output
-    shape = (*patches.shape[:-1], weight.shape[0])
-    return output.view(shape).movedim(-1, 1)
+    output = output.view(*patches.shape[:-1], weight.shape[0]).movedim(-1, 1)
+    # The channels of a place lie side by side where torch's do; else programs take a view of rows.
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims)
+    if last is None or (dims == 3 and x.dtype is torch.float64):
+        return output.contiguous()
+    given = (y for y in (args[0], weight) if not y.is_contiguous())
+    return (
+        output if any(y.is_contiguous(memory_format=last) for y in given) else output.contiguous()
+    )
 
 
 HANDLERS = {
