@@ -3,12 +3,13 @@
 import copy
 import gc
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tolerances
-from tensors import FLOATS, laid_out, normal, numpy_name, same_bits, torch
+from tensors import FLOATS, functional, laid_out, normal, numpy_name, same_bits, torch
 
 import fastattn
 from fastattn.bridges.torch import packs
@@ -18,10 +19,10 @@ bridge = fastattn.bridges.torch
 
 @pytest.fixture(autouse=True)
 def nothing_kept():
-    packs.clear()
-    with torch.no_grad():
+    packs.forget_weights()
+    with torch.no_grad(), packs.keeping():
         yield
-    packs.clear()
+    packs.forget_weights()
 
 
 def parameter(rng, *shape, dtype=torch.float32):
@@ -70,11 +71,18 @@ def test_parameters_are_packed_once(monkeypatch):
     assert packs.kept_bytes() == 64 * 4 * 4
 
 
-def _optimizer(weight):
-    with torch.enable_grad():
-        optimizer = torch.optim.SGD([weight], lr=0.5)
-        weight.square().sum().backward()
+def _optimizer(kind=torch.optim.SGD, **options):
+    def step(weight):
+        optimizer = kind([weight], lr=0.5, **options)
+        weight.grad = torch.zeros_like(weight)
+        weight.grad[2:3, 5:9] = 1
         optimizer.step()
+
+    return step
+
+
+def _swap_rows(weight):
+    weight.data[[2, 3]] = weight.data[[3, 2]]
 
 
 CHANGES = {
@@ -84,7 +92,13 @@ CHANGES = {
     "a detached alias": lambda weight: weight.detach()[2].fill_(3),
     "init": lambda weight: torch.nn.init.ones_(weight),
     "foreach": lambda weight: torch._foreach_mul_([weight], 3),
-    "optimizer": _optimizer,
+    "optimizer": _optimizer(),
+    "fused SGD": _optimizer(fused=True),
+    "fused AdamW": _optimizer(torch.optim.AdamW, fused=True, weight_decay=0.0),
+    ".data of one element": lambda weight: weight.data[1].__setitem__(7, 9.0),
+    ".data, one bit": lambda weight: weight.data[1, 7:8].view(torch.int32).add_(1 << 20),
+    ".data, rows swapped": _swap_rows,
+    "numpy, one element": lambda weight: weight.detach().numpy().__setitem__((2, 11), 5.0),
     ".data scaled": lambda weight: weight.data.mul_(0.5),
     ".data copied": lambda weight: weight.data.copy_(torch.rand(weight.shape)),
     ".data replaced": lambda weight: setattr(weight, "data", torch.rand(weight.shape)),
@@ -97,13 +111,29 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_change_is_seen(change, turned, seed):
+@pytest.mark.parametrize("product", [bridge.linear, functional.linear])
+def test_a_change_between_blocks_is_seen(change, turned, product, seed):
     rng = np.random.default_rng(seed)
     weight = torch.nn.Parameter(normal(rng, 30, 20).T if turned else normal(rng, 20, 30))
     x = normal(rng, 4, 30)
-    before = bridge.linear(x, weight)
+    with bridge.batch_invariant():
+        before = product(x, weight)
+        assert packs.kept_bytes()
     CHANGES[change](weight)
-    after = bridge.linear(x, weight)
+    with bridge.batch_invariant():
+        after = product(x, weight)
+    assert same_bits(after, bridge.linear(x, weight.detach()))
+    assert not torch.equal(after[:, :5], before[:, :5])
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if "numpy" not in name])
+def test_a_change_within_a_block_is_seen(change, seed):
+    rng = np.random.default_rng(seed)
+    weight, x = parameter(rng, 20, 30), normal(rng, 4, 30)
+    with bridge.batch_invariant():
+        before = functional.linear(x, weight)
+        CHANGES[change](weight)
+        after = functional.linear(x, weight)
     assert same_bits(after, bridge.linear(x, weight.detach()))
     assert not torch.equal(after[:, :5], before[:, :5])
 
@@ -119,15 +149,27 @@ def test_a_state_dict_that_is_loaded_is_seen(seed):
         assert same_bits(bridge.linear(x, layer.weight), expected)
 
 
-def test_what_torch_does_not_count_is_seen_after_clear():
-    """What the docstring says of single numbers written past torch."""
+def test_what_numpy_writes_within_a_block_is_seen_when_told():
     weight, x = torch.nn.Parameter(torch.ones(200, 300)), torch.ones(1, 300)
-    bridge.linear(x, weight)
-    version = weight._version
-    weight.data[1, 150] = 7
-    assert weight._version == version
-    packs.clear()
-    assert bridge.linear(x, weight)[0, 1] == 306
+    with bridge.batch_invariant():
+        functional.linear(x, weight)
+        weight.detach().numpy()[1, 150] = 7
+        bridge.forget_weights()
+        assert functional.linear(x, weight)[0, 1] == 306
+
+
+def test_nothing_is_kept_outside_of_blocks():
+    weight, found = torch.nn.Parameter(torch.ones(20, 30)), []
+
+    def work():
+        with torch.no_grad():
+            found.append(bridge.linear(torch.ones(1, 30), weight))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found[0][0, 0] == 30
+    assert packs.kept_bytes() == 0
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -171,7 +213,7 @@ def test_threads_share_what_is_kept():
     weights = [torch.nn.Parameter(torch.full((20, 30), float(i))) for i in range(8)]
 
     def work(turn):
-        with torch.no_grad():
+        with torch.no_grad(), packs.keeping():
             return [float(bridge.linear(torch.ones(1, 30), w)[0, 0]) for w in weights]
 
     with ThreadPoolExecutor(8) as pool:

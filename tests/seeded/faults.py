@@ -20,6 +20,7 @@ from pathlib import Path
 
 from allocation_faults import ALLOCATION_FAULTS
 from batch_faults import BATCH_FAULTS
+from bridge_faults import BRIDGE_FAULTS
 from cache_faults import CACHE_FAULTS
 from company_faults import COMPANY_FAULTS
 from compiled_faults import COMPILED_FAULTS
@@ -405,6 +406,7 @@ _PLACES = (
     MASK_FAULTS,
     ALLOCATION_FAULTS,
     BATCH_FAULTS,
+    BRIDGE_FAULTS,
     SHARED_FAULTS,
     MODULE_FAULTS,
     WAY_FAULTS,

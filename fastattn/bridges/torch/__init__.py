@@ -30,12 +30,14 @@ from fastattn.bridges.torch.check import check_batch_invariance  # noqa: E402
 from fastattn.bridges.torch.counting import Counted  # noqa: E402
 from fastattn.bridges.torch.invariant import batch_invariant  # noqa: E402
 from fastattn.bridges.torch.maps import linear  # noqa: E402
+from fastattn.bridges.torch.packs import forget_weights  # noqa: E402
 from fastattn.bridges.torch.routing import patch  # noqa: E402
 
 __all__ = [
     "Counted",
     "batch_invariant",
     "check_batch_invariance",
+    "forget_weights",
     "linear",
     "patch",
     "scaled_dot_product_attention",

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fastattn.bridges.torch import operators, products, rows
+from fastattn.bridges.torch import operators, packs, products, rows
 from fastattn.bridges.torch.counting import Counted, counting
 from fastattn.bridges.torch.maps import why_not_linear
 from fastattn.bridges.torch.operations import WHOLE_VECTORS, is_by_row
@@ -75,13 +76,24 @@ class _Products(TorchDispatchMode):
         if action is None:
             action = _actions[func] = _action_of(func)
         result = action(func, args, kwargs)
-        if result is not NotImplemented:
-            return result
-        if func._can_decompose():
-            with self:
-                return func.decompose(*args, **kwargs)
-        self.counted.unsure[func._schema.name] += 1
-        return func(*args, **kwargs)
+        if result is NotImplemented:
+            if func._can_decompose():
+                with self:
+                    return func.decompose(*args, **kwargs)
+            self.counted.unsure[func._schema.name] += 1
+            result = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            packs.note_written(_written(func, args, kwargs))
+        return result
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors into which an operation writes."""
+    found = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(args[place] if place < len(args) else kwargs.get(argument.name))
+    return [x for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
 
 
 def _leave(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -167,7 +179,12 @@ def batch_invariant() -> Iterator[Counted]:
 
     Notes
     -----
-    Weights are packed at their first use and kept: see `linear`. Of a row, what a layer pads is a
+    Parameters are packed at their first use and kept packed, in as much memory again, until they
+    change or die, or `forget_weights` is called. At its first use in each block, each is looked at
+    as a whole (6 GB/s), so changes of any kind between blocks are seen, and within those that torch
+    writes; within a block, nobody may write into weights by way of NumPy or from other threads.
+
+    Of a row, what a layer pads is a
     part: attention and softmax give what they give without the hidden keys, sums along the last
     axis need not. Each operation costs some µs more, seen from Python. Nothing is compiled within:
     programs run as they are written, and torch refuses ``torch.compile(..., fullgraph=True)``.
@@ -185,5 +202,11 @@ def batch_invariant() -> Iterator[Counted]:
     >>> counted.unsure
     Counter()
     """
-    with counting() as counted, fast_paths.off(), _Maps(counted), _Products(counted):
+    with (
+        counting() as counted,
+        packs.keeping(),
+        fast_paths.off(),
+        _Maps(counted),
+        _Products(counted),
+    ):
         yield counted

@@ -45,8 +45,7 @@ def linear(
     input : Tensor, (..., K)
         Rows of K features; float32, float64, float16 or bfloat16, on the CPU, any strides.
     weight : Tensor, (N, K)
-        A `torch.nn.Parameter` is packed at its first use and kept packed, in as much memory again,
-        as long as it lives and does not change.
+        Within `batch_invariant`, a `torch.nn.Parameter` is packed at its first use and kept packed.
     bias : Tensor, (N,), optional
         What is added to each output.
 
@@ -63,12 +62,6 @@ def linear(
         If a tensor is on another device, or its dtype or layout is another.
     ValueError
         If shapes do not fit.
-
-    Notes
-    -----
-    Changes of a kept weight are seen by torch's count of them (``copy_``, optimizers,
-    ``load_state_dict``), by its memory, and by 64 of its numbers. A write past torch, by way of
-    ``.data`` or of NumPy, is seen where it changes one of those: `packs.clear()` after others.
     """
     why = why_not_linear(input, weight, bias)
     if why is not None:

@@ -70,10 +70,13 @@ def add(func: Any, args: _Arguments, kwargs: _Options) -> Any:
     named = _named(func, args, kwargs)
     scaled = "self" if func._schema.name == "aten::rsub" else "other"
     alpha, part = named.pop("alpha", 1), named[scaled]
-    if alpha == 1 or not torch.is_floating_point(named["self"]):
+    if alpha == 1:
+        return func(*args, **kwargs)
+    dtype = torch.result_type(named["self"], named["other"])
+    if not dtype.is_floating_point:
         return func(*args, **kwargs)
     if isinstance(part, torch.Tensor):
-        part = part.to(torch.result_type(named["self"], named["other"]))
+        part = part.to(dtype)
     return func(**{**named, scaled: part * alpha})
 
 
