@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fastattn.bridges.torch.tensors import array_of
-
 __all__ = ["Difference", "InvarianceReport", "check_batch_invariance"]
 
 
@@ -64,20 +62,26 @@ class InvarianceReport:
         What was run, beside the whole batch on all threads.
     differences : tuple of Difference
         Those of the runs that differ from it.
+    uncompared : tuple of int
+        Which of the tensors that the model returns, counted from 0, differ between runs and have no
+        axis along which their rows lie, such as a mean over the batch. With any, it is false.
     """
 
     rows: int
     runs: tuple[str, ...]
     differences: tuple[Difference, ...] = field(default=())
+    uncompared: tuple[int, ...] = field(default=())
 
     def __bool__(self) -> bool:
-        return not self.differences
+        return not self.differences and not self.uncompared
 
     def __str__(self) -> str:
         head = f"{self.rows} rows, {', '.join(self.runs)}: "
-        if self:
-            return head + "the same bits as in the whole batch"
-        return "\n".join((head + "other bits than in the whole batch", *map(str, self.differences)))
+        other = "other bits than" if self.differences else "the same bits as"
+        lines = [f"{head}{other} in the whole batch", *map(str, self.differences)]
+        if self.uncompared:
+            lines.append(f"not compared, for they have no rows: outputs {list(self.uncompared)}")
+        return "\n".join(lines)
 
 
 def check_batch_invariance(model: torch.nn.Module, inputs: Any) -> InvarianceReport:
@@ -96,7 +100,8 @@ def check_batch_invariance(model: torch.nn.Module, inputs: Any) -> InvarianceRep
     report : InvarianceReport
         True if all outputs have the same bits: each row alone, in batches of 2 and 3, all permuted,
         on one thread and on all. Otherwise it tells of each run which rows differ, in how many
-        numbers and bits, and the first module whose output does.
+        numbers and bits, and the first module whose output does. Zeros are equal whatever their
+        sign, and so are NaNs.
 
     Raises
     ------
@@ -125,14 +130,15 @@ whole batch
     }
     with torch.no_grad(), _Watched(model, rows) as watched:
         whole = watched.whole(lambda: batch.run(model, every))
-        found = []
+        found: list[Difference] = []
+        comparison = _Comparison(whole, rows)
         for name, parts in runs.items():
             with _threads(1 if name == "one thread" else None):
                 outputs = [watched.part(part, lambda p=part: batch.run(model, p)) for part in parts]
-            difference = _compare(name, whole, outputs, parts, watched.differing())
+            difference = comparison.of(name, outputs, parts, watched.differing())
             if difference is not None:
                 found.append(difference)
-    return InvarianceReport(rows, tuple(runs), tuple(found))
+    return InvarianceReport(rows, tuple(runs), tuple(found), tuple(sorted(comparison.uncompared)))
 
 
 @contextmanager
@@ -185,7 +191,7 @@ class _Watched:
         self._model, self._rows = model, rows
         self._known: list[tuple[str, torch.Tensor]] | None = None
         self._seen: list[tuple[str, torch.Tensor]] = []
-        self._axes: dict[int, int | None] = {}
+        self._axes: dict[int, _Axis | None] = {}
         self._differ: set[int] = set()
 
     def __enter__(self) -> _Watched:
@@ -221,9 +227,9 @@ class _Watched:
         if [name for name, _ in known] == [name for name, _ in self._seen]:
             for place, ((_, before), (_, now)) in enumerate(zip(known, self._seen, strict=True)):
                 if place not in self._axes:
-                    self._axes[place] = _batch_axis(before, now, self._rows, len(rows))
+                    self._axes[place] = _batch_axis(before, [now], [rows], self._rows)
                 axis = self._axes[place]
-                if axis is not None and not _same(_rows_of(before, axis, self._rows, rows), now):
+                if axis is not None and not _same(axis.pick(before, rows), now):
                     self._differ.add(place)
         return outputs
 
@@ -233,65 +239,121 @@ class _Watched:
         return "" if first is None or self._known is None else self._known[first][0]
 
 
-def _batch_axis(whole: torch.Tensor, part: torch.Tensor, rows: int, some: int) -> int | None:
+@dataclass(frozen=True)
+class _Axis:
+    """Where the rows of the batch lie in a tensor."""
+
+    axis: int
+    count: int
+    inner: bool  # within each step along the axis, as in (L * B, D); else one behind the other
+
+    def split(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return the rows of a tensor, the batch first."""
+        each = x.shape[self.axis] // max(rows, 1)
+        sizes = (each, rows) if self.inner else (rows, each)
+        return x.unflatten(self.axis, sizes).movedim(self.axis + self.inner, 0)
+
+    def pick(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return some rows of a tensor of the whole batch, laid out as one of these alone is."""
+        picked = self.split(x, self.count).index_select(0, rows)
+        return picked.movedim(0, self.axis + self.inner).flatten(self.axis, self.axis + 1)
+
+
+def _batch_axis(
+    whole: torch.Tensor, outputs: list[torch.Tensor], parts: list[torch.Tensor], count: int
+) -> _Axis | None:
     """Return the axis that is longer by as much as the batch is; None: there is no such axis."""
-    if rows == some or whole.dim() != part.dim():
+    some, part = len(parts[0]), outputs[0]
+    if count == some or whole.dim() != part.dim():
         return None
-    for axis in range(whole.dim()):
-        if whole.shape[axis] * some == part.shape[axis] * rows:
-            same = [n for at, n in enumerate(whole.shape) if at != axis]
-            if same == [n for at, n in enumerate(part.shape) if at != axis] and whole.shape[axis]:
-                return axis
+    for axis, (size, other) in enumerate(zip(whole.shape, part.shape, strict=True)):
+        rest = whole.shape[:axis] + whole.shape[axis + 1 :]
+        if size * some != other * count or not size:
+            continue
+        if rest == part.shape[:axis] + part.shape[axis + 1 :]:
+            ways = [
+                _Axis(axis, count, inner) for inner in ((False, True) if other > 1 else (False,))
+            ]
+            # Of two orders of rows, that which more of them have.
+            return max(ways, key=lambda way: _alike(way, whole, outputs, parts))
     return None
 
 
-def _rows_of(x: torch.Tensor, axis: int, count: int, rows: torch.Tensor) -> torch.Tensor:
-    """Pick rows of the batch along an axis that holds them one behind the other."""
-    split = x.unflatten(axis, (count, x.shape[axis] // count))
-    return split.index_select(axis, rows).flatten(axis, axis + 1)
+def _alike(
+    way: _Axis, whole: torch.Tensor, outputs: list[torch.Tensor], parts: list[torch.Tensor]
+) -> int:
+    return sum(
+        int((_canonical(way.pick(whole, rows)) == _canonical(now)).sum())
+        for rows, now in zip(parts, outputs, strict=True)
+    )
 
 
-def _bits(x: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(array_of(x)).reshape(-1).view(np.uint8)
+def _canonical(x: torch.Tensor) -> np.ndarray:
+    """Return the bits of numbers, one a row; all zeros alike, and all NaNs."""
+    x = x.detach().resolve_conj().resolve_neg()
+    x = (torch.view_as_real(x) if x.is_complex() else x).contiguous()
+    bits: np.ndarray = x.reshape(-1).view(torch.uint8).numpy().reshape(x.numel(), x.element_size())
+    if x.is_floating_point():
+        bits = bits.copy()
+        bits[(x == 0).reshape(-1).numpy()] = 0
+        bits[torch.isnan(x).reshape(-1).numpy()] = 255
+    return bits
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and np.array_equal(_bits(one), _bits(other))
+    return one.shape == other.shape and np.array_equal(_canonical(one), _canonical(other))
 
 
-def _compare(
-    run: str,
-    whole: list[torch.Tensor],
-    outputs: list[list[torch.Tensor]],
-    parts: list[torch.Tensor],
-    module: str,
-) -> Difference | None:
-    """Compare the outputs of a run with the same rows of those of the whole batch."""
-    differing: set[int] = set()
-    numbers = bits = 0
-    largest = 0.0
-    count = sum(map(len, parts)) if parts else 0
-    for output, rows in zip(outputs, parts, strict=True):
-        for before, now in zip(whole, output, strict=True):
-            if (
-                not before.dim()
-                or len(before) % count
-                or len(before) // count * len(rows) != len(now)
-            ):
-                continue  # no axis of rows
-            expected = _rows_of(before, 0, count, rows)
-            if _same(expected, now):
-                continue
-            for row, one, other in zip(
-                rows.tolist(), expected.chunk(len(rows)), now.chunk(len(rows)), strict=True
-            ):
-                if not _same(one, other):
-                    differing.add(row)
-                    xor = _bits(one) ^ _bits(other)
-                    bits += int(np.unpackbits(xor).sum())
-                    numbers += int((xor.reshape(-1, one.element_size()) != 0).any(1).sum())
-                    apart = (one.double() - other.double()).abs().nan_to_num()
-                    largest = max(largest, float(apart.max()))
-    if not differing:
-        return None
-    return Difference(run, tuple(sorted(differing)), numbers, bits, largest, module)
+class _Comparison:
+    """The outputs of the whole batch, and those of the runs, which are compared with them."""
+
+    def __init__(self, whole: list[torch.Tensor], count: int) -> None:
+        self._whole, self._count = [x.clone() for x in whole], count
+        self._axes: list[_Axis | None] = []
+        self.uncompared: set[int] = set()
+
+    def of(
+        self, run: str, outputs: list[list[torch.Tensor]], parts: list[torch.Tensor], module: str
+    ) -> Difference | None:
+        """Compare the outputs of a run; of the first, each row is alone."""
+        self._differing: set[int] = set()
+        self._numbers = self._bits = 0
+        self._largest = 0.0
+        if any(len(output) != len(self._whole) for output in outputs):
+            self.uncompared |= set(range(len(self._whole)))
+            return None
+        for place, whole in enumerate(self._whole):
+            given = [output[place] for output in outputs]
+            if len(self._axes) == place:
+                self._axes.append(_batch_axis(whole, given, parts, self._count))
+            axis = self._axes[place]
+            for rows, now in zip(parts, given, strict=True):
+                if axis is None:
+                    if not _same(whole, now):
+                        self.uncompared.add(place)
+                elif not self._compare(axis, whole, now, rows):
+                    self.uncompared.add(place)
+        if not self._differing:
+            return None
+        rows_found = tuple(sorted(self._differing))
+        return Difference(run, rows_found, self._numbers, self._bits, self._largest, module)
+
+    def _compare(
+        self, axis: _Axis, whole: torch.Tensor, now: torch.Tensor, rows: torch.Tensor
+    ) -> bool:
+        """Note which rows differ and by how much; False: they are not those of the batch."""
+        expected = axis.pick(whole, rows)
+        if expected.shape != now.shape or expected.dtype is not now.dtype:
+            return False
+        if _same(expected, now):
+            return True
+        pairs = (axis.split(x, len(rows)) for x in (expected, now))
+        for row, one, other in zip(rows.tolist(), *pairs, strict=True):
+            xor = _canonical(one) ^ _canonical(other)
+            if xor.any():
+                self._differing.add(row)
+                self._bits += int(np.unpackbits(xor).sum())
+                self._numbers += int(xor.any(1).sum())
+                apart = (one.double() - other.double()).abs().nan_to_num()
+                self._largest = max(self._largest, float(apart.max()))
+        return True
