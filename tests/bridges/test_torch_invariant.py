@@ -380,3 +380,11 @@ def test_examples_of_docstrings(name):
     found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted > 2
     assert found.failed == 0
+
+
+def test_operators_that_take_functions_are_named():
+    x = torch.ones(3, 4)
+    with torch.no_grad(), bridge.batch_invariant() as counted:
+        y = torch.cond(torch.tensor(True), lambda x: x + 1, lambda x: x - 1, (x,))
+    assert (y == 2).all()
+    assert dict(counted.unsure) == {"cond": 1}

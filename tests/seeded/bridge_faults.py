@@ -1,7 +1,7 @@
 """Faults to seed into bridges: weights that go stale, rows that depend on their batch."""
 
-_LINEAR = "tests/bridges/torch/test_torch_linear.py"
-_LAYOUTS = "tests/bridges/torch/test_torch_layouts.py"
+_LINEAR = "tests/bridges/test_torch_linear.py"
+_LAYOUTS = "tests/bridges/test_torch_layouts.py"
 
 BRIDGE_FAULTS = {
     "kept_weights_are_believed_in_a_new_block": (

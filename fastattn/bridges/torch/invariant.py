@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -63,6 +64,9 @@ class _Maps(Routing):
 class _Products(TorchDispatchMode):
     """Compute products of matrices here, and name what may depend on the batch."""
 
+    # Those that take functions, such as `torch.cond`: they are named, and run unseen.
+    supports_higher_order_operators = True
+
     def __init__(self, counted: Counted) -> None:
         super().__init__()
         self.counted = counted
@@ -72,6 +76,9 @@ class _Products(TorchDispatchMode):
     ) -> Any:
         """Answer an operation, after gradients have been recorded."""
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.counted.unsure[func.name()] += 1
+            return func(*args, **kwargs)
         action = _actions.get(func)
         if action is None:
             action = _actions[func] = _action_of(func)
@@ -167,9 +174,9 @@ def batch_invariant() -> Iterator[Counted]:
     """Let no result of the program within depend on what else is in the batch.
 
     Attention, linear layers, products of matrices (``@``, `torch.matmul`, `torch.addmm`,
-    `torch.einsum`, ...), softmax and convolutions of the program run here; what torch computes row
-    by row, it goes on computing. Every other operation is named: `unsure` is empty where the
-    promise holds for all that ran.
+    `torch.einsum`, ...), softmax and convolutions of the program run here, on the thread that
+    enters; what torch computes row by row, it goes on computing. Every other operation is named:
+    `unsure` is empty where the promise holds for all that ran.
 
     Yields
     ------
@@ -184,10 +191,10 @@ def batch_invariant() -> Iterator[Counted]:
     as a whole (6 GB/s), so changes of any kind between blocks are seen, and within those that torch
     writes; within a block, nobody may write into weights by way of NumPy or from other threads.
 
-    Of a row, what a layer pads is a
-    part: attention and softmax give what they give without the hidden keys, sums along the last
-    axis need not. Each operation costs some µs more, seen from Python. Nothing is compiled within:
-    programs run as they are written, and torch refuses ``torch.compile(..., fullgraph=True)``.
+    Of a row, what a layer pads is a part: attention and softmax give what they give without the
+    hidden keys, sums along the last axis need not. Each operation costs some µs more, seen from
+    Python. Nothing is compiled within: programs run as they are written, and torch refuses
+    ``torch.compile(..., fullgraph=True)``, and so `flex_attention`.
 
     With gradients recorded, linear layers and products still are computed here, and attention is
     left to torch.

@@ -111,7 +111,7 @@ def _cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.to(torch.get_autocast_dtype("cpu"))
 
 
-@torch._dynamo.assume_constant_result
+@torch.compiler.assume_constant_result
 def _note_while_compiling(reason: str) -> int:
     note_left(reason)
     return 0
