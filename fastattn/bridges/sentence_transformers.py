@@ -23,6 +23,7 @@ needed("sentence_transformers", "sentence-transformers")
 import torch  # noqa: E402
 
 from fastattn.bridges.transformers.packing import BATCH_TOKENS, pack  # noqa: E402
+from fastattn.bridges.transformers.settings import inferring  # noqa: E402
 
 __all__ = ["encode"]
 
@@ -82,9 +83,8 @@ def encode(
     if prompt is None and model.default_prompt_name is not None:
         prompt = model.prompts.get(model.default_prompt_name)
     packed = pack(transformer, invariant=invariant, batch_tokens=batch_tokens)
-    model.eval()
     pooled: list[Any] = []
-    with torch.inference_mode(), packed.ready():
+    with torch.inference_mode(), inferring(model), packed.ready():
         for start in range(0, len(texts), _TEXTS):
             tokens, told = _tokens(model, texts[start : start + _TEXTS], prompt)
             for states in packed.batches(tokens):

@@ -1,5 +1,6 @@
 """What bridges advise in their errors is pasted and run, as tests/face/test_advice.py does."""
 
+import copy
 import importlib.metadata
 import sys
 from unittest import mock
@@ -104,6 +105,18 @@ def texts_that_are_no_tokens(model):
     return said
 
 
+def models_that_cannot_be_packed(model):
+    transformer = model[0].auto_model
+    with (
+        mock.patch.object(type(transformer), "_can_set_attn_implementation", return_value=False),
+        mock.patch.object(type(model[0]), "auto_model", copy.deepcopy(transformer)),
+    ):
+        said = refused(encode, model, TEXTS)
+    texts = TEXTS
+    assert np.shape(model.encode(texts)) == (2, 384)
+    return said
+
+
 def models_without_transformer(model):
     static = library.models.StaticEmbedding(model.tokenizer, embedding_dim=8)
     other = library.SentenceTransformer(modules=[static], device="cpu")
@@ -133,8 +146,8 @@ def models_that_read_more(model):
 
 ADVICE = (
     absent_library, absent_bfloat16, other_devices, gradients, masks_of_causal_calls,
-    dropped_weights, texts_that_are_no_tokens, models_without_transformer,
-    models_without_pooling, models_that_read_more,
+    dropped_weights, texts_that_are_no_tokens, models_that_cannot_be_packed,
+    models_without_transformer, models_without_pooling, models_that_read_more,
 )  # fmt: skip
 
 

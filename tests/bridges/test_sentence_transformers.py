@@ -35,6 +35,32 @@ def test_embeddings_are_those_of_the_library(model, texts):
     assert model[0].auto_model.config._attn_implementation == "sdpa"
 
 
+def test_the_model_is_left_as_it_was(model, texts):
+    """Each module trains or not, as before."""
+    model.train()[1].eval()
+    try:
+        encode(model, texts)
+        assert [module.training for module in model] == [True, False, True]
+        assert model.training
+        assert model[0].auto_model.training
+    finally:
+        model.eval()
+
+
+def test_a_model_that_cannot_be_packed_is_refused(tmp_path):
+    """MPNet attends by functions of its own: all-mpnet-base-v2 is one."""
+    families = pytest.importorskip("families")
+    families.encoder("MPNet").save_pretrained(tmp_path)
+    tokenizer = library.SentenceTransformer(str(weights.get_model_path()), device="cpu").tokenizer
+    tokenizer.save_pretrained(tmp_path)
+    transformer = library.models.Transformer(str(tmp_path))
+    other = library.SentenceTransformer(
+        modules=[transformer, library.models.Pooling(32)], device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"cannot lie end to end.*model\.encode"):
+        encode(other, ["a"])
+
+
 @pytest.mark.parametrize(
     "mode", ["cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 )

@@ -1,5 +1,7 @@
 """Texts end to end through an encoder: each as alone."""
 
+import threading
+
 import numpy as np
 import pytest
 import tolerances
@@ -66,7 +68,7 @@ def test_the_model_is_left_as_it_was(texts):
         packed([[3, 4], [5000]])
     assert model.training
     assert model.config._attn_implementation == "sdpa"
-    assert fastattn.bridges.transformers.attention.splits.get() is None
+    assert fastattn.bridges.transformers.attention.row.get() is None
 
 
 def test_what_cannot_be_packed_is_refused(texts):
@@ -76,6 +78,68 @@ def test_what_cannot_be_packed_is_refused(texts):
         pack(families.decoder("Llama4").model)(texts)
     with pytest.raises(ValueError, match="batch_tokens"):
         pack(families.encoder("Bert"), batch_tokens=0)
+
+
+@pytest.mark.parametrize("name", families.UNPACKED)
+def test_a_model_whose_texts_would_change_each_other_is_refused(name):
+    model = families.encoder(name).train()
+    for _ in range(2):  # what was seen once is not taken for a pass
+        with pytest.raises(ValueError, match=f"{name}Model cannot lie end to end"):
+            pack(model)
+    assert model.training
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_model_that_attends_by_a_function_of_its_own_is_refused(texts, monkeypatch):
+    """It says that it attends here, and never does: neither at first nor later."""
+    from transformers.models.bert import modeling_bert as bert
+
+    model = families.encoder("Bert")
+    packed = pack(model)
+    found = bert.ALL_ATTENTION_FUNCTIONS
+    monkeypatch.setattr(found, "get_interface", lambda *_: bert.eager_attention_forward)
+    with pytest.raises(ValueError, match="a function of its own"):
+        packed(texts)
+    with pytest.raises(ValueError, match="a function of its own"):
+        pack(families.encoder("Bert"))
+
+
+def test_threads_share_a_model(texts):
+    """Four are ready at a time, and each runs when the one before has left."""
+    model = families.encoder("Bert")
+    model.set_attn_implementation("sdpa")
+    model.train().encoder.eval()
+    packed = pack(model)
+    expected = packed(texts)
+    all_ready = threading.Barrier(4, timeout=60)
+    has_left = [threading.Event() for _ in range(5)]
+    has_left[0].set()
+    found = {}
+
+    def work(number):
+        with packed.ready():
+            all_ready.wait()
+            has_left[number].wait(60)
+            found[number] = [state for states in packed.batches(texts) for state in states]
+        has_left[number + 1].set()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(4):
+        assert all(map(torch.equal, found[number], expected))
+    assert model.training
+    assert not model.encoder.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_head_is_trained_on_states(texts):
+    states = pack(families.encoder("Bert"))(texts)[LENGTHS.index(1)]
+    head = torch.nn.Linear(32, 2)
+    head(states).sum().backward()
+    assert torch.equal(head.weight.grad, torch.cat([states, states]))
 
 
 @pytest.mark.parametrize(

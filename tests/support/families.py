@@ -31,6 +31,14 @@ ENCODERS = {
         "global_attn_every_n_layers": 2,
     },
 }
+# What cannot be packed: no attention by the interface, a factor for all of a text, and neighbours
+# that are mixed before and between the layers.
+UNPACKED = {
+    "MPNet": {**NUMBERS, **TOKENS},
+    "Esm": {**NUMBERS, **TOKENS, "mask_token_id": 2},
+    "MobileBert": {**NUMBERS, "num_hidden_layers": 1},
+    "Lfm2": {**GROUPED, "layer_types": ["conv", "full_attention"]},
+}
 DECODERS = {
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, **TOKENS},
     "Llama": HEADS,
@@ -77,7 +85,7 @@ def make(kind, config, /, **settings):
 
 
 def encoder(name):
-    return make(f"{name}Model", f"{name}Config", **ENCODERS[name])
+    return make(f"{name}Model", f"{name}Config", **{**ENCODERS, **UNPACKED}[name])
 
 
 def decoder(name):

@@ -17,6 +17,7 @@ masks.py        what a model's mask says, read from the functions that Transform
 deferred.py     tensors that are described, and made only where somebody computes with them
 attention.py    the attention function            cache.py     keys and values in a `KVCache`
 packing.py      texts end to end, without padding    biases.py     by relative position (T5)
+settings.py     of a model while it runs, and then as before
 """
 
 from fastattn.bridges.extras import needed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,21 @@ from fastattn.bridges.transformers.biases import describe_biases_of
 from fastattn.bridges.transformers.deferred import Deferred
 from fastattn.bridges.transformers.masks import Visibility, mask_of
 
-__all__ = ["NAME", "attend", "register", "splits"]
+__all__ = ["NAME", "Row", "attend", "register", "row"]
 
 NAME = "fastattn"
-# Where the texts of the packed row at hand begin and end; None: rows are not packed.
-splits: ContextVar[np.ndarray | None] = ContextVar("splits", default=None)
+
+
+@dataclass
+class Row:
+    """Texts end to end: where they begin and end, and how often a layer attended within them."""
+
+    splits: np.ndarray
+    attended: int = 0
+
+
+# The packed row at hand; None: rows are not packed.
+row: ContextVar[Row | None] = ContextVar("row", default=None)
 
 
 def register() -> None:
@@ -67,10 +78,11 @@ def attend(
         options["sinks"] = array_of(s_aux)
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
-    packed = splits.get()
+    packed = row.get()
     if packed is not None:
+        packed.attended += 1
         options |= _within_texts(attention_mask, position_bias, is_causal and query.shape[2] > 1)
-        return _attend_packed(query, key, value, packed, options), None
+        return _attend_packed(query, key, value, packed.splits, options), None
     options |= _seen(query, key, attention_mask, position_bias, is_causal)
     weights = bool(output_attentions)
     output = query.new_empty((query.shape[0], query.shape[2], query.shape[1], value.shape[-1]))
@@ -163,7 +175,7 @@ def _attend_packed(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    packed: np.ndarray,
+    splits: np.ndarray,
     options: dict[str, Any],
 ) -> torch.Tensor:
     """Attend within the texts of one row: (1, H, total, E) to (1, total, H, Ev)."""
@@ -174,8 +186,8 @@ def _attend_packed(
     run(
         fastattn.attention_varlen,
         *operands,
-        packed,
-        packed,
+        splits,
+        splits,
         enable_gqa=query.shape[1] != key.shape[1],
         out=array_of(output)[0],
         **options,
