@@ -10,7 +10,7 @@ from families import by, draw_tokens, padding  # noqa: E402
 from transformers import EncoderDecoderCache  # noqa: E402
 
 import fastattn  # noqa: E402
-from fastattn.bridges.transformers.cache import FastattnCache  # noqa: E402
+from fastattn.bridges.transformers.cache import FastattnCache, FastattnLayer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -148,3 +148,16 @@ def test_nothing_that_is_there_is_copied(seed, monkeypatch):
     given = {"max_new_tokens": 5, "past_key_values": cache, "num_beams": 2}
     by(model, "fastattn", lambda m: generate(m, tokens, **given))
     assert np.all(cache.layers[0].stored.lengths == 24)
+
+
+def test_what_cannot_be_cropped_changes_nothing(seed):
+    """A layer with a window gave back what would be seen again."""
+    torch.manual_seed(seed)
+    layer = FastattnLayer(window=100)
+    for _ in range(600):
+        layer.update(*torch.randn(2, 1, 2, 1, 8))
+    with pytest.raises(ValueError, match="given back"):
+        layer.crop(-550)
+    assert layer.length == layer.get_seq_length() == layer.stored.lengths[0] == 600
+    layer.crop(-10)
+    assert layer.length == layer.stored.lengths[0] == layer.keys.shape[-2] == 590

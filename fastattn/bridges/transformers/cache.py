@@ -111,8 +111,9 @@ class FastattnLayer(CacheLayerMixin):
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes minus the number of tokens, not {tokens_to_remove}")
         if self.stored is not None and tokens_to_remove:
-            self.length = max(self.length + tokens_to_remove, 0)
-            self.stored.truncate(self.length)
+            length = max(self.length + tokens_to_remove, 0)
+            self.stored.truncate(length)  # refuses where what it needs was given back
+            self.length = length
             self._name()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
