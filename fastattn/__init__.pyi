@@ -11,6 +11,7 @@ from fastattn._core.annotations import (
 )
 from fastattn._core.execution import Execution
 from fastattn._core.sharing import Sharing
+from . import bridges as bridges
 from . import reference as reference
 
 __all__ = (
@@ -32,6 +33,7 @@ class KVCache:
     head_dim: int
     value_dim: int
     dtype: np.dtype
+    window: tuple[int | None, int | None] | None
     def __init__(
         self, batch_shape: int | tuple[int, ...], heads: int, head_dim: int, *,
         dtype: DTypeLike = np.float32, value_dim: int | None = None,

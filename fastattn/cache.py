@@ -109,6 +109,7 @@ class KVCache:
     head_dim: int
     value_dim: int
     dtype: np.dtype
+    window: tuple[int | None, int | None] | None
 
     @names.closed
     def __init__(

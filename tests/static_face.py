@@ -198,7 +198,7 @@ def text() -> str:
     written_out = (
         "# Written by tests/static_face.py: change the sources, and run it.\n"
         + "\n".join(imports)
-        + "\nfrom . import reference as reference\n\n"
+        + "\nfrom . import bridges as bridges\nfrom . import reference as reference\n\n"
         + body
         + "\n"
     )

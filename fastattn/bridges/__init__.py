@@ -13,7 +13,14 @@ sentence_transformers.py    `encode` without padding
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastattn.bridges.extras import BRIDGES
+
+if TYPE_CHECKING:  # what `__getattr__` loads, by name
+    from fastattn.bridges import sentence_transformers as sentence_transformers
+    from fastattn.bridges import torch as torch
+    from fastattn.bridges import transformers as transformers
 
 __all__ = [*BRIDGES]
 

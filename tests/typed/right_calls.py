@@ -113,6 +113,7 @@ def parts() -> None:
 
 def cached() -> None:
     cache = fastattn.KVCache(2, heads=4, head_dim=8, dtype=np.float16, value_dim=8, window=(9, 0))
+    assert cache.window == (9, 0)
     cache.append(x, x, lengths=[6, 5])
     assert_type(cache.lengths, Array)
     assert_type(cache.batch_shape, tuple[int, ...])
@@ -202,6 +203,18 @@ def from_torch(module: Any) -> fastattn.MultiHeadAttention:
 
 def from_file(path: str | os.PathLike[str]) -> fastattn.MultiHeadAttention:
     return fastattn.MultiHeadAttention.from_safetensors(path, 2, prefix="layer.")
+
+
+def in_bridges(model: Any, tokens: Any) -> np.ndarray:
+    """As the README has it, whether or not the libraries are there."""
+    with fastattn.bridges.torch.patch() as counted, fastattn.bridges.torch.batch_invariant():
+        print(model(tokens), counted.unsure)
+    print(fastattn.bridges.torch.check_batch_invariance(model, tokens))
+    fastattn.bridges.transformers.register()
+    cache = fastattn.bridges.transformers.FastattnCache(model.config, dtype="float16")
+    assert_type(cache.nbytes, int)
+    print(fastattn.bridges.transformers.pack(model)([[1]])[0].shape)
+    return fastattn.bridges.sentence_transformers.encode(model, ["one"], invariant=True)
 
 
 def run() -> None:
