@@ -53,6 +53,12 @@ FUNCTIONS = {
         ),
         packed(DOCUMENTS),
     ),
+    "documents in another order": masking_utils.and_masks(
+        packed(DOCUMENTS),
+        masking_utils.remap_positions_for_packed_sequence(
+            masking_utils.sliding_window_causal_mask_function(3), POSITIONS
+        ),
+    ),
     "chunks of documents": masking_utils.and_masks(
         masking_utils.remap_positions_for_packed_sequence(
             masking_utils.chunked_causal_mask_function(2, torch.tensor([0, 0])), POSITIONS

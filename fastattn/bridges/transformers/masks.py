@@ -144,8 +144,9 @@ def _read(function: Callable[..., Any], found: Visibility, positions: Ids) -> bo
     elif maker == "bidirectional_mask_function":
         pass
     elif maker == "and_masks":
-        # Documents first: within them positions begin anew.
-        return all(_read(one, found, positions) for one in reversed(held["mask_functions"]))
+        # Documents first, wherever they stand: within them positions begin anew.
+        parts = sorted(held["mask_functions"], key=lambda one: not _tells_documents(one))
+        return all(_read(one, found, positions) for one in parts)
     elif maker == "sliding_window_overlay":
         found.left = _least(found.left, held["sliding_window"] - 1)
     elif maker == "sliding_window_bidirectional_overlay":
@@ -165,6 +166,11 @@ def _read(function: Callable[..., Any], found: Visibility, positions: Ids) -> bo
     else:
         return False
     return True
+
+
+def _tells_documents(function: Callable[..., Any]) -> bool:
+    name: str = getattr(function, "__qualname__", "")
+    return name.startswith("packed_sequence_mask_function.")
 
 
 def _least(one: int | None, other: int) -> int:
