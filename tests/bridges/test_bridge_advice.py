@@ -97,6 +97,22 @@ def dropped_weights(_):
     return said
 
 
+def attention_to_chosen_keys(_):
+    """As DeepSeek's sparse models ask for it where they make no mask of it."""
+    register()
+    config = transformers.BertConfig(
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16,
+        vocab_size=9, attn_implementation="fastattn",
+    )  # fmt: skip
+    model = transformers.BertModel(config).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        said = refused(model, ids, indices=ids)
+        model.set_attn_implementation("eager")
+        model(ids, indices=ids)
+    return said
+
+
 def texts_that_are_no_tokens(model):
     packed = pack(model[0].auto_model)
     said = refused(packed, TEXTS)
@@ -146,7 +162,8 @@ def models_that_read_more(model):
 
 ADVICE = (
     absent_library, absent_bfloat16, other_devices, gradients, masks_of_causal_calls,
-    dropped_weights, texts_that_are_no_tokens, models_that_cannot_be_packed,
+    dropped_weights, attention_to_chosen_keys, texts_that_are_no_tokens,
+    models_that_cannot_be_packed,
     models_without_transformer, models_without_pooling, models_that_read_more,
 )  # fmt: skip
 

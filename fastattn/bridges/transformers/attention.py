@@ -22,6 +22,9 @@ from fastattn.bridges.transformers.masks import Visibility, mask_of
 __all__ = ["NAME", "Row", "attend", "register", "row"]
 
 NAME = "fastattn"
+# What else changes a result: which keys are seen, and sinks of each token. The others that models
+# pass on say again what masks say (windows, positions, lengths), or are not about attention.
+_CHANGING = ("indices", "block_indices", "sinks")
 
 
 @dataclass
@@ -64,13 +67,19 @@ def attend(
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
     output_attentions: bool = False,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attend from (batch, H, L, E) to (batch, Hkv, S, E); returns (batch, L, H, Ev).
 
     The arguments are those by which Transformers calls its own functions ("sdpa", "eager").
     """
     _refuse(query, key, value, dropout, position_bias)
+    unknown = [name for name in _CHANGING if others.get(name) is not None]
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} attends by {unknown}, of which nothing is known here: "
+            "`model.set_attn_implementation('eager')`"
+        )
     if position_bias is not None:
         describe_biases_of(type(module), NAME)
     options: dict[str, Any] = {"scale": scaling, "softcap": softcap}
