@@ -265,8 +265,8 @@ def test_the_extras_hold_what_the_bench_imports() -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     bench, peers = _closure("bench", extras), _closure("peers", extras)
-    everywhere = {"numpy", "numba", "llvmlite"}  # the last comes with numba
-    called = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
+    known = {"bench", "fastattn", "numpy", "numba", "llvmlite"}  # the last comes with numba
+    called = {"sklearn": "scikit-learn", "faiss": "faiss-cpu", "ml_dtypes": "ml_dtypes"}
     imported = set()
     for path in (root / "bench").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -275,10 +275,8 @@ def test_the_extras_hold_what_the_bench_imports() -> None:
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module)
     imported |= {module for contender in CONTENDERS.values() for module in contender.requires}
-    tops = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
-    needed = {
-        called.get(top, top.replace("_", "-")) for top in tops - {"bench", "fastattn", *everywhere}
-    }
+    tops = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - known
+    needed = {called.get(top, top.replace("_", "-")) for top in tops}
     assert needed <= bench | peers
     assert peers - bench == needed - bench, "peers that nobody races, or that bench brings"
     assert "pytest-benchmark[histogram]>=5" in extras["bench"]  # its flag --benchmark-histogram

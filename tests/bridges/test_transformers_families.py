@@ -126,13 +126,13 @@ def test_weights_come_where_they_are_asked_for(seed):
 
 def test_biases_by_position_are_not_packed(seed):
     attention = fastattn.bridges.transformers.attention
-    token = attention.splits.set(np.array([0, 3, 5]))
+    token = attention.row.set(attention.Row(np.array([0, 3, 5])))
     heads = torch.ones(1, 2, 5, 8)
     try:
         with pytest.raises(ValueError, match="biases by position"):
             attention.attend(None, heads, heads, heads, None, position_bias=torch.ones(1, 2, 5, 5))
     finally:
-        attention.splits.reset(token)
+        attention.row.reset(token)
 
 
 def test_bfloat16(seed):
