@@ -82,6 +82,16 @@ def masks_of_causal_calls(model):
     return said
 
 
+def masks_of_one_axis(_):
+    query, attn_mask = torch.randn(1, 1, 4, 8), torch.tensor([True, False, True, True])
+    said = refused(bridge.scaled_dot_product_attention, query, query, query, attn_mask)
+    given = attn_mask.expand(query.shape[-2], -1)
+    found = bridge.scaled_dot_product_attention(query, query, query, given)
+    expected = functional.scaled_dot_product_attention(query, query, query, given)
+    assert torch.allclose(found, expected)
+    return said
+
+
 def dropped_weights(_):
     register()
     config = transformers.BertConfig(
@@ -162,9 +172,9 @@ def models_that_read_more(model):
 
 ADVICE = (
     absent_library, absent_bfloat16, other_devices, gradients, masks_of_causal_calls,
-    dropped_weights, attention_to_chosen_keys, texts_that_are_no_tokens,
-    models_that_cannot_be_packed,
-    models_without_transformer, models_without_pooling, models_that_read_more,
+    masks_of_one_axis, dropped_weights, attention_to_chosen_keys, texts_that_are_no_tokens,
+    models_that_cannot_be_packed, models_without_transformer, models_without_pooling,
+    models_that_read_more,
 )  # fmt: skip
 
 

@@ -87,7 +87,12 @@ def _why_not_shapes(
             return "shapes", f"batch dims do not broadcast: {shown}"
     if mask is not None:
         scores = (*batch, query.shape[-2], key.shape[-2])
-        if mask.dim() < 2 or broadcast(scores, mask.shape) != scores:
+        if mask.dim() < 2:
+            return "shapes", (
+                f"attn_mask of shape {tuple(mask.shape)} has not both axes, queries and keys: pass "
+                "`attn_mask.expand(query.shape[-2], -1)`"
+            )
+        if broadcast(scores, mask.shape) != scores:
             return "shapes", (
                 f"attn_mask of shape {tuple(mask.shape)} does not broadcast to the scores {scores}"
             )

@@ -50,12 +50,12 @@ _active = _Active()
 @contextmanager
 def counting() -> Iterator[Counted]:
     """Count what this thread does within, on top of those who count already."""
-    counted, before = Counted(), _active.counts
-    _active.counts = (*before, counted)
+    counted = Counted()
+    _active.counts = (*_active.counts, counted)
     try:
         yield counted
-    finally:
-        _active.counts = before
+    finally:  # perhaps not in the order in which they began
+        _active.counts = tuple(other for other in _active.counts if other is not counted)
 
 
 def note_taken() -> None:

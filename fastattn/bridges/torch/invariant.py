@@ -33,6 +33,14 @@ _unseen = partial(
 )
 
 
+def _ordered_by_sizes(func: Any, args: tuple[Any, ...]) -> str:
+    """Name a function that multiplies several matrices in an order that their sizes decide."""
+    if func is torch.einsum:
+        operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
+        return "einsum" if len(operands) > 2 else ""
+    return {torch.linalg.multi_dot: "multi_dot", torch.chain_matmul: "chain_matmul"}.get(func, "")
+
+
 class _Maps(Routing):
     """Lead attention and linear maps here, those of a layer's own weight, which is kept packed."""
 
@@ -45,7 +53,12 @@ class _Maps(Routing):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Answer a call of a function of torch."""
-        if func is functional.linear and are_plain(types) and not torch.is_autocast_enabled("cpu"):
+        name = _ordered_by_sizes(func, args)
+        if name:
+            self.counted.unsure[name] += 1
+        elif (
+            func is functional.linear and are_plain(types) and not torch.is_autocast_enabled("cpu")
+        ):
             taken = self._map(*args, **kwargs or {})
             if taken is not None:
                 return taken

@@ -27,7 +27,7 @@ NUMBERS = """
     abs acos acosh add addcdiv addcmul asin asinh atan ceil clamp clamp_max clamp_min cos div
     erf erfc exp expm1 floor floor_divide fmod hardsigmoid hardswish hardtanh leaky_relu lerp log
     log10 log1p log2 log_sigmoid_forward maximum minimum mul nan_to_num neg reciprocal relu
-    remainder round rsqrt rsub sgn sign sin sqrt square sub tan tanh threshold trunc
+    remainder round rsub sgn sign sin sqrt square sub tan tanh threshold trunc
 """
 # A row, or its sum, from the numbers in the row.
 ROWS = """

@@ -15,7 +15,7 @@ import torch
 import fastattn
 from fastattn.bridges.torch.counting import note_taken
 from fastattn.bridges.torch.packs import owner_of, weight_of
-from fastattn.bridges.torch.tensors import FLOATS, array_of
+from fastattn.bridges.torch.tensors import FLOATS, array_of, broadcast
 from fastattn.bridges.torch.threads import run
 
 __all__ = ["HANDLERS"]
@@ -34,7 +34,7 @@ def _product(
     tensors = (a, b) if bias is None else (a, b, bias)
     if not all(x.is_cpu and x.dtype is a.dtype and x.layout is torch.strided for x in tensors):
         return NotImplemented
-    if a.dtype not in FLOATS:
+    if a.dtype not in FLOATS or not _fit(a.shape, b.shape, bias):
         return NotImplemented
     note_taken()
     output = a.new_empty((*a.shape[:-1], b.shape[-1]))
@@ -47,6 +47,12 @@ def _product(
         return output
     run(fastattn.similarity, array_of(a), array_of(b.transpose(-1, -2)), metric="dot", out=out)
     return output if bias is None else output.add_(bias)
+
+
+def _fit(a: torch.Size, b: torch.Size, bias: torch.Tensor | None) -> bool:
+    """Tell whether operands fit; where they do not, torch says so."""
+    batches = len(b) == 2 or a[:-2] == b[:-2]
+    return batches and a[-1] == b[-2] and (bias is None or bias.shape == b[-1:])
 
 
 def _added(product: Any, added: torch.Tensor, beta: float, alpha: float) -> Any:
@@ -71,6 +77,9 @@ def addmm(func: Any, args: _Arguments, kwargs: _Options) -> Any:
     beta, alpha = kwargs.get("beta", 1), kwargs.get("alpha", 1)
     if beta == alpha == 1 and added.shape == b.shape[-1:]:
         return _product(a, b, added)
+    shape = (*a.shape[:-1], b.shape[-1])
+    if broadcast(shape, added.shape) != shape:
+        return NotImplemented
     return _added(_product(a, b), added, beta, alpha)
 
 
