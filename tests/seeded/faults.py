@@ -80,6 +80,11 @@ class Fault:
         """Whether only CPUs that can multiply bfloat16 as it is run its tests."""
         return "bfloat16_dot" in self.tests or "compiled_pairs" in self.tests
 
+    @property
+    def needs_torch(self) -> bool:
+        """Whether its tests are skipped where the libraries that bridges lead to are missing."""
+        return self.tests.startswith("tests/bridges/")
+
     def source(self) -> str:
         return (ROOT / "fastattn" / self.file).read_text(encoding="utf-8")
 
