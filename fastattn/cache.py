@@ -324,15 +324,7 @@ class KVCache:
             If a length is negative, beyond what its sequence has, or, 0 apart, within what was
             given back (`drop_before`); the cache is unchanged then.
         """
-        most = self._table.longest
-        kept = self._per_entry("lengths", lengths, most, f"{most}, the longest sequence")
-        beyond = np.flatnonzero(kept > self._table.lengths)
-        if len(beyond):
-            b = int(beyond[0])
-            raise ValueError(
-                f"sequence {b} has {self._table.lengths[b]} tokens and cannot be truncated to "
-                f"{kept[b]}: `np.minimum(lengths, cache.lengths)`"
-            )
+        kept = self._within("lengths", lengths, "cannot be truncated to")
         dropped = 0 * kept if self._table.dropped is None else self._table.dropped
         within = np.flatnonzero((kept > 0) & (kept < dropped))
         if len(within):
@@ -417,16 +409,7 @@ class KVCache:
         >>> cache.attend(np.ones((1, 1, 1, 4)), window=(99, 0)).shape
         (1, 1, 1, 4)
         """
-        most = self._table.longest
-        first = self._per_entry("positions", positions, most, f"{most}, the longest sequence")
-        beyond = np.flatnonzero(first > self._table.lengths)
-        if len(beyond):
-            b = int(beyond[0])
-            raise ValueError(
-                f"sequence {b} has {self._table.lengths[b]} tokens, and nothing to keep from "
-                f"{first[b]} on: `np.minimum(positions, cache.lengths)`"
-            )
-        self._table.drop_before(first)
+        self._table.drop_before(self._within("positions", positions, "has nothing to keep from"))
 
     def reset(self) -> None:
         """Begin again: no sequence has a token, and all pages are freed."""
@@ -465,3 +448,16 @@ class KVCache:
     def _per_entry(self, name: str, x: Any, largest: int, bound: str) -> np.ndarray:
         array = positions(name, x, self.batch_shape, 0, largest, bound)
         return np.broadcast_to(array, self.batch_shape).reshape(-1).copy()
+
+    def _within(self, name: str, x: Any, what: str) -> np.ndarray:
+        """Return a number for each sequence, at most its length; `what` is wrong beyond that."""
+        most = self._table.longest
+        found = self._per_entry(name, x, most, f"{most}, the longest sequence")
+        beyond = np.flatnonzero(found > self._table.lengths)
+        if len(beyond):
+            b = int(beyond[0])
+            raise ValueError(
+                f"sequence {b} has {self._table.lengths[b]} tokens and {what} {found[b]}: "
+                f"`np.minimum({name}, cache.lengths)`"
+            )
+        return found

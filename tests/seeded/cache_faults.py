@@ -374,8 +374,8 @@ CACHE_FAULTS = {
     # What is refused.
     "truncate_beyond_let_through": (
         "cache.py",
-        "np.flatnonzero(kept > self._table.lengths)",
-        "np.flatnonzero(kept > self._table.longest)",
+        "np.flatnonzero(found > self._table.lengths)",
+        "np.flatnonzero(found > self._table.longest)",
         CACHE_REFUSED + "'reference and truncate'",
     ),
     "reorder_beyond_let_through": (
